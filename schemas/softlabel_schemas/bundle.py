@@ -1,0 +1,152 @@
+"""Teacher bundle: a folder with all that is needed to run one acoustic model, and nothing that executes on reading.
+
+    bundle/
+      teacher.json      this module's TeacherBundle
+      inventory.json    the class inventory of its outputs
+      model.pt2         a torch.export program, or
+      model.safetensors weights for a factory named in teacher.json
+
+The model takes features float32 [B, T, D], zero-padded, and lengths int64 [B]; it gives logits [B, T', V] and their
+lengths int64 [B].
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue
+
+from softlabel_schemas.digest import canonical_json, sha256_hex
+from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.front_end import FrontEnd
+from softlabel_schemas.inventory import ClassInventory
+from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.spec import Sha256
+from softlabel_schemas.strict import StrictModel, parse
+
+DESCRIPTION = "teacher.json"
+INVENTORY = "inventory.json"
+EXPORTED_PROGRAM = "model.pt2"
+WEIGHTS = "model.safetensors"
+
+
+class ExportedProgram(StrictModel):
+    kind: Literal["torch_export"] = "torch_export"
+    sha256: Sha256
+
+    @property
+    def file(self) -> str:
+        return EXPORTED_PROGRAM
+
+
+class Factory(StrictModel):
+    """``package.module:function``, called with ``arguments``, returns the module that the weights are loaded into."""
+
+    kind: Literal["factory"] = "factory"
+    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    sha256: Sha256
+
+    @property
+    def file(self) -> str:
+        return WEIGHTS
+
+
+class TeacherBundle(StrictModel):
+    """Description of a teacher; ``frame_shift_ms`` is that of its outputs."""
+
+    bundle_version: Literal[1] = 1
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    model: Annotated[ExportedProgram | Factory, Field(discriminator="kind")]
+    front_end: FrontEnd
+    inventory_digest: Sha256
+    num_classes: Annotated[int, Field(gt=0)]
+    frame_shift_ms: Annotated[float, Field(gt=0)]
+
+    def digest(self) -> str:
+        """sha256 over all but the name: what the teacher's outputs are a function of."""
+        return sha256_hex(canonical_json(self.model_dump(mode="json", exclude={"name"})))
+
+
+class BundleReader:
+    """A bundle at a URL, its description and inventory checked; the weights are read on request.
+
+    Raises:
+        InputError: a file is missing or invalid, or the description contradicts the inventory.
+    """
+
+    def __init__(self, url: str | Path, storage_options: Mapping[str, Any] | None = None) -> None:
+        self.store = ObjectStore(url, storage_options)
+        where = self.store.describe(DESCRIPTION)
+        self.description = parse(TeacherBundle, _json(self._read(DESCRIPTION), where), where=where)
+        self.inventory = ClassInventory.from_json(self._read(INVENTORY), where=self.store.describe(INVENTORY))
+        found = (self.inventory.digest(), self.inventory.num_classes)
+        expected = (self.description.inventory_digest, self.description.num_classes)
+        if found != expected:
+            raise InputError(
+                f"{self.store.url}: inventory.json has (digest, classes) {found}, teacher.json says {expected}"
+            )
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return self.store.read(name)
+        except FileNotFoundError as error:
+            raise InputError(f"{self.store.url} is not a teacher bundle: {error}") from None
+
+    def read_model(self) -> bytes:
+        """The model file's bytes. Raises IntegrityError unless they have the digest that teacher.json names."""
+        data = self._read(self.description.model.file)
+        if sha256_hex(data) != self.description.model.sha256:
+            raise IntegrityError(
+                f"{self.store.describe(self.description.model.file)}: sha256 is {sha256_hex(data)}, "
+                f"teacher.json says {self.description.model.sha256}"
+            )
+        return data
+
+
+def write_bundle(
+    url: str | Path,
+    *,
+    name: str,
+    model: bytes,
+    factory: str | None,
+    arguments: dict[str, JsonValue],
+    front_end: Any,
+    inventory: ClassInventory,
+    frame_shift_ms: float,
+) -> TeacherBundle:
+    """Write a bundle; ``factory`` None means that ``model`` is a torch.export program, else it is safetensors.
+
+    The description is written last, so that a half-written bundle is not taken for one.
+    """
+    sha256 = sha256_hex(model)
+    stored: dict[str, Any] = {"kind": "torch_export", "sha256": sha256}
+    if factory is not None:
+        stored = {"kind": "factory", "factory": factory, "arguments": arguments, "sha256": sha256}
+    description = parse(
+        TeacherBundle,
+        {
+            "name": name,
+            "model": stored,
+            "front_end": front_end.model_dump(mode="json"),
+            "inventory_digest": inventory.digest(),
+            "num_classes": inventory.num_classes,
+            "frame_shift_ms": frame_shift_ms,
+        },
+        where="teacher bundle",
+    )
+    store = ObjectStore(url)
+    store.put(description.model.file, model)
+    store.put(INVENTORY, inventory.to_json())
+    store.put(DESCRIPTION, canonical_json(description.model_dump(mode="json")))
+    return description
+
+
+def _json(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON: {error}") from None

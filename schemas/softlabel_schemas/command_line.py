@@ -1,0 +1,90 @@
+"""What the three commands share: errors as one message and an exit code, and progress.
+
+Exit codes: 0 done; 1 a check failed or stored bytes are damaged; 2 what was asked cannot be done; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from softlabel_schemas.errors import InputError, IntegrityError
+
+# A log file wants a line now and then, not a bar.
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class CheckFailedError(Exception):
+    """A check that a command was asked for did not hold."""
+
+
+class CommandGroup(click.Group):
+    """A click group whose commands end with one message on stderr instead of a traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except (IntegrityError, CheckFailedError) as error:
+            code, message = 1, str(error)
+        except (InputError, ModuleNotFoundError) as error:
+            code, message = 2, str(error)
+        except OSError as error:
+            code, message = 2, f"{type(error).__name__}: {error}"
+        except KeyboardInterrupt:
+            code, message = 130, "interrupted"
+        click.echo(f"error: {message}", err=True)
+        sys.exit(code)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # click would turn it into "Aborted!" with exit code 1, which means a failed check here.
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+
+
+class Advance(Protocol):
+    def __call__(self, done: float, note: str = "") -> None:
+        """``done``: units finished in all; ``note``: shown beside the bar."""
+
+
+@contextlib.contextmanager
+def progress(description: str, total: float, unit: str) -> Iterator[Advance]:
+    """Progress on stderr with rate and remaining time: a bar on a terminal, a line every ten seconds elsewhere."""
+    console = Console(stderr=True)
+    started = time.monotonic()
+    first: list[float] = []
+
+    def rate(done: float) -> float:
+        first.append(done)
+        return (done - first[0]) / max(time.monotonic() - started, 1e-9)
+
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bar:
+            task = bar.add_task(description, total=total, note="")
+            yield lambda done, note="": bar.update(
+                task, completed=done, note=f"{rate(done):,.1f} {unit}/s {note}".rstrip()
+            )
+        return
+    last_line = started
+
+    def print_line(done: float, note: str = "") -> None:
+        nonlocal last_line
+        per_second, now = rate(done), time.monotonic()
+        if now - last_line < _SECONDS_BETWEEN_LINES and done < total:
+            return
+        last_line = now
+        remaining = f", {(total - done) / per_second:,.0f} s left" if per_second > 0 and done < total else ""
+        line = f"{description}: {done:,.0f}/{total:,.0f} {unit}, {per_second:,.1f} {unit}/s{remaining} {note}".rstrip()
+        click.echo(line, err=True)
+
+    yield print_line

@@ -1,0 +1,157 @@
+"""The documents of a dataset: shard records, commit records and the manifest, strictly validated."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from softlabel_schemas import layout
+from softlabel_schemas.digest import canonical_json, seal, sha256_hex, unseal
+from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.spec import DatasetSpec, Sha256, StorageSpec
+from softlabel_schemas.strict import ModelT, StrictModel, parse
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class FileRecord(StrictModel):
+    """One stored file of a shard; ``name`` is relative to the shard's folder and cannot leave it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+([./][A-Za-z0-9_]+)*$", max_length=200)]
+    num_bytes: Count
+    sha256: Sha256
+
+
+class SkippedUtterance(StrictModel):
+    """An utterance without labels, and why."""
+
+    utterance_id: str
+    reason: str
+
+
+class FrameSums(StrictModel):
+    """Sums over frames; divide by num_frames (agreement: by num_labelled_frames) for means.
+
+    Attributes:
+        entropy: nats.
+        agreement: frames whose likeliest class is the hard label.
+    """
+
+    kept_mass: float
+    entropy: float
+    agreement: float
+    num_labelled_frames: Count
+
+
+class ShardRecord(StrictModel):
+    """What a shard holds: rows ``first_row`` to ``first_row + num_rows - 1`` of the corpus, less the skipped."""
+
+    index: Count
+    first_row: Count
+    num_rows: Annotated[int, Field(gt=0)]
+    num_utterances: Count
+    num_frames: Count
+    num_entries: Count
+    sums: FrameSums
+    skipped: tuple[SkippedUtterance, ...]
+    files: Annotated[tuple[FileRecord, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.num_utterances + len(self.skipped) != self.num_rows:
+            raise ValueError(
+                f"{self.num_utterances} utterances and {len(self.skipped)} skipped are not {self.num_rows} rows"
+            )
+        return self
+
+    @property
+    def folder(self) -> str:
+        return layout.shard_folder(self.index, shard_digest(self.files))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.num_bytes for file in self.files)
+
+
+def shard_digest(files: tuple[FileRecord, ...]) -> str:
+    """sha256 over the canonical JSON of the file records: the shard's name."""
+    return sha256_hex(canonical_json([file.model_dump(mode="json") for file in files]))
+
+
+class CommitRecord(StrictModel):
+    """Says that a shard is complete. ``label_hash`` is the base64 state of the shard's LabelHash."""
+
+    fingerprint: Sha256
+    shard: ShardRecord
+    label_hash: Annotated[str, Field(max_length=4096)]
+
+
+class SpecDocument(StrictModel):
+    """``spec.json``: what the run at this destination makes; written first."""
+
+    spec: DatasetSpec
+    storage: StorageSpec
+
+
+class Manifest(StrictModel):
+    """``manifest.json``: written last; a dataset without one is not published."""
+
+    fingerprint: Sha256
+    content_digest: Sha256
+    spec: DatasetSpec
+    storage: StorageSpec
+    shards: tuple[ShardRecord, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.fingerprint != self.spec.fingerprint():
+            raise ValueError("the fingerprint is not that of the spec")
+        if len(self.shards) != self.storage.num_shards:
+            raise ValueError(f"{len(self.shards)} shards are listed, the storage spec says {self.storage.num_shards}")
+        next_row = 0
+        for index, shard in enumerate(self.shards):
+            if (shard.index, shard.first_row) != (index, next_row):
+                raise ValueError(
+                    f"shard {index} should begin at row {next_row}, found {shard.index} at {shard.first_row}"
+                )
+            next_row += shard.num_rows
+        if next_row != self.storage.num_rows:
+            raise ValueError(f"shards cover {next_row} rows, the storage spec says {self.storage.num_rows}")
+        return self
+
+    @property
+    def num_utterances(self) -> int:
+        return sum(shard.num_utterances for shard in self.shards)
+
+    @property
+    def num_frames(self) -> int:
+        return sum(shard.num_frames for shard in self.shards)
+
+    @property
+    def num_entries(self) -> int:
+        return sum(shard.num_entries for shard in self.shards)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shard.num_bytes for shard in self.shards)
+
+    @property
+    def skipped(self) -> tuple[SkippedUtterance, ...]:
+        return tuple(entry for shard in self.shards for entry in shard.skipped)
+
+
+def to_bytes(document: StrictModel) -> bytes:
+    return seal(document.model_dump(mode="json"))
+
+
+def from_bytes(model: type[ModelT], data: bytes, *, where: str) -> ModelT:
+    """Raises IntegrityError for any byte that is not as written, and for a body that breaks the schema."""
+    body = unseal(data, where=where)
+    try:
+        document = parse(model, body, where=where)
+    except InputError as error:
+        raise IntegrityError(str(error)) from None
+    if to_bytes(document) != data:
+        raise IntegrityError(f"{where}: values are not in their canonical form")
+    return document

@@ -1,0 +1,96 @@
+"""DatasetSpec: everything that decides a dataset's labels, and the fingerprint over it.
+
+``DatasetSpec`` is fingerprinted. ``StorageSpec`` is not: the container, the cut into shards and the batches change
+neither the labels nor the content digest. Both must match for a run to resume, since shards are made from both.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from softlabel_schemas.digest import canonical_json, sha256_hex
+from softlabel_schemas.errors import InputError
+from softlabel_schemas.selection import Selection
+from softlabel_schemas.strict import StrictModel
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ShardFormat = Literal["parquet", "zarr"]
+CodecName = Literal["packed-u8", "packed-f32"]
+
+
+class TeacherSpec(StrictModel):
+    """One member of the ensemble: its bundle's digest (weights, front end, frame shift) and its normalised weight."""
+
+    name: str
+    digest: Sha256
+    weight: Annotated[float, Field(gt=0, le=1)]
+
+
+class DatasetSpec(StrictModel):
+    """What the labels are a function of.
+
+    Attributes:
+        corpus_digest: of the labelled utterances (see ``Corpus.digest``).
+        inventory_digest: of the class inventory all teachers share.
+        combination: "arithmetic" averages posteriors, "log_linear" averages log-posteriors and renormalises.
+        temperatures: tail masses are stored for these; 1.0 first.
+        precision: floating point type the teachers ran in.
+    """
+
+    format_version: Literal[1] = 1
+    corpus_digest: Sha256
+    inventory_digest: Sha256
+    num_classes: Annotated[int, Field(gt=0, lt=2**31)]
+    frame_shift_ms: Annotated[float, Field(gt=0)]
+    teachers: Annotated[tuple[TeacherSpec, ...], Field(min_length=1)]
+    combination: Literal["arithmetic", "log_linear"]
+    temperatures: tuple[float, ...]
+    selection: Selection
+    codec: CodecName
+    precision: Literal["float32", "bfloat16"]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_temperatures(self.temperatures)
+        return self
+
+    def fingerprint(self) -> str:
+        """sha256 over the canonical JSON of the spec."""
+        return sha256_hex(canonical_json(self.model_dump(mode="json")))
+
+
+class StorageSpec(StrictModel):
+    """How the labels are cut and stored: container, number of shards, and what decides the batches.
+
+    Attributes:
+        num_rows: corpus rows covered, skipped ones included.
+        shard_seconds: speech a shard is filled up to.
+        batch_seconds: padded speech in one batch; it is here because padding moves the last bits of float results.
+        on_error: whether an utterance that cannot be labelled ends the job or is recorded and skipped.
+    """
+
+    shard_format: ShardFormat
+    num_shards: Annotated[int, Field(gt=0)]
+    num_rows: Annotated[int, Field(gt=0)]
+    shard_seconds: Annotated[float, Field(gt=0)]
+    batch_seconds: Annotated[float, Field(gt=0)]
+    on_error: Literal["fail", "skip"]
+
+
+def check_temperatures(temperatures: tuple[float, ...]) -> None:
+    """Raises ValueError unless temperatures start with 1.0, are distinct and positive."""
+    if not temperatures or temperatures[0] != 1.0:
+        raise ValueError(f"temperatures must start with 1.0, found {list(temperatures)}")
+    if len(set(temperatures)) != len(temperatures) or min(temperatures) <= 0:
+        raise ValueError(f"temperatures must be distinct and positive, found {list(temperatures)}")
+
+
+def check_same_spec(stored: StrictModel, wanted: StrictModel, *, where: str) -> None:
+    """Raises InputError naming each field in which the two differ, with both values."""
+    stored_fields, wanted_fields = stored.model_dump(mode="json"), wanted.model_dump(mode="json")
+    differing = [key for key in stored_fields if stored_fields[key] != wanted_fields[key]]
+    if differing:
+        lines = "\n".join(f"  {key}: there {stored_fields[key]!r}, here {wanted_fields[key]!r}" for key in differing)
+        raise InputError(f"{where} was started with other settings; use them or another destination:\n{lines}")
