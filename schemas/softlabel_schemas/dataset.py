@@ -52,11 +52,11 @@ class SoftLabelDataset:
 
     @cached_property
     def inventory(self) -> ClassInventory:
-        data = self.store.read(layout.INVENTORY)
         where = self.store.describe(layout.INVENTORY)
         try:
+            data = self.store.read(layout.INVENTORY)
             inventory = ClassInventory.from_json(data, where=where)
-        except InputError as error:
+        except (FileNotFoundError, InputError) as error:
             raise IntegrityError(str(error)) from None
         if inventory.digest() != self.manifest.spec.inventory_digest or inventory.to_json() != data:
             raise IntegrityError(f"{where}: not the class inventory that the manifest names")

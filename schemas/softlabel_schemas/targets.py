@@ -91,8 +91,9 @@ class SoftTargets:
         rising[1:] = (self.log_probs[1:] > self.log_probs[:-1]) & (frames_E[1:] == frames_E[:-1])
         _first_bad(rising, frames_E, self.log_probs, "log_prob", "not above the entry before it")
         tails = self.tail_mass
-        outside = np.asarray(~((tails >= 0) & (tails <= 1)).all(axis=1), dtype=np.bool_)
-        _first_bad(outside, np.arange(num_frames), tails[:, 0], "tail_mass", "within [0, 1]")
+        outside_TK = ~((tails >= 0) & (tails <= 1))
+        frames_TK = np.repeat(np.arange(num_frames), tails.shape[1])
+        _first_bad(outside_TK.ravel(), frames_TK, tails.ravel(), "tail_mass", "within [0, 1]")
         total_T = self.kept_mass_T() + tails[:, 0]
         off = np.abs(total_T - 1) > mass_tolerance
         _first_bad(off, np.arange(num_frames), total_T, "kept mass + tail mass", f"1 within {mass_tolerance:g}")
@@ -137,7 +138,8 @@ class SoftTargets:
             return self.log_probs, tail_T
         scaled_E = self.log_probs.astype(np.float64) / temperature
         kept_T = segment_sum(np.exp(scaled_E), self.offsets)
-        with np.errstate(divide="ignore"):
+        # A frame without entries gives -inf - -inf, and no entry to use it on.
+        with np.errstate(divide="ignore", invalid="ignore"):
             log_z_T = np.log(kept_T) - np.log1p(-tail_T.astype(np.float64))
         return (scaled_E - np.repeat(log_z_T, self.counts_T)).astype(np.float32), tail_T
 

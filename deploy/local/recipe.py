@@ -1,0 +1,130 @@
+"""The main job as a list of commands: teachers -> soft labels -> students -> report.
+
+Each step writes a TOML file and runs one of the three commands on it, so that what a recipe does can be read, copied and
+changed. Commands resume or pass over what is done; so does a recipe.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+COMMANDS = Path(sys.executable).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """``[model]`` of a TRAIN.toml."""
+
+    architecture: str
+    arguments: dict[str, int | float] = field(default_factory=dict)
+
+    def toml(self) -> str:
+        arguments = ", ".join(f"{name} = {value}" for name, value in self.arguments.items())
+        return f'[model]\narchitecture = "{self.architecture}"\narguments = {{ {arguments} }}\n'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    name: str
+    model: Model
+    num_mel_bins: int = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to train the student; ``soft_labels`` is the body of its [soft_labels] table, less the URL."""
+
+    name: str
+    model: Model
+    soft_labels: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The main job on the corpus that lies in ``output``.
+
+    Attributes:
+        selection: body of the job's [selection] table.
+        training: body of every run's [training] table: equal budgets for every arm.
+        dataset: shard_seconds of the stored dataset.
+    """
+
+    output: Path
+    teachers: tuple[Teacher, ...]
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    selection: str
+    teacher_training: str
+    student_training: str
+    shard_seconds: float
+
+    def run(self) -> None:
+        started = time.monotonic()
+        for teacher in self.teachers:
+            run = self._train(teacher.name, teacher.model, 0, self.teacher_training, None, teacher.num_mel_bins)
+            if not (self.output / "bundles" / teacher.name / "teacher.json").exists():
+                self._command("student-trainer", "export", run, f"bundles/{teacher.name}")
+            self._evaluate(run)
+        for split in ("train", "test"):
+            self._write(f"label-{split}.toml", self._job(split))
+            self._command("teacher-service", "run", f"label-{split}.toml")
+        self._command("softlabels", "verify", "labels-train")
+        self._command("softlabels", "describe", "labels-train")
+        if not (self.output / "ensemble-test.json").exists():
+            test = ("--corpus", "corpus.parquet", "--split", "test", "--output", "ensemble-test.json")
+            self._command("student-trainer", "evaluate", "--dataset", "labels-test", *test)
+        runs = []
+        for arm in self.arms:
+            for seed in self.seeds:
+                name = f"{arm.name}-{seed}"
+                run = self._train(name, arm.model, seed, self.student_training, arm.soft_labels, 40, arm.name)
+                self._evaluate(run)
+                runs.append(run)
+        teachers = [f"runs/{teacher.name}" for teacher in self.teachers]
+        self._command(
+            "student-trainer", "compare", *teachers, *runs,
+            "--evaluation", "ensemble-test.json", "--dataset", "labels-train", "--split", "test", "--report", "report.html",
+        )  # fmt: skip
+        click.echo(f"done in {time.monotonic() - started:.0f} s; report: {(self.output / 'report.html').resolve()}")
+
+    def _train(
+        self, name: str, model: Model, seed: int, training: str, soft: str | None, mel_bins: int, arm: str | None = None
+    ) -> str:
+        soft_labels = f'[soft_labels]\nurl = "labels-train"\n{soft}\n' if soft else ""
+        self._write(
+            f"{name}.toml",
+            f'name = "{arm or name}"\noutput = "runs/{name}"\nseed = {seed}\n\n'
+            '[corpus]\nmanifest = "corpus.parquet"\ninventory = "inventory.json"\n\n'
+            f'{soft_labels}[front_end]\nkind = "fbank"\nnum_mel_bins = {mel_bins}\nstack = 3\n\n'
+            f"{model.toml()}\n[training]\n{training}\n",
+        )
+        self._command("student-trainer", "train", f"{name}.toml")
+        return f"runs/{name}"
+
+    def _evaluate(self, run: str) -> None:
+        if not (self.output / run / "evaluation-test.json").exists():
+            self._command("student-trainer", "evaluate", run, "--corpus", "corpus.parquet", "--split", "test")
+
+    def _job(self, split: str) -> str:
+        teachers = "".join(f'[[teachers]]\nbundle = "bundles/{teacher.name}"\n\n' for teacher in self.teachers)
+        return (
+            f'[corpus]\nmanifest = "corpus.parquet"\nsplits = ["{split}"]\n\n{teachers}'
+            f'[combination]\nmethod = "arithmetic"\n\n[selection]\n{self.selection}\n'
+            f'[destination]\nurl = "labels-{split}"\nshard_seconds = {self.shard_seconds}\n\n[resources]\nnum_actors = 2\n'
+        )
+
+    def _write(self, name: str, text: str) -> None:
+        (self.output / name).write_text(text, encoding="utf-8")
+
+    def _command(self, *words: str) -> None:
+        click.secho(f"$ {' '.join(words)}", bold=True)
+        finished = subprocess.run([COMMANDS / words[0], *words[1:]], cwd=self.output, check=False)
+        if finished.returncode:
+            click.echo(f"error: '{' '.join(words)}' ended with exit code {finished.returncode}", err=True)
+            sys.exit(finished.returncode)

@@ -1,0 +1,11 @@
+"""Train students from stored soft labels and hard labels.
+
+::
+
+    corpus ---------> features, hard labels --+
+                                              +--> join by utterance id -> Batch -> model -> hard loss + soft loss
+    open_dataset() -> soft targets -----------+
+
+``train.py`` is the loop, ``data.py`` the feed, ``loss.py`` the objective, ``models.py`` the networks, ``evaluate.py`` and
+``report.py`` say whether it helped. A model trained here can teach: ``export.py``.
+"""

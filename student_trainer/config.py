@@ -1,0 +1,109 @@
+"""TRAIN.toml -> frozen models. Paths are relative to the file's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, JsonValue, model_validator
+
+from softlabel_schemas.digest import canonical_json, sha256_hex
+from softlabel_schemas.front_end import Fbank, FrontEnd
+from softlabel_schemas.selection import Selection
+from softlabel_schemas.strict import StrictModel, load_toml
+
+TailMode = Literal["renormalize", "ghost", "to_hard_label", "uniform"]
+
+
+class CorpusConfig(StrictModel):
+    manifest: str
+    inventory: str
+    train_splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("train",)
+    dev_splits: tuple[str, ...] = ("dev",)
+
+
+class SoftLabelConfig(StrictModel):
+    """How the stored targets are used.
+
+    Attributes:
+        weight: of the soft loss; the hard loss has 1 - weight.
+        temperature: one of those the dataset stores tails for; the soft loss is scaled by its square (Hinton et al.).
+        tail: what becomes of the probability outside the kept entries; see ``loss.py``.
+        num_heads: 1 shares an output layer, 2 gives the soft loss its own (the hard one decodes).
+        selection: narrower than the stored one; None uses all that is stored.
+    """
+
+    url: str
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    tail: TailMode = "ghost"
+    num_heads: Literal[1, 2] = 1
+    selection: Selection | None = None
+
+
+class ModelConfig(StrictModel):
+    """``architecture``: tdnn, blstm, conv_glu, conformer or ``package.module:factory``."""
+
+    architecture: str = "tdnn"
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class TrainingConfig(StrictModel):
+    """Attributes:
+    batch_seconds: padded speech in a batch.
+    pool_seconds: speech shuffled together; a corpus up to this size is kept in memory and shuffled as a whole.
+    warmup: share of the run in which the learning rate rises; it then falls to zero along a cosine.
+    checkpoint_minutes: between checkpoints within an epoch; there is one after every epoch anyhow.
+    """
+
+    epochs: Annotated[int, Field(ge=1)] = 12
+    batch_seconds: Annotated[float, Field(gt=0)] = 60.0
+    pool_seconds: Annotated[float, Field(gt=0)] = 36_000.0
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    gradient_clip: Annotated[float, Field(gt=0)] = 5.0
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
+    num_threads: Annotated[int, Field(ge=1)] | None = None
+
+
+class TrainConfig(StrictModel):
+    """One training run; without ``soft_labels`` it trains on hard labels alone."""
+
+    name: str
+    output: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    corpus: CorpusConfig
+    soft_labels: SoftLabelConfig | None = None
+    front_end: FrontEnd = Fbank(stack=3)
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.name or "/" in self.name:
+            raise ValueError("name must be a plain, non-empty name")
+        return self
+
+    def digest(self) -> str:
+        """sha256 of all that decides the result; a checkpoint of another digest is not resumed."""
+        return sha256_hex(canonical_json(self.model_dump(mode="json", exclude={"output"})))
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Read a TRAIN.toml and resolve its relative paths. Raises InputError."""
+    config = load_toml(TrainConfig, path)
+    folder = Path(path).resolve().parent
+
+    def resolve(location: str) -> str:
+        return location if "://" in location else str(folder / location)
+
+    updates: dict[str, object] = {
+        "output": resolve(config.output),
+        "corpus": config.corpus.model_copy(
+            update={"manifest": resolve(config.corpus.manifest), "inventory": resolve(config.corpus.inventory)}
+        ),
+    }
+    if config.soft_labels is not None:
+        updates["soft_labels"] = config.soft_labels.model_copy(update={"url": resolve(config.soft_labels.url)})
+    return config.model_copy(update=updates)

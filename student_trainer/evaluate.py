@@ -1,0 +1,163 @@
+"""Evaluate a student, or the ensemble that a dataset was made with, by the same code against hard labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from softlabel_schemas.command_line import progress
+from softlabel_schemas.corpus import Corpus, check_hard_labels, load_corpus
+from softlabel_schemas.dataset import open_dataset
+from softlabel_schemas.errors import InputError
+from softlabel_schemas.inventory import ClassInventory
+from softlabel_schemas.targets import SoftTargets
+from student_trainer.data import Batch, Example, TrainingData, collate
+from student_trainer.metrics import FramePosteriors, Metrics
+from student_trainer.models import AcousticModel
+from student_trainer.run_folder import RunFolder, set_threads
+
+# Padded speech in a batch.
+_BATCH_SECONDS = 120.0
+
+
+def evaluate_run(run: str | Path, manifest: str, splits: Sequence[str], output: str | None) -> dict[str, Any]:
+    """Evaluate a run's model and write ``evaluation-<splits>.json`` into its folder (or to ``output``)."""
+    folder = RunFolder(run)
+    model, config, inventory = folder.load_model()
+    set_threads(config.training.num_threads)
+    corpus = load_evaluation_corpus(manifest, splits, inventory)
+    data = TrainingData(corpus, config.front_end, None)
+    metrics = Metrics(inventory)
+    with progress("evaluate", len(corpus), "utterances") as advance:
+        for batch_labels, posteriors in model_posteriors(model, data):
+            for (utterance_id, labels_T), found in zip(batch_labels, posteriors, strict=True):
+                metrics.add(utterance_id, labels_T, found)
+            advance(len(metrics.utterances))
+    what = {"kind": "student", "name": config.name, "run": str(run)}
+    return _write(metrics, corpus, splits, what, output or str(folder.path / evaluation_name(splits)))
+
+
+def evaluate_dataset(url: str, manifest: str, splits: Sequence[str], output: str) -> dict[str, Any]:
+    """Evaluate the teacher ensemble from its stored targets and write the result to ``output``."""
+    dataset = open_dataset(url)
+    corpus = load_evaluation_corpus(manifest, splits, dataset.inventory)
+    metrics = Metrics(dataset.inventory)
+    with progress("evaluate", len(corpus), "utterances") as advance:
+        for utterance in corpus:
+            try:
+                targets = dataset[utterance.utterance_id].targets
+            except KeyError as error:
+                raise InputError(f"no soft targets for utterance {error.args[0]}") from None
+            assert utterance.hard_labels is not None
+            if targets.num_frames != len(utterance.hard_labels):
+                raise InputError(
+                    f"utterance {utterance.utterance_id}: {targets.num_frames} frames of soft targets, "
+                    f"{len(utterance.hard_labels)} of hard labels"
+                )
+            metrics.add(
+                utterance.utterance_id, utterance.hard_labels, stored_posteriors(targets, utterance.hard_labels)
+            )
+            advance(len(metrics.utterances))
+    what = {"kind": "ensemble", "name": "ensemble", "dataset": dataset.manifest.content_digest}
+    return _write(metrics, corpus, splits, what, output)
+
+
+def evaluation_name(splits: Sequence[str]) -> str:
+    return f"evaluation-{'-'.join(splits)}.json"
+
+
+def load_evaluation_corpus(manifest: str, splits: Sequence[str], inventory: ClassInventory) -> Corpus:
+    """Raises InputError unless every utterance has hard labels of this inventory."""
+    corpus = load_corpus(manifest).select_splits(splits)
+    check_hard_labels(corpus, inventory, where=manifest)
+    if corpus.table["hard_labels"].null_count:
+        raise InputError(
+            f"{manifest}: {corpus.table['hard_labels'].null_count} utterances of {list(splits)} have no hard labels"
+        )
+    return corpus
+
+
+def model_posteriors(
+    model: AcousticModel, data: TrainingData
+) -> Iterator[tuple[list[tuple[str, npt.NDArray[np.int64]]], list[FramePosteriors]]]:
+    """Posteriors of the decoding head, batch by batch, utterances in order of length."""
+    order = np.argsort(data.seconds_N, kind="stable")
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and data.seconds_N[order[stop]] * (stop + 1 - start) <= _BATCH_SECONDS:
+            stop += 1
+        examples = list(data.load([int(row) for row in order[start:stop]]).values())
+        yield _batch_posteriors(model, examples)
+        start = stop
+
+
+@torch.no_grad()
+def _batch_posteriors(
+    model: AcousticModel, examples: Sequence[Example]
+) -> tuple[list[tuple[str, npt.NDArray[np.int64]]], list[FramePosteriors]]:
+    batch = collate(examples)
+    logits_BTV, lengths_B = model(batch.features_BTD, batch.lengths_B)
+    check_lengths(batch, lengths_B)
+    log_probs_BTV = logits_BTV.float().log_softmax(dim=-1)
+    confidence_BT, top1_BT = log_probs_BTV.max(dim=-1)
+    labelled, posteriors = [], []
+    for row, example in enumerate(examples):
+        assert example.hard_labels is not None
+        labels_T = example.hard_labels
+        frames = slice(0, len(labels_T))
+        of_label = log_probs_BTV[row, frames].gather(1, torch.from_numpy(labels_T).clamp(min=0)[:, None])
+        labelled.append((example.utterance_id, labels_T))
+        posteriors.append(
+            FramePosteriors(
+                top1_T=top1_BT[row, frames].numpy(),
+                confidence_T=confidence_BT[row, frames].exp().numpy(),
+                label_log_prob_T=of_label.squeeze(1).numpy(),
+            )
+        )
+    return labelled, posteriors
+
+
+def check_lengths(batch: Batch, lengths_B: torch.Tensor) -> None:
+    """Raises InputError where a model's output frames are not the label frames; gives both."""
+    wrong = torch.nonzero(lengths_B != batch.label_lengths_B)
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(
+            f"utterance {batch.utterance_ids[row]}: the model gives {int(lengths_B[row])} frames, "
+            f"there are {int(batch.label_lengths_B[row])} labels; front end and labels need the same frame shift"
+        )
+
+
+def stored_posteriors(targets: SoftTargets, labels_T: npt.NDArray[np.integer]) -> FramePosteriors:
+    """Posteriors from stored targets; a hard label that was not kept has no known probability (NaN)."""
+    ids_TM, log_probs_TM = targets.padded()
+    is_label_TM = (ids_TM == labels_T[:, None]) & np.isfinite(log_probs_TM)
+    label_log_prob_T = np.where(is_label_TM, log_probs_TM, -np.inf).max(axis=1, initial=-np.inf)
+    return FramePosteriors(
+        top1_T=targets.top1_T(),
+        confidence_T=np.exp(log_probs_TM.max(axis=1, initial=-np.inf)),
+        label_log_prob_T=np.where(np.isfinite(label_log_prob_T), label_log_prob_T, np.nan),
+    )
+
+
+def _write(
+    metrics: Metrics, corpus: Corpus, splits: Sequence[str], what: dict[str, str], output: str
+) -> dict[str, Any]:
+    result = {
+        **what,
+        "splits": list(splits),
+        "corpus_digest": corpus.digest,
+        "inventory_digest": metrics.inventory.digest(),
+        **metrics.summary(),
+        # Sorted, so that two evaluations can be paired line by line.
+        "utterances": sorted(metrics.utterances, key=lambda record: str(record["utterance_id"])),
+    }
+    path = Path(output)
+    RunFolder(path.parent).write_json(path.name, result)
+    return result

@@ -1,0 +1,91 @@
+"""Frame error rate, phone error rate, cross-entropy and calibration error, summed utterance by utterance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rapidfuzz.distance import Levenshtein
+
+from softlabel_schemas.inventory import ClassInventory
+
+NUM_BINS = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FramePosteriors:
+    """What the metrics need of an utterance's posteriors, from a model or from stored targets.
+
+    Attributes:
+        top1_T: likeliest class, int [T].
+        confidence_T: its probability, float [T].
+        label_log_prob_T: log-probability of the hard label, nats, float [T]; NaN where it is not known.
+    """
+
+    top1_T: npt.NDArray[np.integer]
+    confidence_T: npt.NDArray[np.floating]
+    label_log_prob_T: npt.NDArray[np.floating]
+
+
+@dataclass(slots=True)
+class Metrics:
+    """Sums over utterances; ``summary`` gives the rates.
+
+    Frames without a hard label count nowhere. Calibration error is the expected calibration error over 15 equal bins
+    of the top-1 probability (Naeini et al., 2015; Guo et al., 2017).
+    """
+
+    inventory: ClassInventory
+    utterances: list[dict[str, Any]] = field(default_factory=list)
+    _bins: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, NUM_BINS)))
+
+    def add(self, utterance_id: str, labels_T: npt.NDArray[np.integer], posteriors: FramePosteriors) -> None:
+        valid = labels_T >= 0
+        labels, top1 = labels_T[valid], posteriors.top1_T[valid]
+        confidence = posteriors.confidence_T[valid].astype(np.float64)
+        bins = np.minimum((confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+        for row, values in enumerate((np.ones(len(labels)), top1 == labels, confidence)):
+            self._bins[row] += np.bincount(bins, weights=values, minlength=NUM_BINS)
+        record: dict[str, Any] = {
+            "utterance_id": utterance_id,
+            "frames": len(labels),
+            "frame_errors": int((top1 != labels).sum()),
+            "cross_entropy_sum": -float(posteriors.label_log_prob_T[valid].astype(np.float64).sum()),
+        }
+        if self.inventory.phones:
+            reference, found = self.phone_sequence(labels), self.phone_sequence(top1)
+            record |= {"phones": len(reference), "phone_errors": Levenshtein.distance(reference, found)}
+        self.utterances.append(record)
+
+    def phone_sequence(self, classes_T: npt.NDArray[np.integer]) -> list[int]:
+        """Phones of a frame sequence: runs joined, silence left out."""
+        phones, phone_of_class = self.inventory.phone_ids()
+        sequence = phone_of_class[classes_T]
+        if len(sequence) == 0:
+            return []
+        starts = np.concatenate([[True], sequence[1:] != sequence[:-1]])
+        silence = [phones.index(phone) for phone in self.inventory.silence_phones]
+        return [int(phone) for phone in sequence[starts] if phone not in silence]
+
+    def summary(self) -> dict[str, Any]:
+        """Rates in percent, cross-entropy in nats per frame (None where a label's probability is not known)."""
+
+        def total(key: str) -> float:
+            return float(sum(record[key] for record in self.utterances))
+
+        frames = max(total("frames"), 1.0)
+        cross_entropy = total("cross_entropy_sum") / frames
+        counts, correct, confidence = self._bins
+        return {
+            "num_utterances": len(self.utterances),
+            "num_frames": int(total("frames")),
+            "frame_error_rate": 100 * total("frame_errors") / frames,
+            "phone_error_rate": 100 * total("phone_errors") / max(total("phones"), 1.0)
+            if self.inventory.phones
+            else None,
+            "cross_entropy": None if math.isnan(cross_entropy) else cross_entropy,
+            "calibration_error": 100 * float(np.abs(correct - confidence).sum() / max(counts.sum(), 1.0)),
+        }

@@ -1,0 +1,112 @@
+"""The folder of a training run.
+
+    run/
+      run.json           configuration, digests (corpus, inventory, dataset) and history of every epoch
+      checkpoint.pt      everything needed to go on; loaded without pickle (weights_only)
+      model.safetensors  weights of the best epoch on the dev splits, or of the last where there are none
+      inventory.json     the class inventory of the outputs
+      evaluation-*.json  written by ``student-trainer evaluate``
+      tensorboard/
+
+Every file is written beside its name and renamed, so that a kill leaves the old or the new one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.inventory import ClassInventory
+from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.strict import parse
+from student_trainer.config import TrainConfig
+from student_trainer.models import AcousticModel, build_acoustic_model
+
+RUN = "run.json"
+CHECKPOINT = "checkpoint.pt"
+MODEL = "model.safetensors"
+INVENTORY = "inventory.json"
+TENSORBOARD = "tensorboard"
+
+
+class RunFolder:
+    """Reads and writes the files of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._store = ObjectStore(self.path)
+
+    def write_json(self, name: str, value: Any) -> None:
+        self._store.put(name, json.dumps(value, indent=1).encode())
+
+    def read_json(self, name: str) -> Any:
+        """Raises InputError where the file is missing, IntegrityError where it is not JSON."""
+        try:
+            return json.loads(self._store.read(name))
+        except FileNotFoundError:
+            raise InputError(f"{self.path} is not a training run: {name} does not exist") from None
+        except ValueError as error:
+            raise IntegrityError(f"{self.path / name} is not JSON: {error}") from None
+
+    def write_checkpoint(self, state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self._store.put(CHECKPOINT, buffer.getvalue())
+
+    def read_checkpoint(self) -> dict[str, Any] | None:
+        """The last checkpoint, or None. Raises IntegrityError where it cannot be read."""
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # noqa: BLE001 - torch raises many types for a damaged file
+            raise IntegrityError(f"{path} cannot be read ({error}); delete it to train from the start") from None
+        return state
+
+    def write_model(self, model: AcousticModel) -> None:
+        self._store.put(MODEL, safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()}))
+
+    def write_inventory(self, inventory: ClassInventory) -> None:
+        self._store.put(INVENTORY, inventory.to_json())
+
+    def config(self) -> TrainConfig:
+        return parse(TrainConfig, self.read_json(RUN)["config"], where=f"{self.path / RUN} (config)")
+
+    def inventory(self) -> ClassInventory:
+        return ClassInventory.load(self.path / INVENTORY)
+
+    def load_model(self) -> tuple[AcousticModel, TrainConfig, ClassInventory]:
+        """The trained model in evaluation mode. Raises InputError, IntegrityError."""
+        config, inventory = self.config(), self.inventory()
+        model = build_model(config, inventory)
+        try:
+            weights = safetensors.torch.load(self._store.read(MODEL))
+            model.load_state_dict(weights)
+        except FileNotFoundError:
+            raise InputError(f"{self.path} holds no trained model yet ({MODEL} does not exist)") from None
+        except (safetensors.SafetensorError, RuntimeError) as error:
+            raise IntegrityError(f"{self.path / MODEL} does not fit the run's configuration: {error}") from None
+        return model.eval(), config, inventory
+
+
+def build_model(config: TrainConfig, inventory: ClassInventory) -> AcousticModel:
+    return build_acoustic_model(
+        architecture=config.model.architecture,
+        num_features=config.front_end.num_features,
+        num_classes=inventory.num_classes,
+        num_heads=config.soft_labels.num_heads if config.soft_labels else 1,
+        arguments=dict(config.model.arguments),
+    )
+
+
+def set_threads(num_threads: int | None) -> None:
+    """Fix the number of threads: float sums depend on it, and so does resuming to the same result."""
+    torch.set_num_threads(num_threads or len(os.sched_getaffinity(0)))

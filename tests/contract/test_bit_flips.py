@@ -1,0 +1,162 @@
+"""Damage to a published dataset: ``softlabels verify`` reports it, and no reader returns other labels for it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from softlabel_schemas import IntegrityError, open_dataset
+from softlabel_schemas.cli import main
+from softlabel_schemas.targets import labels_digest
+from tests.support.datasets import SHARD_FORMATS, random_rows, write_dataset
+
+NUM_FLIPS = 200
+KINDS = {"spec.json", "inventory.json", "manifest.json", "commits", "shards"}
+# A reader of labels does not need these: damage there may not change what it returns.
+NOT_READ = {"spec.json", "commits"}
+
+Labels = list[tuple[bytes, str]]
+
+
+@pytest.fixture(params=SHARD_FORMATS)
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    url = tmp_path / "labels"
+    write_dataset(str(url), shard_format=request.param, num_shards=2, rows=random_rows(num_rows=6))
+    return url
+
+
+def files_of(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.is_file())
+
+
+def kind_of(root: Path, path: Path) -> str:
+    return path.relative_to(root).parts[0]
+
+
+def verify(root: Path) -> Result:
+    return CliRunner().invoke(main, ["verify", str(root)])
+
+
+def read_everything(root: Path) -> Labels:
+    dataset = open_dataset(root)
+    assert dataset.inventory.num_classes
+    return [(labels_digest(utterance.utterance_id, utterance.targets), repr(utterance.stats)) for utterance in dataset]
+
+
+def unnoticed(root: Path, path: Path, original: Labels) -> str:
+    """What is wrong with how the damage at ``path`` was met; empty where verify reports it and no label is wrong."""
+    result = verify(root)
+    if result.exit_code != 1 or not result.stderr:
+        return f"{path.relative_to(root)}: verify exits with {result.exit_code}: {result.output}{result.exception!r}\n"
+    try:
+        labels = read_everything(root)
+    except IntegrityError:
+        return ""
+    if kind_of(root, path) in NOT_READ and labels == original:
+        return ""
+    return f"{path.relative_to(root)}: is read silently\n"
+
+
+def test_every_single_bit_flip_is_noticed(root: Path) -> None:
+    original = read_everything(root)
+    rng = random.Random(2019)
+    files = files_of(root)
+    rng.shuffle(files)
+    # Every file gets its turn, so every kind does.
+    assert {kind_of(root, path) for path in files} == KINDS
+    assert len(files) < NUM_FLIPS
+    problems = []
+    for flip in range(NUM_FLIPS):
+        path = files[flip % len(files)]
+        data = path.read_bytes()
+        damaged = bytearray(data)
+        damaged[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        problems.append(unnoticed(root, path, original))
+        path.write_bytes(data)
+    assert "".join(problems) == ""
+    assert verify(root).exit_code == 0
+    assert read_everything(root) == original
+
+
+def test_every_truncated_file_is_noticed(root: Path) -> None:
+    original = read_everything(root)
+    rng = random.Random(2019)
+    problems = []
+    for path in files_of(root):
+        data = path.read_bytes()
+        path.write_bytes(data[: rng.randrange(len(data))])
+        problems.append(unnoticed(root, path, original))
+        path.write_bytes(data)
+    assert "".join(problems) == ""
+
+
+def test_every_deleted_file_is_noticed(root: Path) -> None:
+    original = read_everything(root)
+    problems = []
+    # Without its manifest it is not a dataset: see test_shard_conformance.py.
+    for path in set(files_of(root)) - {root / "manifest.json"}:
+        data = path.read_bytes()
+        path.unlink()
+        problems.append(unnoticed(root, path, original))
+        path.write_bytes(data)
+    assert "".join(problems) == ""
+
+
+def swap(first: Path, second: Path) -> None:
+    aside = first.with_name("aside")
+    first.rename(aside)
+    second.rename(first)
+    aside.rename(second)
+
+
+def test_swapped_shards_are_noticed(root: Path) -> None:
+    first, second = sorted((root / "shards").iterdir())
+    swap(first, second)
+    result = verify(root)
+    assert result.exit_code == 1
+    assert "shard 0: " in result.stderr
+    assert "shard 1: " in result.stderr
+    for index in (0, 1):
+        with pytest.raises(IntegrityError, match=f"shard {index}.*changed after writing"):
+            open_dataset(root).read_shard(index)
+
+
+def test_swapped_commit_records_are_noticed(root: Path) -> None:
+    swap(root / "commits" / "000000.json", root / "commits" / "000001.json")
+    result = verify(root)
+    assert result.exit_code == 1
+    assert "000000.json: is of shard 1" in result.stderr
+    assert "000001.json: is of shard 0" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "spec.json", "inventory.json", "commits/000001.json"])
+def test_a_document_of_another_dataset_is_noticed(root: Path, tmp_path: Path, name: str) -> None:
+    """Its own checksum is right, so only what the documents say of each other tells."""
+    other = tmp_path / "other"
+    dataset = open_dataset(root)
+    written = write_dataset(
+        str(other),
+        shard_format=dataset.manifest.storage.shard_format,
+        codec="packed-f32",
+        num_shards=2,
+        rows=random_rows(seed=1, num_rows=6),
+    )
+    assert written.manifest.content_digest != dataset.manifest.content_digest
+    document = (other / name).read_bytes() if name != "inventory.json" else b'{"names":["a"],"phones":[]}'
+    (root / name).write_bytes(document)
+    result = verify(root)
+    assert result.exit_code == 1
+    assert name.removesuffix(".json") in result.stderr
+
+
+def test_verify_names_the_bad_shard_alone(root: Path) -> None:
+    bad = next(path for path in files_of(root / "shards") if "000001-" in str(path))
+    bad.write_bytes(bad.read_bytes() + b"\0")
+    result = verify(root)
+    assert "1 problems" in result.stderr
+    assert "shard 1: " in result.stderr
+    assert "shard 0: " not in result.stderr
