@@ -187,8 +187,12 @@ def load_corpus(url: str | Path, storage_options: Mapping[str, Any] | None = Non
             f"{url} is not a corpus manifest of version 1: columns {table.schema.names}, expected {SCHEMA.names}; "
             "write it with softlabel_schemas.write_corpus"
         )
+    try:
+        table = table.replace_schema_metadata(None).cast(SCHEMA)
+    except ValueError as error:
+        raise InputError(f"{url} is not a corpus manifest of version 1: {error}") from None
     corpus = Corpus(
-        table.replace_schema_metadata(None).cast(SCHEMA),
+        table,
         hard_label_frame_shift_ms=float(metadata[_FRAME_SHIFT]) if _FRAME_SHIFT in metadata else None,
         inventory_digest=metadata[_INVENTORY].decode() if _INVENTORY in metadata else None,
         base_url=folder,

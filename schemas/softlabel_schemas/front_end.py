@@ -182,11 +182,14 @@ def _decode_audio(utterance: Utterance, data: bytes) -> Float32:
 
 def _decode_features(utterance: Utterance, data: bytes, front_end: Precomputed) -> Float32:
     try:
-        features_TD = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        # np.load would also take zip archives.
+        features_TD = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except ValueError as error:
         raise UtteranceError(
             f"utterance {utterance.utterance_id}: {utterance.features} is not a .npy array: {error}"
         ) from None
+    if features_TD.dtype != np.float32:
+        raise UtteranceError(f"utterance {utterance.utterance_id}: features are {features_TD.dtype}, expected float32")
     if features_TD.ndim != 2 or features_TD.shape[1] != front_end.num_features or not len(features_TD):
         raise UtteranceError(
             f"utterance {utterance.utterance_id}: features have shape {features_TD.shape}, "

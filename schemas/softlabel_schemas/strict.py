@@ -58,6 +58,8 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
         shown = "" if problem["type"] == "missing" else f", found {problem['input']!r:.80}"
         return f"{location}: {message}{shown}"
     key = str(problem["loc"][-1])
+    if key in _known_keys(model):
+        return f"{location}: unknown key '{key}' here; it belongs in another table"
     near = difflib.get_close_matches(key, sorted(_known_keys(model)), n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     return f"{location}: unknown key '{key}'{hint}"

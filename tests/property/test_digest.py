@@ -29,7 +29,7 @@ def test_every_single_bit_flip_is_rejected() -> None:
     for position in range(8 * len(data)):
         damaged = bytearray(data)
         damaged[position // 8] ^= 1 << position % 8
-        with pytest.raises(IntegrityError, match="^here: "):
+        with pytest.raises(IntegrityError, match=r"^here: "):
             unseal(bytes(damaged), where="here")
 
 

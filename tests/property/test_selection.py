@@ -7,7 +7,7 @@ import re
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from softlabel_schemas import InputError, SoftTargets
@@ -63,6 +63,7 @@ def select_densely(
     return targets_from_dense(log_posterior_TV, kept_TV, TEMPERATURES)
 
 
+@settings(max_examples=400)
 @given(
     seed=st.integers(0, 2**32),
     scale=st.sampled_from([0.0, 0.5, 2.0, 6.0]),

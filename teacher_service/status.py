@@ -1,0 +1,61 @@
+"""Where a run stands, from its listing alone: works while it runs, from any machine that can read the destination."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from softlabel_schemas import layout
+from softlabel_schemas.commit import read_spec
+from softlabel_schemas.object_store import ObjectStore
+
+# The running rate is that of the latest commits.
+_RECENT = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """``shards_per_minute`` is over the last commits; None before the second one."""
+
+    url: str
+    fingerprint: str
+    num_shards: int
+    missing: tuple[int, ...]
+    published: bool
+    shards_per_minute: float | None
+    seconds_since_last_commit: float | None
+
+    @property
+    def minutes_left(self) -> float | None:
+        return len(self.missing) / self.shards_per_minute if self.shards_per_minute else None
+
+
+def read_status(url: str) -> Status:
+    """Raises InputError where no run was begun at ``url``."""
+    store = ObjectStore(url)
+    document = read_spec(store)
+    listed = store.list(layout.COMMITS).items()
+    done = {index: when for key, when in listed if (index := layout.shard_index_of(key)) is not None}
+    recent = sorted(done.values())[-_RECENT:]
+    minutes = (recent[-1] - recent[0]).total_seconds() / 60 if len(recent) > 1 else 0.0
+    num_shards = document.storage.num_shards
+    return Status(
+        url=store.url,
+        fingerprint=document.spec.fingerprint(),
+        num_shards=num_shards,
+        missing=tuple(index for index in range(num_shards) if index not in done),
+        published=store.exists(layout.MANIFEST),
+        shards_per_minute=(len(recent) - 1) / minutes if minutes else None,
+        seconds_since_last_commit=(datetime.now(UTC) - recent[-1]).total_seconds() if recent else None,
+    )
+
+
+def ranges(indices: tuple[int, ...]) -> str:
+    """``(0, 1, 2, 5)`` -> ``"0-2, 5"``."""
+    parts: list[list[int]] = []
+    for index in indices:
+        if parts and index == parts[-1][1] + 1:
+            parts[-1][1] = index
+        else:
+            parts.append([index, index])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)

@@ -1,0 +1,105 @@
+"""Load a teacher bundle and run it: features -> logits."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from softlabel_schemas.bundle import BundleReader, Factory
+from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.front_end import Fbank, Precomputed
+from teacher_service.config import TeacherConfig
+from teacher_service.exported_program import load_exported_program
+
+# Bundles that `student-trainer export` writes name this factory; any other must be allowed by the job.
+_OWN_FACTORY = "student_trainer.models:build_acoustic_model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Teacher:
+    """One loaded model.
+
+    Attributes:
+        weight: normalised over the ensemble.
+    """
+
+    name: str
+    weight: float
+    front_end: Fbank | Precomputed
+    num_classes: int
+    model: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+
+    def logits(self, features_BTD: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits float [B, T', V] on the teacher's device and lengths int64 [B].
+
+        Raises:
+            InputError: the model does not give what a bundle promises; both shapes are named.
+        """
+        with torch.inference_mode():
+            logits_BTV, lengths_B = self.model(
+                features_BTD.to(self.device, self.dtype, non_blocking=True), lengths_B.to(self.device)
+            )
+        expected = (features_BTD.shape[0], self.num_classes)
+        if logits_BTV.ndim != 3 or (logits_BTV.shape[0], logits_BTV.shape[2]) != expected:
+            raise InputError(
+                f"teacher '{self.name}' gives logits of shape {tuple(logits_BTV.shape)}, "
+                f"expected [{expected[0]}, frames, {expected[1]}]"
+            )
+        return logits_BTV, lengths_B
+
+
+def load_teacher(config: TeacherConfig, *, weight: float, device: str, precision: str) -> Teacher:
+    """Raises InputError, IntegrityError where the bundle cannot be used."""
+    reader = BundleReader(config.bundle)
+    bundle = reader.description
+    check_factory(config, reader)
+    data = reader.read_model()
+    if isinstance(bundle.model, Factory):
+        model = _build(bundle.model, where=config.bundle)
+        try:
+            model.load_state_dict(safetensors.torch.load(data))
+        except (safetensors.SafetensorError, RuntimeError) as error:
+            raise IntegrityError(f"{config.bundle}: weights do not fit {bundle.model.factory}: {error}") from None
+        model.eval()
+    else:
+        # A module from torch.export is in evaluation mode already and refuses eval().
+        model = load_exported_program(data, where=f"{config.bundle}/{bundle.model.file}")
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    return Teacher(
+        name=bundle.name,
+        weight=weight,
+        front_end=bundle.front_end,
+        num_classes=bundle.num_classes,
+        model=model.to(device=device, dtype=dtype),
+        device=torch.device(device),
+        dtype=dtype,
+    )
+
+
+def check_factory(config: TeacherConfig, reader: BundleReader) -> None:
+    """Raises InputError where the bundle names a factory that the job does not allow: calling it runs its code."""
+    model = reader.description.model
+    if isinstance(model, Factory) and model.factory not in (_OWN_FACTORY, config.allow_factory):
+        raise InputError(
+            f"{config.bundle}: the model is made by calling {model.factory}; if you trust it, say so in the job: "
+            f'allow_factory = "{model.factory}"'
+        )
+
+
+def _build(description: Factory, *, where: str) -> nn.Module:
+    module_name, _, function_name = description.factory.partition(":")
+    arguments: dict[str, Any] = dict(description.arguments)
+    try:
+        model = getattr(importlib.import_module(module_name), function_name)(**arguments)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise InputError(f"{where}: {description.factory} cannot be called with {arguments}: {error}") from None
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{where}: {description.factory} returned {type(model).__name__}, expected a torch module")
+    return model

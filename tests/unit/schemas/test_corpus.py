@@ -1,0 +1,395 @@
+"""The corpus manifest and the reading of its audio and features: round trip, digest, and every refusal."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from softlabel_schemas import ClassInventory, Corpus, InputError, Utterance, load_corpus, write_corpus
+from softlabel_schemas.corpus import check_hard_labels
+from softlabel_schemas.front_end import Fbank, Precomputed, UtteranceError, UtteranceReader
+
+INVENTORY = ClassInventory(names=("sil", "a", "b"))
+FBANK = Fbank()
+STORED = Precomputed(num_features=4, frame_shift_ms=10.0)
+
+UTTERANCES = (
+    Utterance(
+        utterance_id="first-ü",
+        audio="first.wav",
+        sha256="a" * 64,
+        sample_rate=16_000,
+        num_samples=24_000,
+        text="guten Tag",
+        speaker="anna",
+        split="train",
+        hard_labels=np.array([0, 1, -1, 2], dtype=np.int32),
+    ),
+    Utterance(utterance_id="second", features="second.npy", sample_rate=8_000, num_samples=4_000, split="dev"),
+    Utterance(
+        utterance_id="third",
+        audio="third.wav",
+        sample_rate=16_000,
+        num_samples=16_000,
+        split="train",
+        hard_labels=np.array([], dtype=np.int32),
+    ),
+)
+
+
+def write_and_load(path: Path, utterances: tuple[Utterance, ...] = UTTERANCES, **kwargs: Any) -> Corpus:
+    write_corpus(path, utterances, **{"inventory": INVENTORY, "hard_label_frame_shift_ms": 10.0} | kwargs)
+    return load_corpus(path)
+
+
+def assert_same_utterance(found: Utterance, expected: Utterance) -> None:
+    assert replace(found, hard_labels=None) == replace(expected, hard_labels=None)
+    assert (found.hard_labels is None) == (expected.hard_labels is None)
+    if expected.hard_labels is not None:
+        np.testing.assert_array_equal(found.hard_labels, expected.hard_labels, strict=True)
+
+
+class TestManifest:
+    @pytest.mark.parametrize("base", ["local", "memory"])
+    def test_load_undoes_write(self, tmp_path: Path, base: str) -> None:
+        folder = str(tmp_path) if base == "local" else f"memory://{tmp_path.name}"
+        corpus = write_and_load(f"{folder}/corpus.parquet")
+        assert len(corpus) == 3
+        for found, expected in zip(corpus, UTTERANCES, strict=True):
+            assert_same_utterance(found, expected)
+        assert_same_utterance(corpus[1], UTTERANCES[1])
+        assert corpus.hard_label_frame_shift_ms == 10.0
+        assert corpus.inventory_digest == INVENTORY.digest()
+        np.testing.assert_array_equal(corpus.seconds(), [1.5, 0.5, 1.0])
+        assert corpus[0].seconds == 1.5
+        assert corpus.resolve("a/b.wav") == (f"{folder}/a", "b.wav")
+
+    def test_a_corpus_without_hard_labels(self, tmp_path: Path) -> None:
+        corpus = write_and_load(tmp_path / "c.parquet", UTTERANCES[1:2], inventory=None)
+        assert corpus.inventory_digest is None
+        assert corpus.hard_label_frame_shift_ms is None
+        assert corpus[0].hard_labels is None
+        check_hard_labels(corpus, INVENTORY, where="corpus")
+
+    def test_a_bare_file_name_is_in_the_working_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        write_and_load(Path("c.parquet"))
+        assert load_corpus("c.parquet").resolve("a.wav") == (".", "a.wav")
+
+    @pytest.mark.parametrize("location", ["/data/a.wav", "s3://bucket/a.wav"])
+    def test_absolute_locations_stay(self, tmp_path: Path, location: str) -> None:
+        corpus = write_and_load(tmp_path / "c.parquet")
+        assert "/".join(corpus.resolve(location)) == location
+
+    def test_splits(self, tmp_path: Path) -> None:
+        corpus = write_and_load(tmp_path / "c.parquet")
+        chosen = corpus.select_splits(["train"])
+        assert [utterance.utterance_id for utterance in chosen] == ["first-ü", "third"]
+        assert chosen.inventory_digest == corpus.inventory_digest
+        assert chosen.digest != corpus.digest
+        assert len(corpus.select_splits(["dev", "train"])) == 3
+        with pytest.raises(InputError, match="the corpus has no split eval, test; it has dev, train"):
+            corpus.select_splits(["train", "test", "eval"])
+
+    @pytest.mark.parametrize(
+        ("row", "changes", "message"),
+        [
+            (1, {"utterance_id": "first-ü"}, "utterance_id 'first-ü' occurs 2 times"),
+            (1, {"utterance_id": ""}, r"row 1 \(utterance_id ''\): utterance_id is empty"),
+            (2, {"audio": None}, r"row 2 \(utterance_id 'third'\): neither audio nor features is given"),
+            (0, {"sample_rate": 0}, r"row 0 \(utterance_id 'first-ü'\): sample_rate is not positive"),
+            (1, {"num_samples": 0}, r"row 1 \(utterance_id 'second'\): num_samples is not positive"),
+        ],
+    )
+    def test_a_bad_row_is_named_by_writer_and_reader(
+        self, tmp_path: Path, row: int, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "c.parquet"
+        utterances = list(UTTERANCES)
+        utterances[row] = replace(utterances[row], **changes)
+        with pytest.raises(InputError, match=f"c.parquet: {message}"):
+            write_and_load(path, tuple(utterances))
+        assert not path.exists()
+        with monkeypatch.context() as patched:
+            patched.setattr("softlabel_schemas.corpus._check", lambda *_: None)
+            write_and_load(path, tuple(utterances))
+        with pytest.raises(InputError, match=f"c.parquet: {message}"):
+            load_corpus(path)
+
+    def test_an_empty_corpus(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="a corpus needs at least one utterance"):
+            write_corpus(tmp_path / "c.parquet", [])
+
+    @pytest.mark.parametrize("left_out", ["inventory", "hard_label_frame_shift_ms"])
+    def test_hard_labels_need_their_inventory_and_frame_shift(self, tmp_path: Path, left_out: str) -> None:
+        with pytest.raises(InputError, match="give the inventory and hard_label_frame_shift_ms too"):
+            write_and_load(tmp_path / "c.parquet", **{left_out: None})
+
+    def test_a_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"corpus manifest .*/c.parquet does not exist$"):
+            load_corpus(tmp_path / "c.parquet")
+
+    def test_what_is_not_parquet(self, tmp_path: Path) -> None:
+        (tmp_path / "c.parquet").write_bytes(b"id,audio\n")
+        with pytest.raises(InputError, match=r"c.parquet is not a readable Parquet file: "):
+            load_corpus(tmp_path / "c.parquet")
+
+    def test_a_flipped_bit(self, tmp_path: Path) -> None:
+        path = tmp_path / "c.parquet"
+        write_and_load(path)
+        data = bytearray(path.read_bytes())
+        data[len(data) // 4] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=r"c.parquet is not a readable Parquet file: "):
+            load_corpus(path)
+
+    def test_another_parquet_file(self, tmp_path: Path) -> None:
+        pq.write_table(pa.table({"id": ["a"]}), tmp_path / "c.parquet")
+        with pytest.raises(InputError, match=r"is not a corpus manifest of version 1: columns \['id'\], expected"):
+            load_corpus(tmp_path / "c.parquet")
+
+    @pytest.mark.parametrize(
+        ("column", "values"),
+        [
+            ("sample_rate", pa.array(["16k", "16k", "16k"])),
+            ("split", pa.array(["train", None, "dev"])),
+        ],
+    )
+    def test_a_column_of_another_type(self, tmp_path: Path, column: str, values: pa.Array) -> None:
+        path = tmp_path / "c.parquet"
+        write_and_load(path)
+        table = pq.read_table(path)
+        pq.write_table(table.set_column(table.schema.get_field_index(column), column, values), path)
+        with pytest.raises(InputError, match=r"c.parquet is not a corpus manifest of version 1: (?!columns)"):
+            load_corpus(path)
+
+
+class TestHardLabels:
+    def test_of_another_inventory(self, tmp_path: Path) -> None:
+        corpus = write_and_load(tmp_path / "c.parquet")
+        other = ClassInventory(names=("sil", "a", "c"))
+        with pytest.raises(InputError) as caught:
+            check_hard_labels(corpus, other, where="c.parquet")
+        assert str(caught.value) == (
+            f"c.parquet: hard labels are ids of inventory {INVENTORY.digest()[:12]}, "
+            f"but the inventory given is {other.digest()[:12]} with 3 classes"
+        )
+        check_hard_labels(corpus, INVENTORY, where="c.parquet")
+
+    @pytest.mark.parametrize(("bad", "lowest", "highest"), [(3, 0, 3), (-2, -2, 0)])
+    def test_out_of_range(self, tmp_path: Path, bad: int, lowest: int, highest: int) -> None:
+        labels = np.array([0, bad], dtype=np.int32)
+        corpus = write_and_load(tmp_path / "c.parquet", (replace(UTTERANCES[0], hard_labels=labels),))
+        message = rf"c: hard labels run from {lowest} to {highest}, expected -1 \(none\) to 2"
+        with pytest.raises(InputError, match=message):
+            check_hard_labels(corpus, INVENTORY, where="c")
+
+
+class TestDigest:
+    def test_is_free_of_locations_texts_and_splits(self, tmp_path: Path) -> None:
+        elsewhere = [
+            replace(utterance, audio=f"/other/{index}.flac", text="other", speaker="other", split="other")
+            for index, utterance in enumerate(UTTERANCES)
+        ]
+        (tmp_path / "folder").mkdir()
+        first = write_and_load(tmp_path / "c.parquet")
+        second = write_and_load(tmp_path / "folder" / "d.parquet", tuple(elsewhere))
+        assert first.digest == second.digest
+
+    def test_is_free_of_row_groups_and_compression(self, tmp_path: Path) -> None:
+        path = tmp_path / "c.parquet"
+        digest = write_and_load(path).digest
+        pq.write_table(pq.read_table(path), path, row_group_size=1, compression="none")
+        assert pq.ParquetFile(path).num_row_groups == 3
+        assert load_corpus(path).digest == digest
+
+    def test_a_chosen_split_has_the_digest_of_its_rows(self, tmp_path: Path) -> None:
+        chosen = write_and_load(tmp_path / "c.parquet").select_splits(["train"])
+        alone = write_and_load(tmp_path / "d.parquet", (UTTERANCES[0], UTTERANCES[2]))
+        assert chosen.digest == alone.digest
+
+    @pytest.mark.parametrize(
+        ("row", "changes"),
+        [
+            (0, {"utterance_id": "other"}),
+            (0, {"sha256": "b" * 64}),
+            (0, {"sha256": None}),
+            (0, {"sample_rate": 8_000}),
+            (0, {"num_samples": 24_001}),
+            (0, {"hard_labels": np.array([0, 1, -1, 1], dtype=np.int32)}),
+            (0, {"hard_labels": np.array([0, 1, -1], dtype=np.int32)}),
+            (2, {"hard_labels": None}),
+        ],
+    )
+    def test_depends_on_what_decides_the_labels(self, tmp_path: Path, row: int, changes: dict[str, Any]) -> None:
+        utterances = list(UTTERANCES)
+        utterances[row] = replace(utterances[row], **changes)
+        first = write_and_load(tmp_path / "c.parquet")
+        assert write_and_load(tmp_path / "d.parquet", tuple(utterances)).digest != first.digest
+
+    def test_depends_on_order_inventory_and_frame_shift(self, tmp_path: Path) -> None:
+        path = tmp_path / "c.parquet"
+        digests = {
+            write_and_load(path).digest,
+            write_and_load(path, UTTERANCES[::-1]).digest,
+            write_and_load(path, UTTERANCES[:2]).digest,
+            write_and_load(path, inventory=ClassInventory(names=("sil", "a", "c"))).digest,
+            write_and_load(path, hard_label_frame_shift_ms=30.0).digest,
+        }
+        assert len(digests) == 5
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., np.ndarray]:
+    """Writes one second of noise or the given file, and reads it through a corpus whose row may be changed."""
+
+    def write_and_read(front_end: Fbank | Precomputed, data: bytes | None = None, **row: Any) -> np.ndarray:
+        if data is not None:
+            (tmp_path / "utterance").write_bytes(data)
+        location = {"audio" if isinstance(front_end, Fbank) else "features": "utterance"}
+        fields = {"utterance_id": "u1", "sample_rate": 16_000, "num_samples": 16_000, "split": "train"}
+        corpus = write_and_load(tmp_path / "c.parquet", (Utterance(**fields | location | row),))
+        return UtteranceReader(corpus).features(corpus[0], [front_end])[0]
+
+    return write_and_read
+
+
+def wav(num_samples: int = 16_000, sample_rate: int = 16_000, channels: int = 1) -> bytes:
+    samples = np.random.default_rng(0).integers(-9_000, 9_000, (num_samples, channels), dtype=np.int16)
+    sink = io.BytesIO()
+    soundfile.write(sink, samples, sample_rate, format="WAV")
+    return sink.getvalue()
+
+
+def npy(array: Any, **kwargs: Any) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, array, **kwargs)
+    return sink.getvalue()
+
+
+def npz(array: Any) -> bytes:
+    sink = io.BytesIO()
+    np.savez(sink, array)
+    return sink.getvalue()
+
+
+FEATURES = np.arange(24, dtype=np.float32).reshape(6, 4)
+
+
+class TestReading:
+    @pytest.mark.parametrize("num_samples", [80, 159, 240, 4_001, 16_000])
+    @pytest.mark.parametrize("stack", [1, 3])
+    def test_audio_gives_the_frames_that_num_frames_says(
+        self, read: Callable[..., np.ndarray], num_samples: int, stack: int
+    ) -> None:
+        front_end = Fbank(stack=stack)
+        features_TD = read(front_end, wav(num_samples), num_samples=num_samples)
+        assert features_TD.shape == (front_end.num_frames(num_samples), 40 * stack)
+        assert features_TD.dtype == np.float32
+        assert np.isfinite(features_TD).all()
+
+    def test_normalised_features(self, read: Callable[..., np.ndarray]) -> None:
+        features_TD = read(FBANK, wav())
+        np.testing.assert_allclose(features_TD.mean(axis=0), 0, atol=1e-4)
+        np.testing.assert_allclose(features_TD.std(axis=0), 1, atol=1e-3)
+        raw_TD = read(Fbank(normalize="none"), wav())
+        np.testing.assert_array_equal(read(Fbank(normalize="none"), wav()), raw_TD)
+        assert raw_TD.mean() > 5
+
+    def test_stored_features(self, read: Callable[..., np.ndarray]) -> None:
+        np.testing.assert_array_equal(read(STORED, npy(FEATURES)), FEATURES, strict=True)
+
+    def test_the_right_sha256(self, read: Callable[..., np.ndarray]) -> None:
+        assert len(read(FBANK, wav(), sha256=hashlib.sha256(wav()).hexdigest())) == 100
+
+    def test_several_front_ends_read_one_file(self, tmp_path: Path) -> None:
+        (tmp_path / "u.wav").write_bytes(wav())
+        (tmp_path / "u.npy").write_bytes(npy(FEATURES))
+        row = Utterance(
+            utterance_id="u", audio="u.wav", features="u.npy", sample_rate=16_000, num_samples=16_000, split="train"
+        )
+        corpus = write_and_load(tmp_path / "c.parquet", (row,))
+        found = UtteranceReader(corpus).features(corpus[0], [FBANK, STORED, Fbank(num_mel_bins=80, stack=3)])
+        assert [each.shape for each in found] == [(100, 40), (6, 4), (34, 240)]
+
+
+REFUSALS: dict[str, tuple[Fbank | Precomputed, bytes | None, dict[str, Any], str]] = {
+    "a missing file": (FBANK, None, {}, "/utterance does not exist"),
+    "no audio": (
+        FBANK,
+        None,
+        {"audio": None, "features": "x.npy"},
+        "the front end 'fbank' needs audio, the corpus gives none",
+    ),
+    "no features": (
+        STORED,
+        None,
+        {"features": None, "audio": "x.wav"},
+        "the front end 'precomputed' needs features, the corpus gives none",
+    ),
+    "a changed file": (
+        FBANK,
+        wav(),
+        {"sha256": "0" * 64},
+        f"utterance has sha256 {hashlib.sha256(wav()).hexdigest()[:16]}..., the corpus manifest says 0000000000000000...",
+    ),
+    "no audio file": (FBANK, b"RIFF", {}, "utterance is not readable audio: "),
+    "a file of another sample rate": (
+        FBANK,
+        wav(sample_rate=8_000),
+        {},
+        "(sample rate, samples, channels) (8000, 16000, 1), the corpus manifest says (16000, 16000, 1)",
+    ),
+    "another number of samples": (
+        FBANK,
+        wav(num_samples=15_999),
+        {},
+        "(16000, 15999, 1), the corpus manifest says (16000, 16000, 1)",
+    ),
+    "stereo": (FBANK, wav(channels=2), {}, "(16000, 16000, 2), the corpus manifest says (16000, 16000, 1)"),
+    "a sample rate of another front end": (
+        FBANK,
+        wav(sample_rate=8_000),
+        {"sample_rate": 8_000},
+        "sample rate is 8000 Hz, the front end expects 16000 Hz",
+    ),
+    "less than half a frame shift": (
+        FBANK,
+        wav(num_samples=79),
+        {"num_samples": 79},
+        "79 samples are less than half a frame shift",
+    ),
+    "text": (STORED, b"1 2 3 4", {}, "utterance is not a .npy array: "),
+    "nothing": (STORED, b"", {}, "utterance is not a .npy array: "),
+    "a cut array": (STORED, npy(FEATURES)[:-1], {}, "utterance is not a .npy array: "),
+    "pickled objects": (
+        STORED,
+        npy(np.array([{}, []], dtype=object), allow_pickle=True),
+        {},
+        "Object arrays cannot be loaded when allow_pickle=False",
+    ),
+    "several arrays": (STORED, npz(FEATURES), {}, "utterance is not a .npy array: "),
+    "another width": (STORED, npy(FEATURES[:, :3]), {}, "features have shape (6, 3), expected [frames, 4]"),
+    "one dimension": (STORED, npy(FEATURES[0]), {}, "features have shape (4,), expected [frames, 4]"),
+    "no frames": (STORED, npy(FEATURES[:0]), {}, "features have shape (0, 4), expected [frames, 4]"),
+    "strings": (STORED, npy(FEATURES.astype(str)), {}, "features are <U32, expected float32"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_an_unusable_utterance_is_refused(read: Callable[..., np.ndarray], name: str) -> None:
+    front_end, data, row, message = REFUSALS[name]
+    with pytest.raises(UtteranceError) as caught:
+        read(front_end, data, **row)
+    assert str(caught.value).startswith("utterance u1: ")
+    assert message in str(caught.value)
