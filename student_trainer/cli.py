@@ -90,5 +90,41 @@ def export(run: str, bundle: str, name: str | None) -> None:
     click.echo(f"{bundle}: {description.name}, {description.num_classes} classes, digest {description.digest()}")
 
 
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path())
+@click.option("--evaluation", "evaluations", multiple=True, help="Result without a run, e.g. the ensemble's JSON.")
+@click.option("--dataset", "datasets", multiple=True, help="Published soft labels, for their size and histograms.")
+@click.option("--split", "splits", multiple=True, required=True, help="As given to evaluate.")
+@click.option("--report", required=True, type=click.Path(), help="HTML page to write.")
+@click.option("--json", "json_path", type=click.Path(), help="JSON file for all numbers.")
+def compare(
+    runs: tuple[str, ...],
+    evaluations: tuple[str, ...],
+    datasets: tuple[str, ...],
+    splits: tuple[str, ...],
+    report: str,
+    json_path: str | None,
+) -> None:
+    """Compare RUNS on one split: a table on stdout, and a self-contained page with figures.
+
+    Runs of the same name are seeds of one arm. Each arm with soft labels is tested against the hard-only arms of the same
+    model. Needs evaluation-SPLIT.json in every run (student-trainer evaluate).
+
+    \b
+    Example:
+      student-trainer compare runs/* --evaluation ensemble.json --dataset labels-train --split test --report report.html
+    """
+    from student_trainer.compare import compare as compare_runs
+    from student_trainer.compare import results, text
+    from student_trainer.report import render
+
+    comparison = compare_runs(runs, evaluations, datasets, splits)
+    click.echo(text(comparison))
+    write(report, render(comparison))
+    if json_path is not None:
+        write(json_path, json.dumps(results(comparison), indent=1) + "\n")
+    click.echo(f"report: {report}")
+
+
 if __name__ == "__main__":
     main()

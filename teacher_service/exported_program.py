@@ -1,9 +1,11 @@
 """Load a torch.export program that somebody else made, without running code from it.
 
-``torch.export.load`` (2.13) unpickles some records with ``weights_only=False`` and evaluates symbolic expressions as Python
-source, as it does with guards. Bundles are shared between teams, so the archive is checked first: only raw tensor records,
-only expressions of shape symbols and arithmetic, only guards that compare sizes, only ATen operators. What an ordinary
-export of an acoustic model contains passes.
+``torch.export.load`` (2.13) unpickles some records, and makes Python source, which it executes, out of shape expressions,
+guards, and the names of arguments, nodes, parameters and sample inputs; operators may open files. Bundles are shared
+between teams, so torch never sees the archive that came, but a copy of what was understood: raw tensors, and a graph in
+which every string is a plain name, arithmetic of shape symbols, a comparison of sizes, or an ATen operator that opens no
+file. A copy, because two readers of one zip archive need not agree on what is in it. What an ordinary export of an acoustic
+model contains passes.
 """
 
 from __future__ import annotations
@@ -12,35 +14,45 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from softlabel_schemas.errors import InputError
 
-_CONFIGS = re.compile(r"/data/(weights|constants)/[^/]*_config\.json$")
-_PLAIN_RECORD = re.compile(
-    r"/(data/weights/weight_\d+|data/constants/tensor_\d+|archive_format|archive_version|byteorder"
-    r"|\.data/version|\.data/serialization_id)$"
+_GRAPH = "models/model.json"
+_SAMPLE_INPUTS = "data/sample_inputs/model.pt"
+_CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
+_COPIED = re.compile(
+    r"data/weights/weight_\d+|data/constants/tensor_\d+|archive_format|archive_version|byteorder"
+    r"|\.data/version|\.data/serialization_id"
 )
-_MODEL = re.compile(r"/models/[^/]*\.json$")
-_SAMPLE_INPUTS = re.compile(r"/data/sample_inputs/[^/]*\.pt$")
+
+_NAME = re.compile(r"[\w.]*", re.ASCII)
+# Parts of a path to an attribute of the module, which is set: not those that are Python's own.
+_ATTRIBUTE = re.compile(r"(?!__)\w+(\.(?!__)\w+)*", re.ASCII)
 _IDENTIFIER = re.compile(r"[^\W\d]\w*")
-_SYMBOL_CALL = re.compile(r"Symbol\('[suz]+\d+'(?:, [a-z]+=(?:True|False))*\)")
-_SYMBOL = re.compile(r"^[suz]+\d+$")
+_SYMBOL_CALL = re.compile(r"Symbol\('[suz]+\d+'(?:, [a-z]+=(?:True|False))*\)", re.ASCII)
+_SYMBOL = re.compile(r"[suz]+\d+", re.ASCII)
 _FUNCTIONS = frozenset({"FloorDiv", "CleanDiv", "CeilToInt", "Mod", "PythonMod", "ModularIndexing", "Max", "Min", "Integer",
                         "Eq", "Ne", "Ge", "Gt", "Le", "Lt", "And", "Or", "Not", "Add", "Mul", "Pow", "int_oo", "true", "false",
                         "True", "False"})  # fmt: skip
-_EXPRESSION = re.compile(r"^[\w\s+\-*/%(),<>=&|~]*$")
-_ATEN = re.compile(r"^torch\.ops\.aten\.\w+\.\w+$")
+_EXPRESSION = re.compile(r"[\w\s+\-*/%(),<>=&|~]*", re.ASCII)
+_ATEN = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)", re.ASCII)
 _ARITHMETIC = frozenset(
     f"_operator.{name}"
     for name in ("add", "sub", "mul", "floordiv", "mod", "eq", "ne", "ge", "gt", "le", "lt", "getitem", "neg", "pos")
 )
 # Guards compare input sizes; they are compiled as Python.
-_SIZE = re.compile(r"L\['\w+'\]\.size\(\)\[\d+\]")
-_COMPARISON = re.compile(r"^[\d\s+\-*/%()<>=!]*$")
+_SIZE = re.compile(r"L\['\w+'\]\.size\(\)\[\d+\]", re.ASCII)
+_COMPARISON = re.compile(r"[\d +\-*/%()<>=!]*", re.ASCII)
+
+# A bundle's model takes two tensors and gives two.
+_TWO = (torch.zeros(1), torch.zeros(1))
+_IN_SPEC = pytree.treespec_dumps(pytree.tree_structure((_TWO, {})))
+_OUT_SPECS = tuple(pytree.treespec_dumps(pytree.tree_structure(outputs)) for outputs in (_TWO, list(_TWO)))
 
 
 def load_exported_program(data: bytes, *, where: str) -> torch.nn.Module:
@@ -50,68 +62,105 @@ def load_exported_program(data: bytes, *, where: str) -> torch.nn.Module:
         InputError: not an exported program, or one with records that could run code; names the record.
     """
     try:
-        _check_archive(data, where)
-        module = torch.export.load(io.BytesIO(data)).module()
-    except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError, AssertionError) as error:
-        if isinstance(error, InputError):
-            raise
+        return torch.export.load(_checked_archive(data, where)).module()
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of a damaged archive, torch's parsers may raise anything
         raise InputError(f"{where} is not a readable torch.export program: {error}") from None
-    return module
 
 
-def _check_archive(data: bytes, where: str) -> None:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        for name in archive.namelist():
-            if _PLAIN_RECORD.search(name):
-                continue
-            if _CONFIGS.search(name):
-                for record in json.loads(archive.read(name))["config"].values():
-                    if record["use_pickle"] or not re.match(r"^(weight|tensor)_\d+$", record["path_name"]):
-                        raise InputError(f"{where}: {name} asks for unpickling '{record['path_name']}'; refused")
-            elif _SAMPLE_INPUTS.search(name):
-                _check_sample_inputs(archive.read(name), f"{where}: {name}")
-            elif _MODEL.search(name):
-                _check_graph(json.loads(archive.read(name)), f"{where}: {name}")
+def _checked_archive(data: bytes, where: str) -> io.BytesIO:
+    checked = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as received, zipfile.ZipFile(checked, "w") as copy:
+        names = received.namelist()
+        for name in names:
+            # The records lie in one folder, of any name.
+            record, record_where = name.partition("/")[2], f"{where}: {name}"
+            if names.count(name) > 1 or not name.startswith(f"{names[0].partition('/')[0]}/"):
+                raise InputError(f"{record_where} is there twice or outside the archive's folder; refused")
+            copy.writestr(f"archive/{record}", _checked_record(record, received.read(name), record_where))
+    checked.seek(0)
+    return checked
+
+
+def _checked_record(record: str, content: bytes, where: str) -> bytes:
+    if _COPIED.fullmatch(record):
+        return content
+    if record in _CONFIGS:
+        config = json.loads(content)["config"]
+        for name, payload in config.items():
+            if payload["use_pickle"] or not re.fullmatch(r"(weight|tensor)_\d+", payload["path_name"]):
+                raise InputError(f"{where} asks for unpickling '{payload['path_name']}'; refused")
+            _require(_ATTRIBUTE.fullmatch(name), name, "a plain name", where)
+        return json.dumps({"config": config}).encode()
+    if record == _GRAPH:
+        graph = json.loads(content)
+        # The first entry is the whole program; the rest, like metadata, describes the source it was traced from.
+        graph["graph_module"]["module_call_graph"] = graph["graph_module"]["module_call_graph"][:1]
+        _check_graph(graph, "", where)
+        return json.dumps(graph).encode()
+    if record == _SAMPLE_INPUTS:
+        # Torch reads from them how many inputs there are. Theirs are not unpickled.
+        sample = io.BytesIO()
+        torch.save((_TWO, {}), sample)
+        return sample.getvalue()
+    raise InputError(f"{where} is an unexpected record in a torch.export program; refused")
+
+
+def _check_graph(value: Any, key: str, where: str) -> None:
+    """Check each string by the ``key`` that it stands under; empties "metadata"."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _require(_NAME.fullmatch(name), name, "a plain name", where)
+            if name == "metadata":
+                value[name] = {}
             else:
-                raise InputError(f"{where}: unexpected record {name} in a torch.export program; refused")
+                _check_graph(item, name, where)
+    elif isinstance(value, list):
+        for item in value:
+            _check_graph(item, key, where)
+    elif isinstance(value, str):
+        check, expected = _STRINGS.get(key, (_NAME.fullmatch, "a plain name"))
+        _require(check(value), value, expected, where)
 
 
-def _check_sample_inputs(data: bytes, where: str) -> None:
-    if not data:
-        return
-    try:
-        torch.load(io.BytesIO(data), weights_only=True)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the record is more than plain tensors
-        raise InputError(f"{where} holds more than plain tensors; refused ({type(error).__name__})") from None
+def _require(holds: object, value: str, expected: str, where: str) -> None:
+    if not holds:
+        raise InputError(f"{where}: {value!r} is not {expected}; refused")
 
 
-def _check_graph(graph: Any, where: str) -> None:
-    for guard in graph.get("guards_code", []):
-        if not _COMPARISON.match(_SIZE.sub("0", guard)):
-            raise InputError(f"{where}: guard {guard!r} is not a comparison of sizes; refused")
-    for node in _dictionaries(graph):
-        if "target" in node and "inputs" in node:
-            target = node["target"]
-            if not _ATEN.match(target) and target not in _ARITHMETIC:
-                raise InputError(f"{where}: operator {target!r} is not an ATen operator; refused")
-        if "expr_str" in node:
-            expression = node["expr_str"]
-            names = _IDENTIFIER.findall(_SYMBOL_CALL.sub("s0", expression))
-            known = all(name in _FUNCTIONS or _SYMBOL.match(name) for name in names)
-            if not known or not _EXPRESSION.match(_SYMBOL_CALL.sub("s0", expression)):
-                raise InputError(f"{where}: shape expression {expression!r} is not plain arithmetic; refused")
-        # Names become identifiers in the module's generated code.
-        name = node.get("name", "")
-        if not isinstance(name, str) or not re.match(r"^[\w.]*$", name):
-            raise InputError(f"{where}: {name!r} is not a plain name; refused")
+def _is_operator(target: str) -> bool:
+    if target in _ARITHMETIC:
+        return True
+    found = _ATEN.fullmatch(target)
+    operator = found and getattr(getattr(torch.ops.aten, found[1], None), found[2], None)
+    # aten::from_file and aten::save write files.
+    return isinstance(operator, torch._ops.OpOverload) and all(
+        argument.name != "filename" for argument in operator._schema.arguments
+    )
 
 
-def _dictionaries(value: Any) -> Iterator[dict[str, Any]]:
-    pending = [value]
-    while pending:
-        current = pending.pop()
-        if isinstance(current, dict):
-            yield current
-            pending.extend(current.values())
-        elif isinstance(current, list):
-            pending.extend(current)
+def _is_shape_expression(expression: str) -> bool:
+    plain = _SYMBOL_CALL.sub("s0", expression)
+    known = all(name in _FUNCTIONS or _SYMBOL.fullmatch(name) for name in _IDENTIFIER.findall(plain))
+    return known and _EXPRESSION.fullmatch(plain) is not None
+
+
+# What a string may be, by its key. Literals are written into the source as such, by repr().
+_STRINGS: dict[str, tuple[Callable[[str], object], str]] = {
+    "target": (_is_operator, "an ATen operator that opens no file"),
+    "as_operator": (_is_operator, "an ATen operator that opens no file"),
+    "expr_str": (_is_shape_expression, "plain arithmetic of shape symbols"),
+    "guards_code": (lambda guard: _COMPARISON.fullmatch(_SIZE.sub("0", guard)), "a comparison of sizes"),
+    "in_spec": (_IN_SPEC.__eq__, "the structure of two inputs"),
+    "out_spec": (_OUT_SPECS.__contains__, "the structure of two outputs"),
+    "parameter_name": (_ATTRIBUTE.fullmatch, "a plain name"),
+    "buffer_name": (_ATTRIBUTE.fullmatch, "a plain name"),
+    "tensor_constant_name": (_ATTRIBUTE.fullmatch, "a plain name"),
+    "as_string": (lambda _: True, "a literal"),
+    "as_strings": (lambda _: True, "a literal"),
+    # JSON has no infinities.
+    "as_float": (("Infinity", "-Infinity", "NaN").__contains__, "a number"),
+    "as_floats": (("Infinity", "-Infinity", "NaN").__contains__, "a number"),
+    "torch_version": (lambda _: True, "a version"),
+}

@@ -115,7 +115,7 @@ def back_off(frames: list[tuple[np.ndarray, np.ndarray]]) -> tuple[ClassInventor
 MEMBER = Model(architecture="conv_glu")
 SMALL = Model(architecture="conv_glu", arguments={"hidden": 64, "num_layers": 4, "kernel_size": 3})
 ESSENCE = 'weight = 0.8\ntail = "ghost"\n'
-TRAINING = "epochs = {epochs}\nbatch_seconds = 40.0\nnum_threads = 2\n"
+TRAINING = "epochs = {epochs}\nbatch_seconds = 40.0\nnum_threads = 1\n"
 
 
 def recipe(output: Path, *, epochs: int, seeds: tuple[int, ...]) -> Recipe:
@@ -124,7 +124,7 @@ def recipe(output: Path, *, epochs: int, seeds: tuple[int, ...]) -> Recipe:
         output=output,
         teachers=(
             Teacher(name="tdnn", model=Model(architecture="tdnn")),
-            Teacher(name="blstm", model=Model(architecture="blstm")),
+            Teacher(name="blstm", model=Model(architecture="blstm", arguments={"hidden": 112})),
             Teacher(name="conv_glu", model=Model(architecture="conv_glu"), num_mel_bins=64),
         ),
         arms=(

@@ -37,11 +37,13 @@ class PackedCodec:
         id_dtype: u2 for at most 65,536 classes, else u4.
 
     Error bound of "packed-u8": a log-probability of at least -15.9375 is off by at most 1/32 nat, smaller ones become
-    -15.9375; the square root of a tail mass is off by at most 1/131070 (1/65535 for a tail above 0.99996).
+    -15.9375; the square root of a tail mass is off by at most 1/131070 (1/65535 for a tail above 0.99996), and
+    by float32 rounding.
     """
 
     lossy: bool
     num_classes: int
+    max_entries: int
     temperatures: tuple[float, ...]
     count_dtype: np.dtype[np.unsignedinteger]
     id_dtype: np.dtype[np.unsignedinteger]
@@ -63,8 +65,8 @@ class PackedCodec:
     def encode(self, targets: SoftTargets) -> dict[str, bytes]:
         """The streams of validated targets. Raises ValueError where a count or id does not fit (never wraps)."""
         counts_T = targets.counts_T
-        if counts_T.max(initial=0) > np.iinfo(self.count_dtype).max:
-            raise ValueError(f"a frame has {counts_T.max()} entries, the selection allows {self.count_dtype} counts")
+        if counts_T.max(initial=0) > self.max_entries:
+            raise ValueError(f"a frame has {counts_T.max()} entries, the selection allows {self.max_entries}")
         if targets.num_classes != self.num_classes or targets.temperatures != self.temperatures:
             raise ValueError(
                 f"targets have {targets.num_classes} classes at temperatures {targets.temperatures}, the dataset "
@@ -91,6 +93,8 @@ class PackedCodec:
             ValueError: a stream's length does not fit the frames or the entries.
         """
         counts_T = _view(streams, "counts", self.count_dtype, num_frames)
+        if counts_T.max(initial=0) > self.max_entries:
+            raise ValueError(f"a frame has {counts_T.max()} entries, the selection allows {self.max_entries}")
         offsets = offsets_of(counts_T)
         num_entries, num_temperatures = int(offsets[-1]), len(self.temperatures)
         class_ids_E = _view(streams, "class_ids", self.id_dtype, num_entries).astype(np.int32)
@@ -117,6 +121,7 @@ def build_codec(spec: DatasetSpec) -> PackedCodec:
     return PackedCodec(
         lossy=spec.codec == "packed-u8",
         num_classes=spec.num_classes,
+        max_entries=max_entries,
         temperatures=spec.temperatures,
         count_dtype=np.dtype("u1" if max_entries <= 255 else "<u2"),
         id_dtype=np.dtype("<u2" if spec.num_classes <= 65_536 else "<u4"),

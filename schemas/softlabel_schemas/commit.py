@@ -43,14 +43,19 @@ def begin(store: ObjectStore, document: SpecDocument, inventory: ClassInventory)
     Raises:
         InputError: the destination was begun with another spec; every differing field is named.
     """
-    if inventory.digest() != document.spec.inventory_digest:
-        raise InputError("the class inventory is not the one the spec names")
+    found = (inventory.digest(), inventory.num_classes)
+    expected = (document.spec.inventory_digest, document.spec.num_classes)
+    if found != expected:
+        raise InputError(f"the class inventory has (digest, classes) {found}, the spec names {expected}")
     data = to_bytes(document)
     if not store.put_if_absent(layout.SPEC, data):
         stored = read_spec(store)
         check_same_spec(stored.spec, document.spec, where=store.url)
         check_same_spec(stored.storage, document.storage, where=store.url)
-    store.put_if_absent(layout.INVENTORY, inventory.to_json())
+    if not store.put_if_absent(layout.INVENTORY, inventory.to_json()) and (
+        store.read(layout.INVENTORY) != inventory.to_json()
+    ):
+        raise IntegrityError(f"{store.describe(layout.INVENTORY)} is not the class inventory that the spec names")
 
 
 def read_spec(store: ObjectStore) -> SpecDocument:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,7 +51,7 @@ class Utterance:
     Attributes:
         audio: location of an audio file, or None where ``features`` is given.
         features: location of a ``.npy`` file, float32 [frames, dimensions].
-        sha256: of the audio or feature file's bytes; checked when the file is read.
+        sha256: of the audio file's bytes, or of the feature file's where there is no audio; checked when it is read.
         hard_labels: class id of each frame, int32 [frames], -1 for a frame without one; None without hard labels.
     """
 
@@ -178,7 +179,7 @@ def load_corpus(url: str | Path, storage_options: Mapping[str, Any] | None = Non
     except FileNotFoundError:
         raise InputError(f"corpus manifest {url} does not exist") from None
     try:
-        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read(use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{url} is not a readable Parquet file: {error}") from None
     metadata = table.schema.metadata or {}
@@ -189,12 +190,22 @@ def load_corpus(url: str | Path, storage_options: Mapping[str, Any] | None = Non
         )
     try:
         table = table.replace_schema_metadata(None).cast(SCHEMA)
+        frame_shift_ms = float(metadata[_FRAME_SHIFT]) if _FRAME_SHIFT in metadata else None
+        inventory_digest = metadata[_INVENTORY].decode() if _INVENTORY in metadata else None
     except ValueError as error:
         raise InputError(f"{url} is not a corpus manifest of version 1: {error}") from None
+    if table["hard_labels"].null_count < len(table):
+        if inventory_digest is None or frame_shift_ms is None or not 0 < frame_shift_ms < math.inf:
+            raise InputError(
+                f"{url} has hard labels, so its metadata must name their inventory and a positive frame shift; "
+                f"found {inventory_digest} and {frame_shift_ms} ms"
+            )
+        if pc.list_flatten(table["hard_labels"]).null_count:
+            raise InputError(f"{url} has a null among the hard labels; a frame without one has -1")
     corpus = Corpus(
         table,
-        hard_label_frame_shift_ms=float(metadata[_FRAME_SHIFT]) if _FRAME_SHIFT in metadata else None,
-        inventory_digest=metadata[_INVENTORY].decode() if _INVENTORY in metadata else None,
+        hard_label_frame_shift_ms=frame_shift_ms,
+        inventory_digest=inventory_digest,
         base_url=folder,
     )
     _check(corpus.table, str(url))

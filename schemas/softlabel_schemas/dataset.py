@@ -168,9 +168,10 @@ def verify(dataset: SoftLabelDataset) -> Iterator[tuple[int | None, str]]:
     except (InputError, IntegrityError, FileNotFoundError) as error:
         yield None, str(error)
     content, all_good = LabelHash(), True
+    seen: set[str] = set()
     for index in range(dataset.num_shards):
         try:
-            content.update(_verify_shard(dataset, document, index))
+            content.update(_verify_shard(dataset, document, index, seen))
             yield index, ""
         except (IntegrityError, FileNotFoundError) as error:
             all_good = False
@@ -179,12 +180,17 @@ def verify(dataset: SoftLabelDataset) -> Iterator[tuple[int | None, str]]:
         yield None, f"content digest is {content.hexdigest()}, the manifest says {manifest.content_digest}"
 
 
-def _verify_shard(dataset: SoftLabelDataset, document: SpecDocument, index: int) -> LabelHash:
+def _verify_shard(dataset: SoftLabelDataset, document: SpecDocument, index: int, seen: set[str]) -> LabelHash:
+    """The shard's label hash; ``seen`` collects the utterance ids of the dataset."""
     commit = read_commits(dataset.store, document, [index])[0]
     if commit.shard != dataset.manifest.shards[index]:
         raise IntegrityError(f"{layout.commit_record(index)} does not match the manifest's record of shard {index}")
-    label_hash = LabelHash()
-    for digest in dataset.read_shard(index).label_digests():
+    label_hash, shard = LabelHash(), dataset.read_shard(index)
+    repeated = seen.intersection(shard.utterance_ids)
+    if repeated:
+        raise IntegrityError(f"shard {index}: utterance {min(repeated)} is in an earlier shard too")
+    seen.update(shard.utterance_ids)
+    for digest in shard.label_digests():
         label_hash.add_utterance(digest)
     if label_hash.to_base64() != commit.label_hash:
         raise IntegrityError(f"shard {index}: its labels are not those that were committed")

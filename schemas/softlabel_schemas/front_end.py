@@ -151,12 +151,14 @@ class UtteranceReader:
             self._stores[folder] = ObjectStore(folder)
         try:
             data = self._stores[folder].read(name)
-        except FileNotFoundError as error:
-            raise UtteranceError(f"utterance {utterance.utterance_id}: {error}") from None
-        if utterance.sha256 is not None and hashlib.sha256(data).hexdigest() != utterance.sha256:
+        except FileNotFoundError:
+            # The reason of a skipped utterance is stored: it names the location as the corpus does, not this machine's.
+            raise UtteranceError(f"utterance {utterance.utterance_id}: {location} does not exist") from None
+        expected, found = utterance.sha256, hashlib.sha256(data).hexdigest()
+        if expected is not None and found != expected and location == (utterance.audio or utterance.features):
             raise UtteranceError(
-                f"utterance {utterance.utterance_id}: {location} has sha256 {hashlib.sha256(data).hexdigest()[:16]}..., "
-                f"the corpus manifest says {utterance.sha256[:16]}...; the file changed since the manifest was written"
+                f"utterance {utterance.utterance_id}: {location} has sha256 {found[:16]}..., the corpus manifest says "
+                f"{expected[:16]}...; the file changed since the manifest was written"
             )
         return data
 

@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from softlabel_schemas.errors import InputError
 
-_MAX_CONDITIONAL_BYTES = 64 << 20
+_MAX_CONDITIONAL_BYTES = 96 << 20
 _CONCURRENT_READS = 16
 # Part of every temporary name, so that leftovers of killed writers can be told from data.
 TEMPORARY = ".tmp-"
@@ -89,6 +89,7 @@ class ObjectStore:
         if self._local:
             with _temporary_file(Path(self.path(key)), data) as temporary:
                 temporary.replace(self.path(key))
+            _sync_folder(Path(self.path(key)).parent)
         else:
             self._fs.pipe_file(self.path(key), data)
 
@@ -119,7 +120,10 @@ class ObjectStore:
 @contextlib.contextmanager
 def _temporary_file(path: Path, data: bytes) -> Any:
     """A flushed file beside ``path`` with ``data``; gone afterwards unless it was renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The new folder's own entry must survive a power loss as well as the file in it.
+        _sync_folder(path.parent.parent)
     temporary = path.with_name(f"{path.name}{TEMPORARY}{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as file:

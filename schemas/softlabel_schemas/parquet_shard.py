@@ -71,7 +71,9 @@ def decode(files: Mapping[str, bytes], *, where: str) -> ShardColumns:
     if set(files) != {FILE_NAME}:
         raise IntegrityError(f"{where}: expected the one file {FILE_NAME}, found {sorted(files)}")
     try:
-        table = pq.read_table(io.BytesIO(files[FILE_NAME]), page_checksum_verification=True)
+        # In this thread: a shard is small, and callers read several at once.
+        file = pq.ParquetFile(io.BytesIO(files[FILE_NAME]), page_checksum_verification=True)
+        table = file.read(use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise IntegrityError(f"{where}: {FILE_NAME} cannot be read: {error}") from None
     if table.schema.remove_metadata() != SCHEMA:

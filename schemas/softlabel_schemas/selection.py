@@ -100,6 +100,8 @@ def check_derivable(stored: TopK | Mass | Threshold, wanted: TopK | Mass | Thres
         reason = f"at most {stored.cap} entries per frame were kept, {wanted.cap} are asked for"
     elif isinstance(stored, TopK) or wanted.cap == 1:
         reason = None
+    elif stored.keep_hard_label and not wanted.keep_hard_label:
+        reason = "a hard label kept beside the selection cannot be told from its last entry; keep hard labels"
     elif wanted.policy != stored.policy:
         reason = f"a '{wanted.policy}' selection needs entries that a '{stored.policy}' selection may have dropped"
     elif isinstance(stored, Mass) and isinstance(wanted, Mass) and wanted.mass > stored.mass:

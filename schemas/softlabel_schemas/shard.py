@@ -138,6 +138,9 @@ def decode_columns(columns: ShardColumns, codec: PackedCodec, *, where: str) -> 
             raise ValueError("num_frames is negative")
         if len(set(columns.utterance_ids)) != len(columns.utterance_ids):
             raise ValueError("an utterance id is repeated")
+        for name in ("kept_mass", "entropy"):
+            if not np.isfinite(getattr(columns, name)).all():
+                raise ValueError(f"{name} is not finite")
         joined = {stream: data for stream, (data, _) in columns.streams.items()}
         targets = codec.decode(joined, int(frame_offsets[-1]))
         _check_boundaries(columns, targets, frame_offsets, codec)

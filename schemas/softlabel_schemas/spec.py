@@ -54,6 +54,9 @@ class DatasetSpec(StrictModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_temperatures(self.temperatures)
+        total = sum(teacher.weight for teacher in self.teachers)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the teachers' weights add up to {total:g}, expected 1")
         return self
 
     def fingerprint(self) -> str:
@@ -72,7 +75,7 @@ class StorageSpec(StrictModel):
     """
 
     shard_format: ShardFormat
-    num_shards: Annotated[int, Field(gt=0)]
+    num_shards: Annotated[int, Field(gt=0, le=1_000_000)]
     num_rows: Annotated[int, Field(gt=0)]
     shard_seconds: Annotated[float, Field(gt=0)]
     batch_seconds: Annotated[float, Field(gt=0)]

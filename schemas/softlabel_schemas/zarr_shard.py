@@ -30,6 +30,13 @@ _CHUNK = 1 << 20
 
 def encode(columns: ShardColumns) -> dict[str, bytes]:
     files: dict[str, Any] = {}
+    # Users can configure how zarr writes its metadata; the bytes of a shard must not depend on that.
+    with zarr.config.set({"json_indent": 2}):
+        _write_group(files, columns)
+    return {name: buffer.to_bytes() for name, buffer in sorted(files.items())}
+
+
+def _write_group(files: dict[str, Any], columns: ShardColumns) -> None:
     group = zarr.create_group(MemoryStore(files), zarr_format=3)
     ids = [utterance_id.encode() for utterance_id in columns.utterance_ids]
     _write(group, "utterance_id", np.frombuffer(b"".join(ids), dtype=np.uint8))
@@ -43,7 +50,6 @@ def encode(columns: ShardColumns) -> dict[str, bytes]:
         _write(group, stream, np.frombuffer(data, dtype=np.uint8))
         lengths.append(np.diff(offsets))
     _write(group, "lengths", np.stack(lengths).astype("<i8").reshape(-1))
-    return {name: buffer.to_bytes() for name, buffer in sorted(files.items())}
 
 
 def _write(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
@@ -62,6 +68,10 @@ def _write(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
 
 def decode(files: Mapping[str, bytes], *, where: str) -> ShardColumns:
     """Raises IntegrityError where the files are not a shard of format version 1."""
+    known = {"utterance_id", "lengths", *_COUNTS, *_STATS, *STREAMS, "zarr.json"}
+    unknown = sorted({name.partition("/")[0] for name in files} - known)
+    if unknown:
+        raise IntegrityError(f"{where}: unexpected files {unknown}, expected the arrays {sorted(known)}")
     prototype = default_buffer_prototype()
     store = MemoryStore({name: prototype.buffer.from_bytes(data) for name, data in files.items()})
     try:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from softlabel_schemas import IntegrityError, open_dataset
 from softlabel_schemas.cli import main
+from softlabel_schemas.digest import seal
 from softlabel_schemas.targets import labels_digest
 from tests.support.datasets import SHARD_FORMATS, random_rows, write_dataset
 
@@ -151,6 +156,77 @@ def test_a_document_of_another_dataset_is_noticed(root: Path, tmp_path: Path, na
     result = verify(root)
     assert result.exit_code == 1
     assert name.removesuffix(".json") in result.stderr
+
+
+def test_an_utterance_in_two_shards_is_noticed(root: Path, tmp_path: Path) -> None:
+    rows = random_rows(num_rows=6)
+    shard_format = open_dataset(root).manifest.storage.shard_format
+    write_dataset(str(tmp_path / "twice"), shard_format=shard_format, num_shards=2, rows=[*rows, rows[0]])
+    result = verify(tmp_path / "twice")
+    assert result.exit_code == 1
+    assert "shard 1: utterance utt-ü0 is in an earlier shard too" in result.stderr
+
+
+def reverse_shards(body: Any) -> None:
+    body["shards"].reverse()
+
+
+FORGERIES: dict[str, tuple[Callable[[Any], object], str]] = {
+    "fingerprint": (lambda body: body.update(fingerprint="0" * 64), "the fingerprint is not that of the spec"),
+    "spec": (lambda body: body["spec"].update(num_classes=51), "the fingerprint is not that of the spec"),
+    "a shard too few": (lambda body: body["shards"].pop(), "1 shards are listed, the storage spec says 2"),
+    "shards out of order": (reverse_shards, "shard 0 should begin at row 0, found 1 at 3"),
+    "rows": (lambda body: body["storage"].update(num_rows=7), "shards cover 6 rows, the storage spec says 7"),
+    "utterances": (
+        lambda body: body["shards"][0].update(num_utterances=3),
+        "3 utterances and 1 skipped are not 3 rows",
+    ),
+    "no files": (lambda body: body["shards"][0].update(files=[]), "shards.0.files: Tuple should have at least 1 item"),
+    "a file elsewhere": (
+        lambda body: body["shards"][0]["files"][0].update(name="../../other"),
+        "shards.0.files.0.name: String should match pattern",
+    ),
+    "an absolute file": (
+        lambda body: body["shards"][0]["files"][0].update(name="/other"),
+        "shards.0.files.0.name: String should match pattern",
+    ),
+    "an unknown key": (lambda body: body.update(digest=""), "digest: unknown key 'digest'"),
+    "another version": (lambda body: body["spec"].update(format_version=2), "spec.format_version: Input should be 1"),
+    "another form": (lambda body: body["storage"].update(shard_seconds=3600), "not in their canonical form"),
+}
+
+
+def forge(root: Path, change: Callable[[Any], object]) -> None:
+    """Change the manifest and seal it again."""
+    path = root / "manifest.json"
+    body = json.loads(path.read_bytes())["body"]
+    change(body)
+    path.write_bytes(seal(body))
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_sealed_manifest_that_contradicts_itself_is_refused(root: Path, name: str) -> None:
+    change, message = FORGERIES[name]
+    forge(root, change)
+    with pytest.raises(IntegrityError, match=re.escape(message)):
+        open_dataset(root)
+    assert verify(root).exit_code == 1
+
+
+def test_a_sealed_manifest_that_contradicts_its_shards_is_noticed(root: Path) -> None:
+    forge(root, lambda body: body["shards"][1].update(num_frames=7))
+    with pytest.raises(IntegrityError, match=r"\(shard 1\): \(utterances, frames, entries\) are .*, its record says"):
+        open_dataset(root).read_shard(1)
+    result = verify(root)
+    assert result.exit_code == 1
+    assert "commits/000001.json does not match the manifest's record of shard 1" in result.stderr
+
+
+def test_a_sealed_manifest_with_another_content_digest_is_noticed(root: Path) -> None:
+    forge(root, lambda body: body.update(content_digest="0" * 64))
+    result = verify(root)
+    assert result.exit_code == 1
+    assert f"the manifest says {'0' * 64}" in result.stderr
 
 
 def test_verify_names_the_bad_shard_alone(root: Path) -> None:

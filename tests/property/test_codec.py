@@ -21,11 +21,17 @@ TEMPERATURES = (1.0, 2.0, 0.5)
 
 
 def make_codec(
-    *, lossy: bool, num_classes: int = NUM_CLASSES, temperatures: tuple[float, ...] = TEMPERATURES, wide: bool = False
+    *,
+    lossy: bool,
+    num_classes: int = NUM_CLASSES,
+    max_entries: int = NUM_CLASSES,
+    temperatures: tuple[float, ...] = TEMPERATURES,
+    wide: bool = False,
 ) -> PackedCodec:
     return PackedCodec(
         lossy=lossy,
         num_classes=num_classes,
+        max_entries=max_entries,
         temperatures=temperatures,
         count_dtype=np.dtype("<u2" if wide else "u1"),
         id_dtype=np.dtype("<u4" if wide else "<u2"),
@@ -67,7 +73,7 @@ def test_a_decoded_value_encodes_to_itself(targets: SoftTargets, lossy: bool) ->
 
 
 def test_every_u8_code_is_a_fixed_point() -> None:
-    codec = make_codec(lossy=True, num_classes=256, temperatures=(1.0,))
+    codec = make_codec(lossy=True, num_classes=256, max_entries=255, temperatures=(1.0,))
     # A frame for each tail code; the first two hold an entry for each log-probability code, 255 and 1.
     tail_codes = np.arange(65_536, dtype="<u2")
     streams = {
@@ -133,13 +139,19 @@ def test_integers_are_as_wide_as_the_spec_needs(
     np.testing.assert_array_equal(codec.decode(codec.encode(highest), 3).class_ids, highest.class_ids)
 
 
-def test_a_count_that_does_not_fit_raises() -> None:
+def test_more_entries_than_the_selection_allows_raise() -> None:
     targets = random_targets(np.random.default_rng(0), num_classes=600, max_entries=600, temperatures=TEMPERATURES)
-    codec = make_codec(lossy=True, num_classes=600)
-    with pytest.raises(ValueError, match=f"a frame has {targets.counts_T.max()} entries, the selection allows uint8"):
-        codec.encode(targets)
-    wide = make_codec(lossy=True, num_classes=600, wide=True)
-    assert_within_u8_bound(wide.decode(wide.encode(targets), targets.num_frames), targets)
+    highest = int(targets.counts_T.max())
+    assert highest > 255
+    codec = make_codec(lossy=True, num_classes=600, max_entries=highest, wide=True)
+    streams = codec.encode(targets)
+    assert_within_u8_bound(codec.decode(streams, targets.num_frames), targets)
+    narrower = replace(codec, max_entries=highest - 1)
+    message = f"a frame has {highest} entries, the selection allows {highest - 1}"
+    with pytest.raises(ValueError, match=message):
+        narrower.encode(targets)
+    with pytest.raises(ValueError, match=message):
+        narrower.decode(streams, targets.num_frames)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from softlabel_schemas.selection import (
     check_derivable,
     max_entries_per_frame,
     narrow,
+    prefix_lengths,
 )
 from tests.support.datasets import SPEC
 from tests.support.targets import random_log_posterior, ranking, targets_from_dense
@@ -93,6 +94,27 @@ def test_narrow_equals_selecting_from_the_posterior(
     assert found.counts_T.max() <= max_entries_per_frame(wanted, NUM_CLASSES)
 
 
+@pytest.mark.parametrize(
+    ("selection", "length"),
+    [
+        (TopK(k=3), 3),
+        (TopK(k=9), 4),
+        (Mass(mass=0.5, max_entries=9), 1),
+        (Mass(mass=0.75, max_entries=9), 2),
+        (Mass(mass=0.76, max_entries=9), 3),
+        (Mass(mass=1.0, max_entries=9), 4),
+        (Mass(mass=1.0, max_entries=2), 2),
+        (Threshold(min_prob=0.25, max_entries=9), 2),
+        (Threshold(min_prob=0.125, max_entries=9), 4),
+        (Threshold(min_prob=0.125, max_entries=3), 3),
+        (Threshold(min_prob=1.0, max_entries=9), 1),
+    ],
+)
+def test_prefix_lengths_at_the_boundaries(selection: AnySelection, length: int) -> None:
+    probs_TM = np.array([[0.5, 0.25, 0.125, 0.125, 0.0]])
+    assert prefix_lengths(selection, probs_TM).tolist() == [length]
+
+
 DERIVABLE = [
     (TopK(k=8), TopK(k=8)),
     (TopK(k=8), Mass(mass=1.0, max_entries=8)),
@@ -110,6 +132,11 @@ NOT_DERIVABLE = [
     (TopK(k=8), Mass(mass=0.1, max_entries=9), "at most 8 entries per frame were kept, 9 are asked for"),
     (TopK(k=8), TopK(k=2, keep_hard_label=True), "the hard label was not always kept"),
     (Mass(mass=0.9, max_entries=8), Mass(mass=0.95, max_entries=8), "mass 0.9 was kept, 0.95 is asked for"),
+    (
+        Mass(mass=0.9, max_entries=8, keep_hard_label=True),
+        Mass(mass=0.9, max_entries=8),
+        "a hard label kept beside the selection cannot be told from its last entry; keep hard labels",
+    ),
     (
         Mass(mass=0.9, max_entries=8),
         TopK(k=2),

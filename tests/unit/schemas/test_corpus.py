@@ -175,6 +175,27 @@ class TestManifest:
 
 
 class TestHardLabels:
+    @pytest.mark.parametrize("frame_shift", [None, b"0.0", b"nan", b"ten"])
+    def test_need_their_metadata(self, tmp_path: Path, frame_shift: bytes | None) -> None:
+        path = tmp_path / "c.parquet"
+        write_and_load(path)
+        table = pq.read_table(path)
+        metadata = {key: value for key, value in table.schema.metadata.items() if b"frame_shift" not in key}
+        if frame_shift is not None:
+            metadata[b"softlabels.hard_label_frame_shift_ms"] = frame_shift
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+        with pytest.raises(InputError, match=r"c.parquet (has hard labels, so|is not a corpus manifest)"):
+            load_corpus(path)
+
+    def test_a_null_among_them(self, tmp_path: Path) -> None:
+        path = tmp_path / "c.parquet"
+        write_and_load(path)
+        table = pq.read_table(path)
+        labels = pa.array([[0, None], None, None], pa.list_(pa.int32()))
+        pq.write_table(table.set_column(table.schema.get_field_index("hard_labels"), "hard_labels", labels), path)
+        with pytest.raises(InputError, match="a null among the hard labels; a frame without one has -1"):
+            load_corpus(path)
+
     def test_of_another_inventory(self, tmp_path: Path) -> None:
         corpus = write_and_load(tmp_path / "c.parquet")
         other = ClassInventory(names=("sil", "a", "c"))
@@ -316,7 +337,14 @@ class TestReading:
         (tmp_path / "u.wav").write_bytes(wav())
         (tmp_path / "u.npy").write_bytes(npy(FEATURES))
         row = Utterance(
-            utterance_id="u", audio="u.wav", features="u.npy", sample_rate=16_000, num_samples=16_000, split="train"
+            utterance_id="u",
+            audio="u.wav",
+            features="u.npy",
+            # Of the audio, where there are both.
+            sha256=hashlib.sha256(wav()).hexdigest(),
+            sample_rate=16_000,
+            num_samples=16_000,
+            split="train",
         )
         corpus = write_and_load(tmp_path / "c.parquet", (row,))
         found = UtteranceReader(corpus).features(corpus[0], [FBANK, STORED, Fbank(num_mel_bins=80, stack=3)])
@@ -324,7 +352,7 @@ class TestReading:
 
 
 REFUSALS: dict[str, tuple[Fbank | Precomputed, bytes | None, dict[str, Any], str]] = {
-    "a missing file": (FBANK, None, {}, "/utterance does not exist"),
+    "a missing file": (FBANK, None, {}, "utterance u1: utterance does not exist"),
     "no audio": (
         FBANK,
         None,

@@ -131,6 +131,11 @@ class TestSpec:
         assert len({spec.fingerprint() for spec in (SPEC, *specs)}) == len(changes) + 1
         assert DatasetSpec.model_validate(SPEC.model_dump(mode="json")).fingerprint() == SPEC.fingerprint()
 
+    def test_the_weights_of_the_teachers_add_up_to_one(self) -> None:
+        teachers = [{"name": name, "digest": "0" * 64, "weight": 0.4} for name in ("tdnn", "blstm")]
+        with pytest.raises(InputError, match=r"the teachers' weights add up to 0.8, expected 1"):
+            parse(DatasetSpec, SPEC.model_dump() | {"teachers": teachers}, where="spec")
+
     def test_another_format_version_is_refused(self) -> None:
         with pytest.raises(InputError, match="format_version: Input should be 1, found 2"):
             parse(DatasetSpec, SPEC.model_dump() | {"format_version": 2}, where="spec")

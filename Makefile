@@ -1,0 +1,40 @@
+# `make demo` and `make test` work in a fresh clone with nothing but Python 3.11+.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+DEMO_OUTPUT ?= demo-output
+SPEECHOCEAN762 ?= ../shared/data/speechocean762
+SPEECHOCEAN762_OUTPUT ?= speechocean762-output
+
+.PHONY: demo speechocean762 test lint format clean
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python deploy/local/demo.py $(DEMO_OUTPUT)
+
+speechocean762: $(VENV)/.installed-demo
+	$(BIN)/python deploy/local/speechocean762.py $(SPEECHOCEAN762) $(SPEECHOCEAN762_OUTPUT)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(DEMO_OUTPUT) .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable ".[$*]"
+	@touch $@

@@ -1,0 +1,281 @@
+"""Compare arms: soft labels against hard labels alone, paired by utterance, and what the labels cost to store.
+
+::
+
+    run folders, evaluations --> Arm --+--> Pair (bootstrap over utterances) --+
+    published datasets --------> LabelledData (bytes, kept mass, entropy) -----+--> Comparison -> table, JSON, report.html
+
+All numbers come from files that ``student-trainer train`` and ``student-trainer evaluate`` wrote; no model is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabel_schemas.cli import description
+from softlabel_schemas.command_line import progress
+from softlabel_schemas.dataset import open_dataset
+from softlabel_schemas.errors import InputError
+from student_trainer.arms import METRICS, Arm, Evaluation, Metric, load_arms, unlike_settings
+
+NUM_RESAMPLES = 10_000
+# Drawn at once: 4 M indices are 32 MB.
+_INDICES_AT_ONCE = 4_000_000
+
+COLUMNS = ("arm", "seeds", "parameters", "frame error %", "phone error %", "cross-entropy", "calibration error %")
+_DIGITS: dict[Metric, int] = {"frame_error_rate": 2, "phone_error_rate": 2, "cross_entropy": 3, "calibration_error": 2}
+UNKNOWN = "–"
+NO_PAIRS = "no arm with soft labels has a hard-only arm of the same model to be compared with"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """An arm with soft labels against one with hard labels alone and the same model.
+
+    Attributes:
+        difference: of the mean frame error rates, soft less hard, in points (percent of frames).
+        low, high: 95% interval of it over test utterances, points.
+        p_value: two-sided, that the difference is zero.
+        unlike: settings other than the soft labels that differ, with both values.
+    """
+
+    soft: Arm
+    hard: Arm
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    unlike: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledData:
+    """A published dataset: ``facts`` as ``softlabels describe`` gives them, and means over each utterance.
+
+    Attributes:
+        frames_N, kept_mass_N, entropy_N: of utterance n; entropy in nats.
+    """
+
+    url: str
+    facts: dict[str, Any]
+    frames_N: npt.NDArray[np.int64]
+    kept_mass_N: npt.NDArray[np.float32]
+    entropy_N: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    arms: tuple[Arm, ...]
+    pairs: tuple[Pair, ...]
+    datasets: tuple[LabelledData, ...]
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Any of them: splits, corpus and utterances are those of all."""
+        return self.arms[0].evaluations[0]
+
+    def dataset_of(self, arm: Arm) -> LabelledData | None:
+        """What the arm was trained with; of two datasets with the same labels, the first that was given."""
+        digest = arm.runs[0].dataset_digest if arm.runs else None
+        return next((data for data in self.datasets if data.facts["content_digest"] == digest), None)
+
+
+def compare(
+    runs: Sequence[str], evaluations: Sequence[str], datasets: Sequence[str], splits: Sequence[str]
+) -> Comparison:
+    """Read everything, refuse what cannot be compared, and test each pair.
+
+    Raises:
+        InputError: see :func:`~student_trainer.arms.load_arms`; or a dataset is not published or labels other classes.
+        IntegrityError: a dataset is damaged.
+    """
+    arms = load_arms(runs, evaluations, splits)
+    pairs = [_pair(soft, hard) for soft in arms if soft.is_soft for hard in arms if _same_model(soft, hard)]
+    inventory_digest = arms[0].evaluations[0].inventory_digest
+    labelled = [_load_dataset(url, inventory_digest) for url in dict.fromkeys(datasets)]
+    return Comparison(arms=tuple(arms), pairs=tuple(pairs), datasets=tuple(labelled))
+
+
+def paired_bootstrap(
+    errors_a_U: npt.NDArray[np.float64], errors_b_U: npt.NDArray[np.float64], frames_U: npt.NDArray[np.float64]
+) -> tuple[float, float, float, float]:
+    """Difference of two frame error rates (a less b) over the same utterances, by resampling utterances.
+
+    After Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation" (2004). The seed is
+    fixed: the same files give the same interval.
+
+    Returns:
+        difference, lower and upper end of its 95% percentile interval (points), two-sided p (at least 2 / 10,001).
+    """
+    differences_U = errors_a_U - errors_b_U
+    rng = np.random.default_rng(0)
+    num_utterances = len(frames_U)
+    rows = max(_INDICES_AT_ONCE // num_utterances, 1)
+    parts = []
+    for start in range(0, NUM_RESAMPLES, rows):
+        sample_RU = rng.integers(num_utterances, size=(min(rows, NUM_RESAMPLES - start), num_utterances))
+        parts.append(differences_U[sample_RU].sum(axis=1) / np.maximum(frames_U[sample_RU].sum(axis=1), 1))
+    resampled_R = 100 * np.concatenate(parts)
+    low, high = np.percentile(resampled_R, (2.5, 97.5))
+    beyond = min((resampled_R <= 0).sum(), (resampled_R >= 0).sum())
+    # Plus one: what was observed counts as a resample, and no finite number of them shows p = 0.
+    p_value = min(1.0, 2 * (1 + int(beyond)) / (NUM_RESAMPLES + 1))
+    return 100 * float(differences_U.sum() / max(frames_U.sum(), 1)), float(low), float(high), p_value
+
+
+def _same_model(soft: Arm, hard: Arm) -> bool:
+    """Architecture, its arguments and its front end: a model that hears something else is another model."""
+    if not hard.is_hard_only:
+        return False
+    of_soft, of_hard = soft.runs[0].config, hard.runs[0].config
+    return of_soft.model == of_hard.model and of_soft.front_end == of_hard.front_end
+
+
+def _pair(soft: Arm, hard: Arm) -> Pair:
+    frames_U = soft.evaluations[0].frames_U()
+    difference, low, high, p_value = paired_bootstrap(soft.frame_errors_U(), hard.frame_errors_U(), frames_U)
+    soft_setup, hard_setup = ({**arm.runs[0].setup(), "seeds": arm.seeds} for arm in (soft, hard))
+    # Less what makes the two arms what they are.
+    apart = ("name", "soft_labels", "dataset_digest")
+    unlike = [line for line in unlike_settings(soft_setup, hard_setup) if not line.startswith(apart)]
+    return Pair(soft=soft, hard=hard, difference=difference, low=low, high=high, p_value=p_value, unlike=tuple(unlike))
+
+
+def _load_dataset(url: str, inventory_digest: str) -> LabelledData:
+    dataset = open_dataset(url)
+    found = dataset.manifest.spec.inventory_digest
+    if found != inventory_digest:
+        raise InputError(
+            f"{url} does not label the classes of the runs: its class inventory has digest {found}, "
+            f"the evaluations' has {inventory_digest}"
+        )
+    if not dataset.manifest.num_frames:
+        raise InputError(f"{url} holds no labelled frames (every utterance was skipped)")
+    frames, kept_mass, entropy = [], [], []
+    with progress(f"read {url}", dataset.num_shards, "shards") as advance:
+        for index in range(dataset.num_shards):
+            shard = dataset.read_shard(index)
+            frames.append(np.diff(shard.frame_offsets))
+            kept_mass.append(shard.kept_mass)
+            entropy.append(shard.entropy)
+            advance(index + 1)
+    return LabelledData(
+        url=url,
+        facts=description(dataset),
+        frames_N=np.concatenate(frames),
+        kept_mass_N=np.concatenate(kept_mass),
+        entropy_N=np.concatenate(entropy),
+    )
+
+
+def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """The cells under ``COLUMNS``, one row for each arm."""
+    return [
+        (
+            arm.name,
+            str(len(arm.runs)) if arm.runs else UNKNOWN,
+            f"{arm.runs[0].num_parameters:,}" if arm.runs else UNKNOWN,
+            *(_format_spread(arm, metric) for metric in METRICS),
+        )
+        for arm in comparison.arms
+    ]
+
+
+def _format_spread(arm: Arm, metric: Metric) -> str:
+    """``34.10 ± 0.25``; ``34.10 ± –`` for a single seed, ``34.10`` for what was not trained here."""
+    spread, digits = arm.spread(metric), _DIGITS[metric]
+    if spread is None:
+        return UNKNOWN
+    deviation = UNKNOWN if spread.std is None else f"{spread.std:.{digits}f}"
+    return f"{spread.mean:.{digits}f} ± {deviation}" if arm.runs else f"{spread.mean:.{digits}f}"
+
+
+def pair_sentence(pair: Pair) -> str:
+    """What a pair shows, in words; ``no clear difference`` where the interval holds zero."""
+    size = f"{abs(pair.difference):.2f} points {'fewer' if pair.difference < 0 else 'more'} frame errors than"
+    what = f"no clear difference from {pair.hard.name}" if pair.low <= 0 <= pair.high else f"{size} {pair.hard.name}"
+    return f"{pair.soft.name}: {what} ({format_test(pair)})"
+
+
+def format_test(pair: Pair) -> str:
+    return f"{signed(pair.difference)}, 95% interval {signed(pair.low)} to {signed(pair.high)}, {format_p(pair)}"
+
+
+def format_p(pair: Pair) -> str:
+    return "p < 0.001" if pair.p_value < 0.001 else f"p = {pair.p_value:.3f}"
+
+
+def signed(points: float) -> str:
+    """Two decimals with a sign, a true minus."""
+    return f"{points:+.2f}".replace("-", "−")
+
+
+def warning(pair: Pair) -> str | None:
+    """What else than the soft labels could explain the difference."""
+    if not pair.unlike:
+        return None
+    return f"{pair.soft.name} and {pair.hard.name} were not trained alike: {'; '.join(pair.unlike)}"
+
+
+def text(comparison: Comparison) -> str:
+    """What ``student-trainer compare`` prints."""
+    marked = [
+        (f"{row[0]} *" if arm.kind == "ensemble" else row[0], *row[1:])
+        for arm, row in zip(comparison.arms, table_rows(comparison), strict=True)
+    ]
+    rows = [COLUMNS, *marked]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    rows.insert(1, tuple("-" * width for width in widths))
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]  # fmt: skip
+    if any(arm.kind == "ensemble" for arm in comparison.arms):
+        lines.append("* teacher ensemble, from its stored soft labels")
+    lines.append("")
+    lines += [pair_sentence(pair) for pair in comparison.pairs] or [NO_PAIRS]
+    lines += [f"warning: {line}" for line in map(warning, comparison.pairs) if line]
+    return "\n".join(lines)
+
+
+def results(comparison: Comparison) -> dict[str, Any]:
+    """All numbers, for ``--json``: rates in percent, cross-entropy in nats per frame, differences in points."""
+    first = comparison.evaluation
+    return {
+        "splits": list(first.splits),
+        "corpus_digest": first.corpus_digest,
+        "inventory_digest": first.inventory_digest,
+        "num_utterances": len(first.utterances),
+        "num_frames": int(first.frames_U().sum()),
+        "arms": [
+            {
+                "name": arm.name,
+                "kind": arm.kind,
+                "seeds": arm.seeds,
+                "num_parameters": arm.runs[0].num_parameters if arm.runs else None,
+                **{metric: _spread_json(arm, metric) for metric in METRICS},
+                "setup": arm.runs[0].setup() if arm.runs else None,
+            }
+            for arm in comparison.arms
+        ],
+        "pairs": [
+            {
+                **asdict(pair),
+                "soft": pair.soft.name,
+                "hard": pair.hard.name,
+                "unlike": list(pair.unlike),
+                "num_resamples": NUM_RESAMPLES,
+            }
+            for pair in comparison.pairs
+        ],
+        "datasets": [data.facts for data in comparison.datasets],
+    }
+
+
+def _spread_json(arm: Arm, metric: Metric) -> dict[str, Any] | None:
+    spread = arm.spread(metric)
+    return None if spread is None else {**asdict(spread), "values": arm.values(metric)}

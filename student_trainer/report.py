@@ -1,0 +1,274 @@
+"""report.html: one self-contained page of a comparison, deterministic, without scripts and without requests.
+
+Figures are inline SVG by matplotlib. Their text is left as text and their legends are HTML, so that both stay readable on a
+narrow screen, and a reader's own fonts are used. The page is ``templates/report.html.jinja``.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
+
+from student_trainer.arms import Arm, Run
+from student_trainer.compare import COLUMNS, NO_PAIRS, UNKNOWN, Comparison, LabelledData, format_p, pair_sentence
+from student_trainer.compare import signed, table_rows, warning
+
+# Each has a contrast of at least 4.5 on white; the shapes tell arms apart without colour.
+_COLOURS = ("#0b5cad", "#b3470b", "#1a7446", "#8a2f86", "#7a5c00", "#00707a", "#a81e3c", "#4a4a4a")
+# matplotlib's marker -> the same shape as an SVG path in a 12 x 12 box.
+_MARKERS = {
+    "o": "M6 2a4 4 0 1 0 .01 0z",
+    "s": "M2.5 2.5h7v7h-7z",
+    "^": "M6 1.5 10.5 10h-9z",
+    "D": "M6 1 11 6 6 11 1 6z",
+    "v": "M6 10.5 1.5 2h9z",
+    "P": "M4.3 1.5h3.4v2.8h2.8v3.4H7.7v2.8H4.3V7.7H1.5V4.3h2.8z",
+}
+_ENSEMBLE_COLOUR = "#1c1c1c"
+_STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e3e3",
+    "xtick.color": "#333333",
+    "ytick.color": "#333333",
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+}
+_SIZE_INCHES = (5.2, 3.5)
+_NUM_BINS = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """How an arm or a dataset looks in every figure and legend."""
+
+    label: str
+    colour: str
+    marker: str = ""
+    dashed: bool = False
+
+    @property
+    def path(self) -> str:
+        return _MARKERS.get(self.marker, "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """``svg`` is None where there is nothing to draw; ``caption`` then says why."""
+
+    title: str
+    svg: Markup | None
+    marks: Sequence[Mark]
+    caption: str
+
+
+def render(comparison: Comparison) -> str:
+    """The page."""
+    environment = Environment(
+        loader=PackageLoader("student_trainer"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    marks = {arm.name: _mark(arm, index) for index, arm in enumerate(comparison.arms)}
+    first = comparison.evaluation
+    return environment.get_template("report.html.jinja").render(
+        splits=", ".join(first.splits),
+        num_utterances=len(first.utterances),
+        num_frames=int(first.frames_U().sum()),
+        corpus_digest=first.corpus_digest,
+        columns=COLUMNS,
+        rows=list(zip(comparison.arms, table_rows(comparison), strict=True)),
+        pairs=comparison.pairs,
+        no_pairs=NO_PAIRS,
+        pair_sentence=pair_sentence,
+        signed=signed,
+        format_p=format_p,
+        warnings=[line for line in map(warning, comparison.pairs) if line],
+        setup_columns=list(_setup(comparison.arms[0].runs[0])) if comparison.arms[0].runs else [],
+        setups=[(arm.name, _setup(arm.runs[0])) for arm in comparison.arms if arm.runs],
+        datasets=comparison.datasets,
+        selection=_selection,
+        unknown=UNKNOWN,
+        plots=[
+            _learning_curves(comparison, marks),
+            _error_against_bytes(comparison, marks),
+            _histogram(comparison, "kept-mass", "Kept mass", "probability kept (mean of an utterance)", "kept_mass_N"),
+            _histogram(comparison, "entropy", "Entropy", "entropy, nats (mean of an utterance)", "entropy_N"),
+        ],
+    )
+
+
+def _mark(arm: Arm, index: int) -> Mark:
+    if arm.kind == "ensemble":
+        return Mark(label=arm.name, colour=_ENSEMBLE_COLOUR, dashed=True)
+    markers = tuple(_MARKERS)
+    return Mark(label=arm.name, colour=_COLOURS[index % len(_COLOURS)], marker=markers[index % len(markers)])
+
+
+def _setup(run: Run) -> dict[str, str]:
+    """What a reader needs to see that budgets are equal."""
+    config, soft = run.config, run.config.soft_labels
+    arguments = ", ".join(f"{name} {value}" for name, value in sorted(config.model.arguments.items()))
+    training = config.training
+    return {
+        "model": config.model.architecture + (f" ({arguments})" if arguments else ""),
+        "parameters": f"{run.num_parameters:,}",
+        "epochs": str(training.epochs),
+        "batch, s": f"{training.batch_seconds:g}",
+        "learning rate": f"{training.learning_rate:g}",
+        "soft weight": f"{soft.weight:g}" if soft else UNKNOWN,
+        "temperature": f"{soft.temperature:g}" if soft else UNKNOWN,
+        "tail": soft.tail if soft else UNKNOWN,
+        "heads": str(soft.num_heads) if soft else "1",
+        "selection": (_selection(soft.selection.model_dump()) if soft.selection else "as stored") if soft else UNKNOWN,
+        "dataset": run.dataset_digest[:12] if run.dataset_digest else UNKNOWN,
+    }
+
+
+def _selection(selection: dict[str, Any]) -> str:
+    """In words: ``mass 0.95, max entries 20, keep hard label``, ``top 20``."""
+    words = {"top" if name == "k" else name.replace("_", " "): value for name, value in selection.items()}
+    return ", ".join(
+        word if value is True else f"{word} {value:g}"
+        for word, value in words.items()
+        if word != "policy" and value is not False
+    )
+
+
+def _learning_curves(comparison: Comparison, marks: dict[str, Mark]) -> Plot:
+    title = "Learning curves"
+    curves: list[tuple[Mark, list[int], np.ndarray]] = []
+    for arm in comparison.arms:
+        epochs = [epoch.epoch for epoch in arm.runs[0].history] if arm.runs else []
+        errors = [[epoch.dev.frame_error_rate for epoch in run.history if epoch.dev] for run in arm.runs]
+        if epochs and all(len(seed) == len(epochs) for seed in errors):
+            curves.append((marks[arm.name], epochs, np.array(errors)))
+    if not curves:
+        return Plot(title=title, svg=None, marks=[], caption="No run was evaluated on dev splits while it trained.")
+
+    def draw(axes: Any) -> None:
+        for mark, epochs, errors_SE in curves:
+            axes.fill_between(epochs, errors_SE.min(axis=0), errors_SE.max(axis=0), color=mark.colour, alpha=0.15, lw=0)
+            axes.plot(epochs, errors_SE.mean(axis=0), color=mark.colour, marker=mark.marker, markersize=4)
+        axes.set(xlabel="epoch", ylabel="dev frame error, %")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+    last = [f"{mark.label} {errors.mean(axis=0)[0]:.1f} to {errors.mean(axis=0)[-1]:.1f}" for mark, _, errors in curves]
+    return Plot(
+        title=title,
+        svg=_svg("curves", title, f"Dev frame error in percent, first to last epoch: {'; '.join(last)}.", draw),
+        marks=[mark for mark, _, _ in curves],
+        caption="Frame error on the dev splits after each epoch: mean over seeds; the band spans all seeds.",
+    )
+
+
+def _error_against_bytes(comparison: Comparison, marks: dict[str, Mark]) -> Plot:
+    title = "Error against storage"
+    points = [(arm, data.facts["bytes_per_frame"]) for arm in comparison.arms if (data := comparison.dataset_of(arm))]
+    missing = [arm.name for arm in comparison.arms if arm.is_soft and not comparison.dataset_of(arm)]
+    hint = f"Not shown, for want of their dataset (give it with --dataset): {', '.join(missing)}." if missing else ""
+    if not points:
+        return Plot(title=title, svg=None, marks=[], caption=hint or "No arm was trained with soft labels.")
+    lines = [arm for arm in comparison.arms if not arm.is_soft]
+    limit = 1.2 * max(bytes_per_frame for _, bytes_per_frame in points)
+
+    def draw(axes: Any) -> None:
+        for arm in lines:
+            mark, found = marks[arm.name], arm.spread("frame_error_rate")
+            assert found is not None
+            style = {"linestyle": (0, (5, 3))} if arm.kind == "ensemble" else {"marker": mark.marker, "markevery": [1]}
+            axes.plot([0, limit], [found.mean] * 2, color=mark.colour, clip_on=False, **style)
+        for index, (arm, bytes_per_frame) in enumerate(points):
+            mark, found = marks[arm.name], arm.spread("frame_error_rate")
+            assert found is not None
+            # Arms that share a dataset stand side by side, 7 points of type apart.
+            shift = ScaledTranslation(7 / 72 * (index - (len(points) - 1) / 2), 0, axes.figure.dpi_scale_trans)
+            axes.errorbar(
+                bytes_per_frame, found.mean, yerr=found.std or None, color=mark.colour, marker=mark.marker,
+                markersize=7, capsize=3, linestyle="none", transform=axes.transData + shift,
+            )  # fmt: skip
+        axes.set(xlabel="bytes per frame", ylabel="frame error, %", xlim=(0, limit))
+
+    shown = [f"{arm.name} {_mean(arm):.2f} percent at {size:.1f} bytes per frame" for arm, size in points]
+    shown += [f"{arm.name} {_mean(arm):.2f} percent without stored labels" for arm in lines]
+    return Plot(
+        title=title,
+        svg=_svg("bytes", title, f"Frame error: {'; '.join(shown)}.", draw),
+        marks=[marks[arm.name] for arm in comparison.arms if arm.name not in missing],
+        caption="Points: arms with soft labels, at the size of their dataset (± standard deviation over seeds). "
+        "Solid lines: hard labels only. Dashed: the teacher ensemble. " + hint,
+    )
+
+
+def _mean(arm: Arm) -> float:
+    found = arm.spread("frame_error_rate")
+    assert found is not None
+    return found.mean
+
+
+def _histogram(comparison: Comparison, name: str, title: str, label: str, attribute: str) -> Plot:
+    if not comparison.datasets:
+        return Plot(title=title, svg=None, marks=[], caption="No dataset was given (--dataset).")
+    values = [getattr(data, attribute).astype(np.float64) for data in comparison.datasets]
+    ends = min(map(np.min, values)), max(map(np.max, values))
+    edges = np.linspace(*(ends if ends[0] < ends[1] else (ends[0] - 0.005, ends[1] + 0.005)), _NUM_BINS + 1)
+    marks = [Mark(label=data.url, colour=_COLOURS[i % len(_COLOURS)]) for i, data in enumerate(comparison.datasets)]
+
+    def draw(axes: Any) -> None:
+        for mark, data, values_N in zip(marks, comparison.datasets, values, strict=True):
+            shares = np.histogram(values_N, edges, weights=100 * data.frames_N / data.frames_N.sum())[0]
+            axes.stairs(shares, edges, fill=True, color=mark.colour, alpha=0.18)
+            axes.stairs(shares, edges, color=mark.colour, lw=1.6)
+        axes.set(xlabel=label, ylabel="share of frames, %")
+
+    means = [f"{data.url} {_weighted(data, attribute):.3f}" for data in comparison.datasets]
+    return Plot(
+        title=f"{title} of the stored labels",
+        svg=_svg(name, title, f"Mean over frames: {'; '.join(means)}.", draw),
+        marks=marks,
+        caption=f"Mean over all frames: {'; '.join(means)}.",
+    )
+
+
+def _weighted(data: LabelledData, attribute: str) -> float:
+    return float(np.average(getattr(data, attribute).astype(np.float64), weights=data.frames_N))
+
+
+def _svg(name: str, title: str, text: str, draw: Callable[[Any], None]) -> Markup:
+    """An SVG element whose ids begin with ``name``, so that several fit into one page."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context():
+        # A matplotlibrc of the reader's must not change the page.
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
+        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+        draw(figure.add_subplot())
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    tag, rest = svg.split(">", 1)
+    tag = re.sub(r' (width|height)="[^"]*"', "", tag)
+    head = f'{tag} role="img" aria-labelledby="{name}-title {name}-text">'
+    return Markup(  # noqa: S704 - matplotlib escapes its text, and ours is escaped here
+        f'{head}<title id="{name}-title">{escape(title)}</title><desc id="{name}-text">{escape(text)}</desc>{rest}'
+    )

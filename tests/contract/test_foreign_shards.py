@@ -1,0 +1,111 @@
+"""Files whose digests are right but whose writer was wrong, and the checksums inside the containers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from softlabel_schemas import IntegrityError
+from softlabel_schemas.codec import build_codec
+from softlabel_schemas.containers import CONTAINERS, Container
+from softlabel_schemas.shard import ShardColumns, decode_columns, encode_columns
+from softlabel_schemas.spec import DatasetSpec, ShardFormat
+from tests.support.datasets import SPEC, random_utterance
+
+
+def cut_elsewhere(columns: ShardColumns) -> ShardColumns:
+    """One class id more for the first utterance, one less for the second; their sum is right."""
+    data, offsets = columns.streams["class_ids"]
+    moved = offsets.copy()
+    moved[1] += 2
+    return replace(columns, streams=columns.streams | {"class_ids": (data, moved)})
+
+
+def with_class_id(columns: ShardColumns, class_id: int) -> ShardColumns:
+    data, offsets = columns.streams["class_ids"]
+    changed = class_id.to_bytes(2, "little") + bytes(data[2:])
+    return replace(columns, streams=columns.streams | {"class_ids": (memoryview(changed), offsets)})
+
+
+ONE_MOVED, MANY_MOVED = np.array([1, -1, 0], dtype=np.int32), np.array([-99, 99, 0], dtype=np.int32)
+FOREIGN: dict[str, tuple[Callable[[ShardColumns], ShardColumns], str]] = {
+    "a repeated id": (lambda c: replace(c, utterance_ids=("a", "b", "a")), "an utterance id is repeated"),
+    "entries": (
+        lambda c: replace(c, num_entries=c.num_entries + ONE_MOVED),
+        "num_entries does not match the stored counts",
+    ),
+    "frames": (lambda c: replace(c, num_frames=c.num_frames + ONE_MOVED), "num_entries does not match"),
+    "negative frames": (lambda c: replace(c, num_frames=c.num_frames + MANY_MOVED), "num_frames is negative"),
+    "another cut": (cut_elsewhere, "stream 'class_ids' is cut at other places than the utterances are"),
+    "no kept mass": (lambda c: replace(c, kept_mass=c.kept_mass * np.float32("nan")), "kept_mass is not finite"),
+    "no entropy": (lambda c: replace(c, entropy=c.entropy * np.float32("inf")), "entropy is not finite"),
+    "an invalid target": (lambda c: with_class_id(c, 50), "class id 50 found, but there are 50 classes"),
+}
+
+
+@pytest.fixture
+def spec(codec: str) -> DatasetSpec:
+    return SPEC.model_copy(update={"codec": codec})
+
+
+@pytest.fixture
+def columns(spec: DatasetSpec) -> ShardColumns:
+    rng = np.random.default_rng(0)
+    return encode_columns([random_utterance(rng, name, 20) for name in ("a", "b", "c")], build_codec(spec))
+
+
+@pytest.fixture
+def container(shard_format: ShardFormat) -> Container:
+    return CONTAINERS[shard_format]
+
+
+def decode(container: Container, files: dict[str, bytes], spec: DatasetSpec) -> None:
+    decode_columns(container.decode(files, where="here"), build_codec(spec), where="here")
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_broken_invariants_are_refused(
+    container: Container, spec: DatasetSpec, columns: ShardColumns, name: str
+) -> None:
+    change, message = FOREIGN[name]
+    decode(container, container.encode(columns), spec)
+    with pytest.raises(IntegrityError, match=f"^here: {message}"):
+        decode(container, container.encode(change(columns)), spec)
+
+
+def test_a_missing_file_is_refused(container: Container, spec: DatasetSpec, columns: ShardColumns) -> None:
+    files = container.encode(columns)
+    for name in files:
+        with pytest.raises(IntegrityError, match=r"^here: "):
+            decode(container, {other: data for other, data in files.items() if other != name}, spec)
+
+
+def test_an_unknown_file_is_refused(container: Container, spec: DatasetSpec, columns: ShardColumns) -> None:
+    with pytest.raises(IntegrityError, match=r"^here: .*more"):
+        decode(container, container.encode(columns) | {"more/c/0": b""}, spec)
+
+
+def test_the_container_has_checksums_of_its_own(container: Container, spec: DatasetSpec, columns: ShardColumns) -> None:
+    """For readers in other languages that have no digest at hand: any flip in a stream's payload is noticed."""
+    files = container.encode(columns)
+    name, start, stop = stored_class_ids(files)
+    # The first half may be page or frame header, some bits of which mean nothing.
+    for position in range((start + stop) // 2, stop):
+        damaged = bytearray(files[name])
+        damaged[position] ^= 1 << position % 8
+        with pytest.raises(IntegrityError):
+            decode(container, files | {name: bytes(damaged)}, spec)
+
+
+def stored_class_ids(files: dict[str, bytes]) -> tuple[str, int, int]:
+    """The file and the bytes of it that hold the stream of class ids."""
+    if "shard.parquet" not in files:
+        return "class_ids/c/0", 0, len(files["class_ids/c/0"])
+    metadata = pq.ParquetFile(io.BytesIO(files["shard.parquet"])).metadata
+    column = metadata.row_group(0).column(metadata.schema.names.index("class_ids"))
+    return "shard.parquet", column.data_page_offset, column.data_page_offset + column.total_compressed_size
