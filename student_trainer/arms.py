@@ -128,10 +128,17 @@ class Arm:
             return None
         return Spread(mean=float(np.mean(values)), std=float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
+    @property
+    def frame_error(self) -> Spread:
+        """Of the one metric that is always known, percent."""
+        spread = self.spread("frame_error_rate")
+        assert spread is not None
+        return spread
+
     def frame_errors_U(self) -> npt.NDArray[np.float64]:
         """Mean over seeds of each utterance's frame errors, [U]."""
         errors = [[utterance.frame_errors for utterance in e.utterances] for e in self.evaluations]
-        return np.mean(np.array(errors, dtype=np.float64), axis=0)
+        return np.asarray(np.mean(errors, axis=0), dtype=np.float64)
 
 
 def load_arms(runs: Sequence[str], evaluations: Sequence[str], splits: Sequence[str]) -> list[Arm]:
@@ -209,6 +216,8 @@ def _arm(name: str, seeds: Sequence[tuple[str, Run, Evaluation]]) -> Arm:
 def _evaluated(evaluation: Evaluation, path: Path, taken: set[str]) -> Arm:
     """A row of its own; where the name is taken, the file's stem tells them apart."""
     name = evaluation.name if evaluation.name not in taken else f"{evaluation.name} ({path.stem})"
+    if name in taken:
+        raise InputError(f"{path}: there is a result named '{name}' already; rename the file to tell them apart")
     return Arm(name=name, kind=evaluation.kind, evaluations=(evaluation,))
 
 
@@ -245,6 +254,8 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unlike_settings(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
-    """``name: left value, right value`` for each setting that differs."""
+    """``name: left value against right value`` for each setting that differs."""
     names = dict.fromkeys([*left, *right])
-    return [f"{name}: {left.get(name)}, {right.get(name)}" for name in names if left.get(name) != right.get(name)]
+    return [
+        f"{name}: {left.get(name)} against {right.get(name)}" for name in names if left.get(name) != right.get(name)
+    ]

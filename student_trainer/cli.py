@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from softlabel_schemas.command_line import CommandGroup
@@ -116,7 +118,7 @@ def compare(
     """
     from student_trainer.compare import compare as compare_runs
     from student_trainer.compare import results, text
-    from student_trainer.report import render
+    from student_trainer.report import render, write
 
     comparison = compare_runs(runs, evaluations, datasets, splits)
     click.echo(text(comparison))

@@ -195,19 +195,16 @@ def _format_spread(arm: Arm, metric: Metric) -> str:
     return f"{spread.mean:.{digits}f} ± {deviation}" if arm.runs else f"{spread.mean:.{digits}f}"
 
 
-def pair_sentence(pair: Pair) -> str:
-    """What a pair shows, in words; ``no clear difference`` where the interval holds zero."""
-    size = f"{abs(pair.difference):.2f} points {'fewer' if pair.difference < 0 else 'more'} frame errors than"
-    what = f"no clear difference from {pair.hard.name}" if pair.low <= 0 <= pair.high else f"{size} {pair.hard.name}"
-    return f"{pair.soft.name}: {what} ({format_test(pair)})"
-
-
-def format_test(pair: Pair) -> str:
-    return f"{signed(pair.difference)}, 95% interval {signed(pair.low)} to {signed(pair.high)}, {format_p(pair)}"
+def verdict(pair: Pair) -> str:
+    """What a pair shows, in words: no clear difference where the interval holds zero."""
+    if pair.low <= 0 <= pair.high:
+        return f"{pair.soft.name}: no clear difference from {pair.hard.name}"
+    what = "fewer" if pair.difference < 0 else "more"
+    return f"{pair.soft.name}: {abs(pair.difference):.2f} points {what} frame errors than {pair.hard.name}"
 
 
 def format_p(pair: Pair) -> str:
-    return "p < 0.001" if pair.p_value < 0.001 else f"p = {pair.p_value:.3f}"
+    return "< 0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
 
 
 def signed(points: float) -> str:
@@ -237,9 +234,14 @@ def text(comparison: Comparison) -> str:
     if any(arm.kind == "ensemble" for arm in comparison.arms):
         lines.append("* teacher ensemble, from its stored soft labels")
     lines.append("")
-    lines += [pair_sentence(pair) for pair in comparison.pairs] or [NO_PAIRS]
+    lines += [f"{verdict(pair)} ({_test(pair)})" for pair in comparison.pairs] or [NO_PAIRS]
     lines += [f"warning: {line}" for line in map(warning, comparison.pairs) if line]
     return "\n".join(lines)
+
+
+def _test(pair: Pair) -> str:
+    numbers = f"{signed(pair.difference)}, 95% interval {signed(pair.low)} to {signed(pair.high)}"
+    return f"{numbers}, p {format_p(pair) if pair.p_value < 0.001 else f'= {format_p(pair)}'}"
 
 
 def results(comparison: Comparison) -> dict[str, Any]:
@@ -264,9 +266,11 @@ def results(comparison: Comparison) -> dict[str, Any]:
         ],
         "pairs": [
             {
-                **asdict(pair),
                 "soft": pair.soft.name,
                 "hard": pair.hard.name,
+                "difference": pair.difference,
+                "interval": [pair.low, pair.high],
+                "p_value": pair.p_value,
                 "unlike": list(pair.unlike),
                 "num_resamples": NUM_RESAMPLES,
             }

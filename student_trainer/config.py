@@ -40,6 +40,12 @@ class SoftLabelConfig(StrictModel):
     num_heads: Literal[1, 2] = 1
     selection: Selection | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.weight == 1 and self.num_heads == 2:
+            raise ValueError("weight 1 with num_heads 2 leaves the hard head, which decodes, untrained")
+        return self
+
 
 class ModelConfig(StrictModel):
     """``architecture``: tdnn, blstm, conv_glu, conformer or ``package.module:factory``."""

@@ -129,7 +129,8 @@ class SoftLabels:
                     f"{len(labels)} of hard labels"
                 )
             if self.config.selection is not None:
-                targets = narrow(targets, self.config.selection, labels)
+                no_labels = np.full(targets.num_frames, NO_LABEL)
+                targets = narrow(targets, self.config.selection, no_labels if labels is None else labels)
             found.append(targets)
         return found
 

@@ -45,7 +45,7 @@ def export(run: str | Path, bundle: str | Path, *, name: str | None = None) -> T
         },
         front_end=config.front_end,
         inventory=inventory,
-        frame_shift_ms=config.front_end.output_frame_shift_ms,
+        frame_shift_ms=config.front_end.output_frame_shift_ms * getattr(model.encoder, "subsampling", 1),
     )
 
 

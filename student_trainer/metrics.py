@@ -49,11 +49,13 @@ class Metrics:
         bins = np.minimum((confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
         for row, values in enumerate((np.ones(len(labels)), top1 == labels, confidence)):
             self._bins[row] += np.bincount(bins, weights=values, minlength=NUM_BINS)
+        cross_entropy_sum = -float(posteriors.label_log_prob_T[valid].astype(np.float64).sum())
         record: dict[str, Any] = {
             "utterance_id": utterance_id,
             "frames": len(labels),
             "frame_errors": int((top1 != labels).sum()),
-            "cross_entropy_sum": -float(posteriors.label_log_prob_T[valid].astype(np.float64).sum()),
+            # JSON has no NaN.
+            "cross_entropy_sum": None if math.isnan(cross_entropy_sum) else cross_entropy_sum,
         }
         if self.inventory.phones:
             reference, found = self.phone_sequence(labels), self.phone_sequence(top1)
@@ -61,14 +63,14 @@ class Metrics:
         self.utterances.append(record)
 
     def phone_sequence(self, classes_T: npt.NDArray[np.integer]) -> list[int]:
-        """Phones of a frame sequence: runs joined, silence left out."""
+        """Phones of a frame sequence: runs joined, silence and frames of no class (-1) left out."""
         phones, phone_of_class = self.inventory.phone_ids()
-        sequence = phone_of_class[classes_T]
+        sequence = np.where(classes_T >= 0, phone_of_class[classes_T], -1)
         if len(sequence) == 0:
             return []
         starts = np.concatenate([[True], sequence[1:] != sequence[:-1]])
-        silence = [phones.index(phone) for phone in self.inventory.silence_phones]
-        return [int(phone) for phone in sequence[starts] if phone not in silence]
+        left_out = {-1, *(phones.index(phone) for phone in self.inventory.silence_phones)}
+        return [int(phone) for phone in sequence[starts] if int(phone) not in left_out]
 
     def summary(self) -> dict[str, Any]:
         """Rates in percent, cross-entropy in nats per frame (None where a label's probability is not known)."""
@@ -77,7 +79,7 @@ class Metrics:
             return float(sum(record[key] for record in self.utterances))
 
         frames = max(total("frames"), 1.0)
-        cross_entropy = total("cross_entropy_sum") / frames
+        unknown = any(record["cross_entropy_sum"] is None for record in self.utterances)
         counts, correct, confidence = self._bins
         return {
             "num_utterances": len(self.utterances),
@@ -86,6 +88,6 @@ class Metrics:
             "phone_error_rate": 100 * total("phone_errors") / max(total("phones"), 1.0)
             if self.inventory.phones
             else None,
-            "cross_entropy": None if math.isnan(cross_entropy) else cross_entropy,
+            "cross_entropy": None if unknown else total("cross_entropy_sum") / frames,
             "calibration_error": 100 * float(np.abs(correct - confidence).sum() / max(counts.sum(), 1.0)),
         }

@@ -60,6 +60,7 @@ class ConvGlu(nn.Module):
         self, num_features: int, hidden: int = 128, num_layers: int = 6, kernel_size: int = 5, dropout: float = 0.1
     ) -> None:
         super().__init__()
+        _check_odd(kernel_size)
         self.output_dim = hidden
         self.input = nn.Linear(num_features, hidden)
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(num_layers))
@@ -160,6 +161,9 @@ class Conformer(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        _check_odd(kernel_size)
+        if hidden % 2 or hidden % num_heads:
+            raise ValueError(f"hidden must be even and a multiple of num_heads, {num_heads}; found {hidden}")
         self.output_dim = hidden
         self.input = nn.Linear(num_features, hidden)
         self.blocks = nn.ModuleList(ConformerBlock(hidden, num_heads, kernel_size, dropout) for _ in range(num_layers))
@@ -171,6 +175,11 @@ class Conformer(nn.Module):
         for block in self.blocks:
             hidden = block(hidden, mask_BT)
         return hidden, lengths_B
+
+
+def _check_odd(kernel_size: int) -> None:
+    if kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd, found {kernel_size}")
 
 
 def _sinusoids(num_frames: int, size: int, like: Tensor) -> Tensor:
@@ -222,7 +231,7 @@ def build_acoustic_model(
     factory = ENCODERS.get(architecture) or _import_factory(architecture)
     try:
         encoder = factory(num_features=num_features, **arguments)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"model '{architecture}' cannot be built with {arguments}: {error}") from None
     if not isinstance(encoder, nn.Module) or not hasattr(encoder, "output_dim"):
         raise InputError(f"model '{architecture}': the factory must return a torch module with an 'output_dim'")

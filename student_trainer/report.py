@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -19,9 +20,20 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from student_trainer.arms import Arm, Run
-from student_trainer.compare import COLUMNS, NO_PAIRS, UNKNOWN, Comparison, LabelledData, format_p, pair_sentence
-from student_trainer.compare import signed, table_rows, warning
+from softlabel_schemas.object_store import ObjectStore
+from student_trainer.arms import Arm
+from student_trainer.compare import (
+    COLUMNS,
+    NO_PAIRS,
+    UNKNOWN,
+    Comparison,
+    LabelledData,
+    format_p,
+    signed,
+    table_rows,
+    verdict,
+    warning,
+)
 
 # Each has a contrast of at least 4.5 on white; the shapes tell arms apart without colour.
 _COLOURS = ("#0b5cad", "#b3470b", "#1a7446", "#8a2f86", "#7a5c00", "#00707a", "#a81e3c", "#4a4a4a")
@@ -38,7 +50,7 @@ _ENSEMBLE_COLOUR = "#1c1c1c"
 _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,
-    "font.size": 10.5,
+    "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#555555",
@@ -49,9 +61,8 @@ _STYLE = {
     "ytick.color": "#333333",
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
-    "legend.frameon": False,
 }
-_SIZE_INCHES = (5.2, 3.5)
+_SIZE_INCHES = (4.6, 3.15)
 _NUM_BINS = 40
 
 
@@ -89,6 +100,7 @@ def render(comparison: Comparison) -> str:
         lstrip_blocks=True,
     )
     marks = {arm.name: _mark(arm, index) for index, arm in enumerate(comparison.arms)}
+    setups = [(arm.name, _setup(arm)) for arm in comparison.arms if arm.runs]
     first = comparison.evaluation
     return environment.get_template("report.html.jinja").render(
         splits=", ".join(first.splits),
@@ -99,12 +111,12 @@ def render(comparison: Comparison) -> str:
         rows=list(zip(comparison.arms, table_rows(comparison), strict=True)),
         pairs=comparison.pairs,
         no_pairs=NO_PAIRS,
-        pair_sentence=pair_sentence,
+        verdict=verdict,
         signed=signed,
         format_p=format_p,
         warnings=[line for line in map(warning, comparison.pairs) if line],
-        setup_columns=list(_setup(comparison.arms[0].runs[0])) if comparison.arms[0].runs else [],
-        setups=[(arm.name, _setup(arm.runs[0])) for arm in comparison.arms if arm.runs],
+        setup_columns=list(setups[0][1]) if setups else [],
+        setups=setups,
         datasets=comparison.datasets,
         selection=_selection,
         unknown=UNKNOWN,
@@ -117,41 +129,51 @@ def render(comparison: Comparison) -> str:
     )
 
 
+def write(path: str, text: str) -> None:
+    """Write a file and rename it into place, so that a kill leaves the old or the new one."""
+    ObjectStore(Path(path).parent).put(Path(path).name, text.encode())
+
+
 def _mark(arm: Arm, index: int) -> Mark:
+    marker = tuple(_MARKERS)[index % len(_MARKERS)]
     if arm.kind == "ensemble":
-        return Mark(label=arm.name, colour=_ENSEMBLE_COLOUR, dashed=True)
-    markers = tuple(_MARKERS)
-    return Mark(label=arm.name, colour=_COLOURS[index % len(_COLOURS)], marker=markers[index % len(markers)])
+        return Mark(label=arm.name, colour=_ENSEMBLE_COLOUR, marker=marker, dashed=True)
+    return Mark(label=arm.name, colour=_COLOURS[index % len(_COLOURS)], marker=marker)
 
 
-def _setup(run: Run) -> dict[str, str]:
+def _setup(arm: Arm) -> dict[str, str]:
     """What a reader needs to see that budgets are equal."""
-    config, soft = run.config, run.config.soft_labels
-    arguments = ", ".join(f"{name} {value}" for name, value in sorted(config.model.arguments.items()))
-    training = config.training
-    return {
+    run, config = arm.runs[0], arm.runs[0].config
+    arguments, soft = _words(config.model.arguments), config.soft_labels
+    shown = {
         "model": config.model.architecture + (f" ({arguments})" if arguments else ""),
+        "seeds": ", ".join(map(str, arm.seeds)),
         "parameters": f"{run.num_parameters:,}",
-        "epochs": str(training.epochs),
-        "batch, s": f"{training.batch_seconds:g}",
-        "learning rate": f"{training.learning_rate:g}",
-        "soft weight": f"{soft.weight:g}" if soft else UNKNOWN,
-        "temperature": f"{soft.temperature:g}" if soft else UNKNOWN,
-        "tail": soft.tail if soft else UNKNOWN,
-        "heads": str(soft.num_heads) if soft else "1",
-        "selection": (_selection(soft.selection.model_dump()) if soft.selection else "as stored") if soft else UNKNOWN,
-        "dataset": run.dataset_digest[:12] if run.dataset_digest else UNKNOWN,
+        "epochs": str(config.training.epochs),
+        "batch,\u00a0s": f"{config.training.batch_seconds:g}",
+        "learning rate": f"{config.training.learning_rate:g}",
+    }
+    if soft is None:
+        return shown | dict.fromkeys(("soft loss", "selection", "dataset"), UNKNOWN)
+    loss = {"weight": soft.weight, "temperature": soft.temperature, "tail": soft.tail, "heads": soft.num_heads}
+    return shown | {
+        "soft loss": _words(loss),
+        "selection": _selection(soft.selection.model_dump()) if soft.selection else "as stored",
+        "dataset": (run.dataset_digest or UNKNOWN)[:12],
     }
 
 
 def _selection(selection: dict[str, Any]) -> str:
     """In words: ``mass 0.95, max entries 20, keep hard label``, ``top 20``."""
-    words = {"top" if name == "k" else name.replace("_", " "): value for name, value in selection.items()}
-    return ", ".join(
-        word if value is True else f"{word} {value:g}"
-        for word, value in words.items()
-        if word != "policy" and value is not False
-    )
+    kept = {name: value for name, value in selection.items() if name != "policy" and value is not False}
+    return _words({"top" if name == "k" else name.replace("_", " "): value for name, value in kept.items()})
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    """Names with their values, never broken between the two; a flag is its name alone."""
+    shown = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in settings.items()}
+    words = [name if settings[name] is True else f"{name} {value}" for name, value in shown.items()]
+    return ", ".join(word.replace(" ", "\u00a0") for word in words)
 
 
 def _learning_curves(comparison: Comparison, marks: dict[str, Mark]) -> Plot:
@@ -188,41 +210,43 @@ def _error_against_bytes(comparison: Comparison, marks: dict[str, Mark]) -> Plot
     hint = f"Not shown, for want of their dataset (give it with --dataset): {', '.join(missing)}." if missing else ""
     if not points:
         return Plot(title=title, svg=None, marks=[], caption=hint or "No arm was trained with soft labels.")
-    lines = [arm for arm in comparison.arms if not arm.is_soft]
+    lines = [arm for arm in comparison.arms if arm.is_hard_only or arm.kind == "ensemble"]
     limit = 1.2 * max(bytes_per_frame for _, bytes_per_frame in points)
 
     def draw(axes: Any) -> None:
         for arm in lines:
-            mark, found = marks[arm.name], arm.spread("frame_error_rate")
-            assert found is not None
-            style = {"linestyle": (0, (5, 3))} if arm.kind == "ensemble" else {"marker": mark.marker, "markevery": [1]}
-            axes.plot([0, limit], [found.mean] * 2, color=mark.colour, clip_on=False, **style)
+            mark, found = marks[arm.name], arm.frame_error
+            style = (0, (5, 3)) if mark.dashed else "solid"
+            axes.plot(
+                [0, limit],
+                [found.mean] * 2,
+                color=mark.colour,
+                linestyle=style,
+                marker=mark.marker,
+                markevery=[1],
+                clip_on=False,
+            )
         for index, (arm, bytes_per_frame) in enumerate(points):
-            mark, found = marks[arm.name], arm.spread("frame_error_rate")
-            assert found is not None
-            # Arms that share a dataset stand side by side, 7 points of type apart.
-            shift = ScaledTranslation(7 / 72 * (index - (len(points) - 1) / 2), 0, axes.figure.dpi_scale_trans)
+            mark, found = marks[arm.name], arm.frame_error
+            peers = [other for other, (_, size) in enumerate(points) if size == bytes_per_frame]
+            # 8 points of type apart.
+            right = 8 / 72 * (peers.index(index) - (len(peers) - 1) / 2)
+            shift = ScaledTranslation(right, 0, axes.figure.dpi_scale_trans)
             axes.errorbar(
                 bytes_per_frame, found.mean, yerr=found.std or None, color=mark.colour, marker=mark.marker,
-                markersize=7, capsize=3, linestyle="none", transform=axes.transData + shift,
+                markersize=6, capsize=4, linestyle="none", transform=axes.transData + shift,
             )  # fmt: skip
         axes.set(xlabel="bytes per frame", ylabel="frame error, %", xlim=(0, limit))
 
-    shown = [f"{arm.name} {_mean(arm):.2f} percent at {size:.1f} bytes per frame" for arm, size in points]
-    shown += [f"{arm.name} {_mean(arm):.2f} percent without stored labels" for arm in lines]
+    shown = [f"{arm.name} {arm.frame_error.mean:.2f} percent at {size:.1f} bytes per frame" for arm, size in points]
+    shown += [f"{arm.name} {arm.frame_error.mean:.2f} percent without stored labels" for arm in lines]
     return Plot(
         title=title,
         svg=_svg("bytes", title, f"Frame error: {'; '.join(shown)}.", draw),
-        marks=[marks[arm.name] for arm in comparison.arms if arm.name not in missing],
+        marks=[marks[arm.name] for arm in comparison.arms if arm in lines or comparison.dataset_of(arm)],
         caption="Points: arms with soft labels, at the size of their dataset (± standard deviation over seeds). "
-        "Solid lines: hard labels only. Dashed: the teacher ensemble. " + hint,
+        "Those of one dataset stand side by side. Solid lines: hard labels only. Dashed: the teacher ensemble. " + hint,
     )
-
-
-def _mean(arm: Arm) -> float:
-    found = arm.spread("frame_error_rate")
-    assert found is not None
-    return found.mean
 
 
 def _histogram(comparison: Comparison, name: str, title: str, label: str, attribute: str) -> Plot:

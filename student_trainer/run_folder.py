@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ CHECKPOINT = "checkpoint.pt"
 MODEL = "model.safetensors"
 INVENTORY = "inventory.json"
 TENSORBOARD = "tensorboard"
+_CHECKPOINT_KEYS = {"identity", "model", "optimizer", "progress"}
 
 
 class RunFolder:
@@ -66,7 +68,14 @@ class RunFolder:
         if not path.exists():
             return None
         try:
+            # torch.load does not compare the archive's checksums.
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            if set(state) != _CHECKPOINT_KEYS:
+                raise ValueError(f"it has the keys {sorted(state)}, expected {sorted(_CHECKPOINT_KEYS)}")
         except Exception as error:  # noqa: BLE001 - torch raises many types for a damaged file
             raise IntegrityError(f"{path} cannot be read ({error}); delete it to train from the start") from None
         return state

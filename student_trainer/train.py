@@ -25,7 +25,7 @@ from softlabel_schemas.errors import InputError
 from softlabel_schemas.inventory import ClassInventory
 from student_trainer.config import TrainConfig
 from student_trainer.data import Batch, Pool, SoftLabels, TrainingData, collate
-from student_trainer.evaluate import check_lengths, model_posteriors
+from student_trainer.evaluate import check_lengths, load_evaluation_corpus, model_posteriors
 from student_trainer.loss import hard_loss, soft_loss
 from student_trainer.metrics import Metrics
 from student_trainer.models import ENCODERS, AcousticModel
@@ -74,13 +74,12 @@ def train(config: TrainConfig) -> bool:
     at = _resume(folder, identity, model, optimizer)
     if at.epoch >= config.training.epochs:
         return False
-    folder.write_inventory(inventory)
-    trainer = _Trainer(config, folder, identity, model, optimizer, at)
     dev = None
     if config.corpus.dev_splits:
-        dev_corpus = corpus.select_splits(config.corpus.dev_splits)
-        check_hard_labels(dev_corpus, inventory, where=config.corpus.manifest)
+        dev_corpus = load_evaluation_corpus(config.corpus.manifest, config.corpus.dev_splits, inventory)
         dev = TrainingData(dev_corpus, config.front_end, None)
+    folder.write_inventory(inventory)
+    trainer = _Trainer(config, folder, identity, model, optimizer, at)
     trainer.run(TrainingData(train_corpus, config.front_end, soft_labels), dev, inventory)
     return True
 
@@ -97,6 +96,7 @@ class _Trainer:
     ) -> None:
         self.config, self.folder, self.identity = config, folder, identity
         self.model, self.optimizer, self.at = model, optimizer, at
+        self.last_checkpoint = time.monotonic()
 
     def run(self, data: TrainingData, dev: TrainingData | None, inventory: ClassInventory) -> None:
         settings, at = self.config.training, self.at
@@ -118,7 +118,7 @@ class _Trainer:
 
     def _train_pool(self, pool: Pool, advance: Callable[[float], None]) -> None:
         """The steps of one pool, less those done before the checkpoint that was resumed."""
-        at, last_checkpoint, started = self.at, time.monotonic(), time.monotonic()
+        at, started = self.at, time.monotonic()
         temperature = self.config.soft_labels.temperature if self.config.soft_labels else 1.0
         for step, rows in enumerate(pool.batches, start=pool.first_step):
             if step < at.step:
@@ -131,9 +131,8 @@ class _Trainer:
             now = time.monotonic()
             at.seconds, started = at.seconds + now - started, now
             advance(pool.epoch + at.step / pool.num_steps)
-            if now - last_checkpoint > 60 * self.config.training.checkpoint_minutes:
+            if now - self.last_checkpoint > 60 * self.config.training.checkpoint_minutes:
                 self._checkpoint()
-                last_checkpoint = now
 
     def _step(self, batch: Batch, epochs_done: float) -> dict[str, float]:
         config, soft = self.config, self.config.soft_labels
@@ -158,7 +157,7 @@ class _Trainer:
             loss = (1 - soft.weight) * hard + soft.weight * distillation
         if not torch.isfinite(loss):
             raise InputError(
-                f"the loss is {float(loss)} at epoch {self.at.epoch + 1}, step {self.at.step} "
+                f"the loss is {float(loss.detach())} at epoch {self.at.epoch + 1}, step {self.at.step} "
                 f"(utterances {', '.join(batch.utterance_ids[:3])}, ...); lower training.learning_rate or check the data"
             )
         self.optimizer.zero_grad(set_to_none=True)
@@ -183,15 +182,15 @@ class _Trainer:
             at.best_dev = min(at.best_dev, record["dev"]["frame_error_rate"])
         at.history.append(record)
         at.epoch, at.step, at.loss_sums, at.seconds = at.epoch + 1, 0, {}, 0.0
-        # Model first: killed between the two, the epoch is trained again to the same weights.
+        # Checkpoint last: killed before it, the epoch is trained again to the same files.
         if better:
             self.folder.write_model(self.model)
-        self._checkpoint()
         self.folder.write_json(RUN, {**self.identity, "history": at.history})
         _log_to_tensorboard(self.folder, at.history)
+        self._checkpoint()
 
     def _checkpoint(self) -> None:
-        at = self.at
+        at, self.last_checkpoint = self.at, time.monotonic()
         self.folder.write_checkpoint(
             {
                 "identity": self.identity,
@@ -247,8 +246,14 @@ def _resume(
                 f"{folder.path} holds a run with another {key} ({state['identity'][key]}, now {identity[key]}); "
                 "use another output folder or delete that one"
             )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        # The code of a user's own encoder is not part of the digest.
+        raise InputError(
+            f"{folder.path}: the checkpoint does not fit the model ({error}); use another output folder"
+        ) from None
     return Progress(**state["progress"])
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.export.passes import move_to_device_pass
 from torch.utils import _pytree as pytree
 
 from softlabel_schemas.errors import InputError
@@ -55,14 +56,15 @@ _IN_SPEC = pytree.treespec_dumps(pytree.tree_structure((_TWO, {})))
 _OUT_SPECS = tuple(pytree.treespec_dumps(pytree.tree_structure(outputs)) for outputs in (_TWO, list(_TWO)))
 
 
-def load_exported_program(data: bytes, *, where: str) -> torch.nn.Module:
-    """The program's module, in evaluation mode.
+def load_exported_program(data: bytes, *, where: str, device: str = "cpu") -> torch.nn.Module:
+    """The program's module on ``device``, in evaluation mode.
 
     Raises:
         InputError: not an exported program, or one with records that could run code; names the record.
     """
     try:
-        return torch.export.load(_checked_archive(data, where)).module()
+        # The device it was exported on stands in the graph too, where Module.to() does not reach.
+        return move_to_device_pass(torch.export.load(_checked_archive(data, where)), device).module()
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - of a damaged archive, torch's parsers may raise anything
@@ -92,6 +94,7 @@ def _checked_record(record: str, content: bytes, where: str) -> bytes:
             if payload["use_pickle"] or not re.fullmatch(r"(weight|tensor)_\d+", payload["path_name"]):
                 raise InputError(f"{where} asks for unpickling '{payload['path_name']}'; refused")
             _require(_ATTRIBUTE.fullmatch(name), name, "a plain name", where)
+        _check_graph(config, "", where)
         return json.dumps({"config": config}).encode()
     if record == _GRAPH:
         graph = json.loads(content)

@@ -54,7 +54,9 @@ def select(
     width = min(selection.cap, num_classes)
     # A stable sort of all classes would break ties by class id but costs ten times top-k; ties are put in order afterwards.
     log_probs_NK, ids_NK = _ranked(log_probs_NV, width)
-    kept_NK = _prefix(log_probs_NK.exp(), selection)
+    # In float64, as at read time: in float32 the running sum reaches the mass an entry early or late in one frame of 70,000,
+    # and in one of eight where probabilities are equal.
+    kept_NK = _prefix(log_probs_NK.double().exp(), selection)
     if selection.keep_hard_label:
         has_label_N = labels_N != NO_LABEL
         label_N1 = labels_N.clamp(min=0)[:, None]

@@ -26,6 +26,7 @@ class Teacher:
 
     Attributes:
         weight: normalised over the ensemble.
+        autocast: to bfloat16. The weights stay float32: an exported program has its types written into the graph.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Teacher:
     num_classes: int
     model: nn.Module
     device: torch.device
-    dtype: torch.dtype
+    autocast: bool
 
     def logits(self, features_BTD: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Logits float [B, T', V] on the teacher's device and lengths int64 [B].
@@ -42,9 +43,9 @@ class Teacher:
         Raises:
             InputError: the model does not give what a bundle promises; both shapes are named.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             logits_BTV, lengths_B = self.model(
-                features_BTD.to(self.device, self.dtype, non_blocking=True), lengths_B.to(self.device)
+                features_BTD.to(self.device, non_blocking=True), lengths_B.to(self.device)
             )
         expected = (features_BTD.shape[0], self.num_classes)
         if logits_BTV.ndim != 3 or (logits_BTV.shape[0], logits_BTV.shape[2]) != expected:
@@ -70,16 +71,15 @@ def load_teacher(config: TeacherConfig, *, weight: float, device: str, precision
         model.eval()
     else:
         # A module from torch.export is in evaluation mode already and refuses eval().
-        model = load_exported_program(data, where=f"{config.bundle}/{bundle.model.file}")
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        model = load_exported_program(data, where=f"{config.bundle}/{bundle.model.file}", device=device)
     return Teacher(
         name=bundle.name,
         weight=weight,
         front_end=bundle.front_end,
         num_classes=bundle.num_classes,
-        model=model.to(device=device, dtype=dtype),
+        model=model.to(device),
         device=torch.device(device),
-        dtype=dtype,
+        autocast=precision == "bfloat16",
     )
 
 

@@ -116,6 +116,8 @@ def commit_shard(
     folder = layout.shard_folder(shard_range.index, shard_digest(records))
     for name, data in sorted(files.items()):
         store.put(f"{folder}/{name}", data)
+    for subfolder in sorted({f"{folder}/{name}".rpartition("/")[0] for name in files}):
+        store.sync(subfolder)
     key = layout.commit_record(shard_range.index)
     if not store.put_if_absent(key, to_bytes(record)):
         return _read_commit(store.read(key), document, shard_range.index, where=store.describe(key))

@@ -89,9 +89,13 @@ class ObjectStore:
         if self._local:
             with _temporary_file(Path(self.path(key)), data) as temporary:
                 temporary.replace(self.path(key))
-            _sync_folder(Path(self.path(key)).parent)
         else:
             self._fs.pipe_file(self.path(key), data)
+
+    def sync(self, folder: str) -> None:
+        """Make the names that ``put`` gave within ``folder`` survive a power loss; object stores need no such step."""
+        if self._local:
+            _sync_folder(Path(self.path(folder)))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """True if this call created the object, False if it existed; never replaces.

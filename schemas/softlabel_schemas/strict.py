@@ -55,7 +55,9 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     location = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] != "extra_forbidden":
-        shown = "" if problem["type"] == "missing" else f", found {problem['input']!r:.80}"
+        # Our own messages say what was found where it is fit to be shown: a credential is not.
+        own = problem["type"] in ("missing", "value_error")
+        shown = "" if own else f", found {problem['input']!r:.80}"
         return f"{location}: {message}{shown}"
     key = str(problem["loc"][-1])
     if key in _known_keys(model):

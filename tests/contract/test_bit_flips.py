@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from softlabel_schemas import IntegrityError, open_dataset
 from softlabel_schemas.cli import main
-from softlabel_schemas.digest import seal
+from softlabel_schemas.digest import LabelHash, seal
 from softlabel_schemas.targets import labels_digest
 from tests.support.datasets import SHARD_FORMATS, random_rows, write_dataset
 
@@ -196,9 +196,8 @@ FORGERIES: dict[str, tuple[Callable[[Any], object], str]] = {
 }
 
 
-def forge(root: Path, change: Callable[[Any], object]) -> None:
-    """Change the manifest and seal it again."""
-    path = root / "manifest.json"
+def forge(path: Path, change: Callable[[Any], object]) -> None:
+    """Change a document and seal it again."""
     body = json.loads(path.read_bytes())["body"]
     change(body)
     path.write_bytes(seal(body))
@@ -207,14 +206,14 @@ def forge(root: Path, change: Callable[[Any], object]) -> None:
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_sealed_manifest_that_contradicts_itself_is_refused(root: Path, name: str) -> None:
     change, message = FORGERIES[name]
-    forge(root, change)
+    forge(root / "manifest.json", change)
     with pytest.raises(IntegrityError, match=re.escape(message)):
         open_dataset(root)
     assert verify(root).exit_code == 1
 
 
 def test_a_sealed_manifest_that_contradicts_its_shards_is_noticed(root: Path) -> None:
-    forge(root, lambda body: body["shards"][1].update(num_frames=7))
+    forge(root / "manifest.json", lambda body: body["shards"][1].update(num_frames=7))
     with pytest.raises(IntegrityError, match=r"\(shard 1\): \(utterances, frames, entries\) are .*, its record says"):
         open_dataset(root).read_shard(1)
     result = verify(root)
@@ -223,10 +222,25 @@ def test_a_sealed_manifest_that_contradicts_its_shards_is_noticed(root: Path) ->
 
 
 def test_a_sealed_manifest_with_another_content_digest_is_noticed(root: Path) -> None:
-    forge(root, lambda body: body.update(content_digest="0" * 64))
+    forge(root / "manifest.json", lambda body: body.update(content_digest="0" * 64))
     result = verify(root)
     assert result.exit_code == 1
     assert f"the manifest says {'0' * 64}" in result.stderr
+
+
+def test_a_sealed_commit_record_of_other_labels_is_noticed(root: Path) -> None:
+    forge(root / "commits" / "000001.json", lambda body: body.update(label_hash=LabelHash().to_base64()))
+    result = verify(root)
+    assert result.exit_code == 1
+    assert "shard 1: its labels are not those that were committed" in result.stderr
+
+
+def test_an_inventory_in_another_form_is_noticed(root: Path) -> None:
+    path = root / "inventory.json"
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert verify(root).exit_code == 1
+    with pytest.raises(IntegrityError, match="not the class inventory that the manifest names"):
+        read_everything(root)
 
 
 def test_verify_names_the_bad_shard_alone(root: Path) -> None:

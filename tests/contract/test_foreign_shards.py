@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from softlabel_schemas import IntegrityError
-from softlabel_schemas.codec import build_codec
+from softlabel_schemas.codec import STREAMS, build_codec
 from softlabel_schemas.containers import CONTAINERS, Container
 from softlabel_schemas.shard import ShardColumns, decode_columns, encode_columns
 from softlabel_schemas.spec import DatasetSpec, ShardFormat
@@ -88,6 +88,30 @@ def test_a_missing_file_is_refused(container: Container, spec: DatasetSpec, colu
 def test_an_unknown_file_is_refused(container: Container, spec: DatasetSpec, columns: ShardColumns) -> None:
     with pytest.raises(IntegrityError, match=r"^here: .*more"):
         decode(container, container.encode(columns) | {"more/c/0": b""}, spec)
+
+
+ARRAYS = ("utterance_id", "lengths", "num_frames", "num_entries", "kept_mass", "entropy", "agreement", *STREAMS)
+
+
+@pytest.mark.parametrize("array", ARRAYS)
+def test_a_zarr_array_of_another_shard_is_refused(spec: DatasetSpec, columns: ShardColumns, array: str) -> None:
+    container = CONTAINERS["zarr"]
+    rng = np.random.default_rng(1)
+    others = [random_utterance(rng, name, 15) for name in ("longer id", "d")]
+    other = container.encode(encode_columns(others, build_codec(spec)))
+    replaced = {name: data for name, data in other.items() if name.startswith(f"{array}/")}
+    assert len(replaced) == 2
+    with pytest.raises(IntegrityError, match=r"^here: "):
+        decode(container, container.encode(columns) | replaced, spec)
+
+
+def test_a_parquet_column_of_another_type_is_refused(spec: DatasetSpec, columns: ShardColumns) -> None:
+    container = CONTAINERS["parquet"]
+    table = pq.read_table(io.BytesIO(container.encode(columns)["shard.parquet"]))
+    sink = io.BytesIO()
+    pq.write_table(table.set_column(1, "num_frames", table["num_frames"].cast("int64")), sink)
+    with pytest.raises(IntegrityError, match=r"^here: columns are .*, expected those of FORMAT.md"):
+        decode(container, {"shard.parquet": sink.getvalue()}, spec)
 
 
 def test_the_container_has_checksums_of_its_own(container: Container, spec: DatasetSpec, columns: ShardColumns) -> None:

@@ -47,6 +47,7 @@ def test_read_many_keeps_the_order(store: ObjectStore) -> None:
 def test_leftovers_of_killed_writers_are_not_data(store: ObjectStore) -> None:
     store.put(f"commits/000000.json{TEMPORARY}1234", b"half")
     store.put("commits/000001.json", b"{}")
+    assert list(store.list("")) == ["commits/000001.json"]
     assert committed_shards(store) == {1}
 
 

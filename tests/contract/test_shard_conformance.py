@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -150,6 +152,16 @@ class TestWriting:
         container, codec = CONTAINERS[document.storage.shard_format], build_codec(document.spec)
         first, again = (container.encode(encode_columns(utterances, codec)) for _ in range(2))
         assert first == again
+
+    def test_parquet_stores_a_missing_agreement_as_null(self, new_url: NewUrl) -> None:
+        """As SQL engines need it: a mean over NaN would be NaN."""
+        written = write_dataset(new_url("memory"), shard_format="parquet", num_shards=1)
+        record = written.manifest.shards[0]
+        data = ObjectStore(written.url).read(f"{record.folder}/{record.files[0].name}")
+        stored = pq.read_table(io.BytesIO(data))["agreement"].to_pylist()
+        expected = [utterance.stats.agreement for utterance in written.utterances]
+        assert None in stored
+        assert stored == [None if math.isnan(value) else value for value in expected]
 
     def test_committing_twice_changes_nothing(self, store: ObjectStore, document: SpecDocument) -> None:
         begin(store, document, INVENTORY)

@@ -40,7 +40,7 @@ _SAMPLES_PER_FRAME = round(SAMPLE_RATE * FRAME_SHIFT_MS / 1000)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speech:
-    """A corpus on disk: 8 utterances of split train, 3 of dev, 3 of test; 10 to 30 frames each."""
+    """A corpus on disk: 20 utterances of split train, 3 of dev, 3 of test; 10 to 30 frames each."""
 
     folder: Path
     manifest: str
@@ -61,7 +61,7 @@ def write_speech(folder: Path, *, unlabelled: Sequence[str] = (), unlabelled_sha
     rng = np.random.default_rng(762)
     folder.mkdir(parents=True, exist_ok=True)
     utterances = []
-    for index, split in enumerate(["train"] * 8 + ["dev"] * 3 + ["test"] * 3):
+    for index, split in enumerate(["train"] * 20 + ["dev"] * 3 + ["test"] * 3):
         utterance_id = f"{split}-{index:02d}"
         runs = rng.integers(2, 6, rng.integers(5, 9))
         labels_T = np.repeat(rng.integers(0, INVENTORY.num_classes, len(runs)), runs).astype(np.int32)[:30]
@@ -85,9 +85,7 @@ def write_speech(folder: Path, *, unlabelled: Sequence[str] = (), unlabelled_sha
 def save_corpus(folder: Path, utterances: Sequence[Utterance], *, frame_shift_ms: float = FRAME_SHIFT_MS) -> Speech:
     """Write the manifest and the inventory; the utterances' files are there already."""
     (folder / "inventory.json").write_bytes(INVENTORY.to_json())
-    write_corpus(
-        folder / "corpus.parquet", utterances, inventory=INVENTORY, hard_label_frame_shift_ms=frame_shift_ms
-    )
+    write_corpus(folder / "corpus.parquet", utterances, inventory=INVENTORY, hard_label_frame_shift_ms=frame_shift_ms)
     return Speech(
         folder=folder,
         manifest=str(folder / "corpus.parquet"),

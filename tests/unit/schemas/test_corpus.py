@@ -217,6 +217,12 @@ class TestHardLabels:
 
 
 class TestDigest:
+    def test_is_that_of_format_version_1(self, tmp_path: Path) -> None:
+        """A changed value would make every published dataset one of another corpus."""
+        assert write_and_load(tmp_path / "c.parquet").digest == (
+            "8210b8fff2432d5733915c7a77e230dd99994d452cc2536936fde17dcbf0864b"
+        )
+
     def test_is_free_of_locations_texts_and_splits(self, tmp_path: Path) -> None:
         elsewhere = [
             replace(utterance, audio=f"/other/{index}.flac", text="other", speaker="other", split="other")

@@ -48,7 +48,13 @@ def as_float64(targets: SparseTargets) -> SparseTargets:
 
 
 def dense_loss(
-    logits_NV: Tensor, probs_NV: Tensor, kept_NV: Tensor, tail_N: Tensor, labels_N: Tensor, temperature: float, tail: str
+    logits_NV: Tensor,
+    probs_NV: Tensor,
+    kept_NV: Tensor,
+    tail_N: Tensor,
+    labels_N: Tensor,
+    temperature: float,
+    tail: str,
 ) -> Tensor:
     """The definition, frame by frame, with a target over all classes. ``probs_NV`` is 0 where nothing is kept."""
     num_classes = logits_NV.shape[1]
@@ -232,9 +238,7 @@ class TestTail:
             "uniform": kept - 0.15 * math.log(0.2) - 0.15 * math.log(0.1),
         }
         for tail in TAIL_MODES:
-            loss = soft_loss(
-                student.log()[None], targets, temperature=1.0, tail=tail, labels_N=torch.tensor([3])
-            )
+            loss = soft_loss(student.log()[None], targets, temperature=1.0, tail=tail, labels_N=torch.tensor([3]))
             assert float(loss) == pytest.approx(expected[tail], abs=1e-6), tail
 
 

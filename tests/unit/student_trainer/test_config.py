@@ -1,0 +1,173 @@
+"""TRAIN.toml: what is refused and how, where paths lead, and what the digest covers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from softlabel_schemas import InputError
+from softlabel_schemas.front_end import Fbank
+from softlabel_schemas.selection import Mass
+from student_trainer.cli import main
+from student_trainer.config import TrainConfig, load_config
+
+SHORTEST = """
+name = "student"
+output = "runs/student"
+
+[corpus]
+manifest = "corpus.parquet"
+inventory = "inventory.json"
+"""
+LONG = (
+    SHORTEST
+    + """
+train_splits = ["train", "extra"]
+dev_splits = []
+
+[soft_labels]
+url = "labels"
+weight = 0.7
+temperature = 2.0
+tail = "to_hard_label"
+num_heads = 2
+selection = { policy = "mass", mass = 0.9, max_entries = 8 }
+
+[front_end]
+kind = "fbank"
+stack = 2
+
+[model]
+architecture = "conformer"
+arguments = { hidden = 64 }
+
+[training]
+epochs = 3
+"""
+)
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "train.toml"
+    path.write_text(text)
+    return path
+
+
+class TestLoad:
+    def test_defaults(self, tmp_path: Path) -> None:
+        config = load_config(write(tmp_path, SHORTEST))
+        assert config.soft_labels is None
+        assert (config.seed, config.corpus.train_splits, config.corpus.dev_splits) == (0, ("train",), ("dev",))
+        assert config.front_end == Fbank(stack=3)
+        assert config.front_end.output_frame_shift_ms == 30.0
+        assert (config.model.architecture, config.model.arguments) == ("tdnn", {})
+        training = config.training
+        assert (training.epochs, training.batch_seconds, training.pool_seconds) == (12, 60.0, 36_000.0)
+        assert (training.learning_rate, training.warmup, training.num_threads) == (2e-3, 0.1, None)
+
+    def test_every_table(self, tmp_path: Path) -> None:
+        config = load_config(write(tmp_path, LONG))
+        soft = config.soft_labels
+        assert soft is not None
+        assert (soft.weight, soft.temperature, soft.tail, soft.num_heads) == (0.7, 2.0, "to_hard_label", 2)
+        assert soft.selection == Mass(mass=0.9, max_entries=8)
+        assert config.corpus.train_splits == ("train", "extra")
+        assert config.corpus.dev_splits == ()
+        assert config.model.arguments == {"hidden": 64}
+
+    def test_paths_are_relative_to_the_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = tmp_path / "experiment"
+        folder.mkdir()
+        write(folder, LONG)
+        monkeypatch.chdir(tmp_path)
+        config = load_config("experiment/train.toml")
+        assert config.output == str(folder / "runs/student")
+        assert config.corpus.manifest == str(folder / "corpus.parquet")
+        assert config.corpus.inventory == str(folder / "inventory.json")
+        assert config.soft_labels is not None
+        assert config.soft_labels.url == str(folder / "labels")
+
+    def test_absolute_paths_and_urls_stay(self, tmp_path: Path) -> None:
+        text = LONG.replace('"labels"', '"s3://bucket/labels"').replace('"corpus.parquet"', '"/data/corpus.parquet"')
+        config = load_config(write(tmp_path, text))
+        assert config.corpus.manifest == "/data/corpus.parquet"
+        assert config.soft_labels is not None
+        assert config.soft_labels.url == "s3://bucket/labels"
+
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            ("epochs = 3", "epoch = 3", "training.epoch: unknown key 'epoch'; did you mean 'epochs'?"),
+            ("weight = 0.7", "wieght = 0.7", "soft_labels.wieght: unknown key 'wieght'; did you mean 'weight'?"),
+            ("epochs = 3", "epochs = 0", "training.epochs: "),
+            ("weight = 0.7", "weight = 1.1", "soft_labels.weight: "),
+            ("weight = 0.7", "weight = 0.0", "soft_labels.weight: "),
+            ("num_heads = 2", "num_heads = 3", "soft_labels.num_heads: "),
+            ('"to_hard_label"', '"drop"', "soft_labels.tail: "),
+            ('name = "student"', 'name = "a/b"', "name must be a plain, non-empty name"),
+            ("max_entries = 8", "max_entries = 0", "max_entries: "),
+            ('"mass", mass', '"best", mass', "'best'"),
+            ('["train", "extra"]', "[]", "corpus.train_splits: "),
+            ("weight = 0.7", "weight = 1.0", "leaves the hard head, which decodes, untrained"),
+        ],
+    )
+    def test_what_is_refused(self, tmp_path: Path, old: str, new: str, message: str) -> None:
+        assert old in LONG
+        with pytest.raises(InputError, match=r"train\.toml is not valid") as error:
+            load_config(write(tmp_path, LONG.replace(old, new)))
+        assert message in str(error.value)
+
+
+class TestDigest:
+    def test_only_the_output_folder_is_left_out(self, tmp_path: Path) -> None:
+        config = load_config(write(tmp_path, LONG))
+        assert config.model_copy(update={"output": "elsewhere"}).digest() == config.digest()
+        replacements = {
+            'name = "student"': 'name = "other"',
+            'output = "runs/student"': 'output = "runs/student"\nseed = 1',
+            '"corpus.parquet"': '"other.parquet"',
+            '"inventory.json"': '"other.json"',
+            '["train", "extra"]': '["train"]',
+            "dev_splits = []": 'dev_splits = ["dev"]',
+            '"labels"': '"others"',
+            "weight = 0.7": "weight = 0.6",
+            "temperature = 2.0": "temperature = 4.0",
+            '"to_hard_label"': '"uniform"',
+            "num_heads = 2": "num_heads = 1",
+            "max_entries = 8": "max_entries = 9",
+            "stack = 2": "stack = 1",
+            '"conformer"': '"tdnn"',
+            "hidden = 64": "hidden = 65",
+            "epochs = 3": "epochs = 4",
+        }
+        assert all(old in LONG for old in replacements)
+        others = [load_config(write(tmp_path, LONG.replace(*pair))).digest() for pair in replacements.items()]
+        assert len({config.digest(), *others}) == len(replacements) + 1
+
+    def test_it_survives_the_run_folder(self, tmp_path: Path) -> None:
+        config = load_config(write(tmp_path, LONG))
+        assert TrainConfig.model_validate(config.model_dump(mode="json")).digest() == config.digest()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "missing.toml does not exist"),
+        ("name = ", "missing.toml is not valid TOML"),
+        (SHORTEST + 'dev_split = ["dev"]', "did you mean 'dev_splits'?"),
+        (SHORTEST, "class inventory {folder}/inventory.json does not exist"),
+    ],
+)
+def test_train_with_bad_input_exits_with_2_and_one_message(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "missing.toml"
+    if content is not None:
+        path.write_text(content)
+    result = CliRunner().invoke(main, ["train", str(path)])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert message.format(folder=tmp_path) in result.stderr
+    assert "Traceback" not in result.stderr
+    assert isinstance(result.exception, SystemExit)

@@ -1,0 +1,126 @@
+"""A student as a teacher: the bundle's logits are the run's, at every batch and time size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from softlabel_schemas import InputError
+from softlabel_schemas.bundle import BundleReader, ExportedProgram, Factory, TeacherBundle
+from student_trainer.cli import main
+from student_trainer.export import export
+from student_trainer.models import AcousticModel
+from student_trainer.run_folder import RUN, RunFolder, build_model
+from teacher_service.config import TeacherConfig
+from teacher_service.teacher import load_teacher
+from tests.support.speech import FRONT_END, INVENTORY, Speech, save_corpus, train_config, write_speech
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "tdnn": {"hidden": 16, "num_layers": 3},
+    "conv_glu": {"hidden": 16, "num_layers": 2},
+    "conformer": {"hidden": 16, "num_layers": 1, "num_heads": 2, "kernel_size": 5},
+    "blstm": {"hidden": 8},
+    "tests.support.speech:pair_encoder": {"hidden": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Speech:
+    speech = write_speech(tmp_path_factory.mktemp("export"))
+    return save_corpus(speech.folder, speech.utterances)
+
+
+def write_run(speech: Speech, path: Path, architecture: str, **changes: Any) -> AcousticModel:
+    """A run with a model that was never trained, in evaluation mode."""
+    config = train_config(
+        speech, path, model={"architecture": architecture, "arguments": ARCHITECTURES[architecture]}, **changes
+    )
+    torch.manual_seed(1)
+    model = build_model(config, INVENTORY)
+    folder = RunFolder(path)
+    folder.write_json(RUN, {"config": config.model_dump(mode="json"), "history": []})
+    folder.write_inventory(INVENTORY)
+    folder.write_model(model)
+    return model.eval()
+
+
+def assert_same_logits(bundle: Path, model: AcousticModel) -> None:
+    teacher = load_teacher(TeacherConfig(bundle=str(bundle)), weight=1.0, device="cpu", precision="float32")
+    torch.manual_seed(2)
+    # torch.export traced 2 utterances of 32 frames.
+    for batch, frames in ((1, 1), (1, 47), (5, 2), (3, 100)):
+        features_BTD = torch.randn(batch, frames, FRONT_END.num_features)
+        lengths_B = torch.randint(1, frames + 1, (batch,))
+        lengths_B[0] = frames
+        with torch.no_grad():
+            expected_BTV, expected_lengths_B = model(features_BTD, lengths_B)
+        found_BTV, found_lengths_B = teacher.logits(features_BTD, lengths_B)
+        torch.testing.assert_close(found_BTV, expected_BTV, atol=1e-5, rtol=0)
+        assert torch.equal(found_lengths_B, expected_lengths_B)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_bundle_gives_the_logits_of_the_run(speech: Speech, tmp_path: Path, architecture: str) -> None:
+    model = write_run(speech, tmp_path / "run", architecture)
+    description = export(tmp_path / "run", tmp_path / "bundle")
+    traced = architecture in ("tdnn", "conv_glu", "conformer")
+    assert isinstance(description.model, ExportedProgram if traced else Factory)
+    assert_same_logits(tmp_path / "bundle", model)
+
+
+class TestDescription:
+    def test_is_read_back(self, speech: Speech, tmp_path: Path) -> None:
+        write_run(speech, tmp_path / "run", "blstm")
+        description = export(tmp_path / "run", tmp_path / "bundle", name="teacher-1")
+        reader = BundleReader(tmp_path / "bundle")
+        assert reader.description == description
+        assert reader.inventory == INVENTORY
+        assert len(reader.read_model()) > 0
+        assert TeacherBundle.model_validate_json((tmp_path / "bundle/teacher.json").read_bytes()) == description
+        assert (description.name, description.num_classes) == ("teacher-1", 6)
+        assert description.front_end == FRONT_END
+        assert description.frame_shift_ms == 30.0
+        assert isinstance(description.model, Factory)
+        assert description.model.factory == "student_trainer.models:build_acoustic_model"
+
+    def test_an_encoder_that_drops_frames_has_a_longer_frame_shift(self, speech: Speech, tmp_path: Path) -> None:
+        write_run(speech, tmp_path / "run", "tests.support.speech:pair_encoder")
+        assert export(tmp_path / "run", tmp_path / "bundle").frame_shift_ms == 60.0
+
+
+@pytest.mark.parametrize("architecture", ["tdnn", "blstm"])
+def test_of_two_heads_the_hard_one_goes_along(speech: Speech, tmp_path: Path, architecture: str) -> None:
+    model = write_run(speech, tmp_path / "run", architecture, url="labels", soft_labels__num_heads=2)
+    hard, soft = model.heads
+    assert not torch.equal(hard.weight, soft.weight)
+    export(tmp_path / "run", tmp_path / "bundle")
+    assert_same_logits(tmp_path / "bundle", model)
+    teacher = load_teacher(
+        TeacherConfig(bundle=str(tmp_path / "bundle")), weight=1.0, device="cpu", precision="float32"
+    )
+    heads = {name for name in teacher.model.state_dict() if name.startswith("heads")}
+    assert heads == {"heads.0.weight", "heads.0.bias"}
+
+
+class TestCommand:
+    def test_prints_what_it_wrote(self, speech: Speech, tmp_path: Path) -> None:
+        write_run(speech, tmp_path / "run", "blstm")
+        bundle = str(tmp_path / "bundle")
+        result = CliRunner().invoke(main, ["export", str(tmp_path / "run"), bundle])
+        assert result.exit_code == 0, result.output
+        digest = BundleReader(bundle).description.digest()
+        assert result.stdout == f"{bundle}: student, 6 classes, digest {digest}\n"
+
+    def test_without_a_trained_model(self, speech: Speech, tmp_path: Path) -> None:
+        write_run(speech, tmp_path / "run", "blstm")
+        (tmp_path / "run/model.safetensors").unlink()
+        with pytest.raises(InputError, match="holds no trained model yet"):
+            export(tmp_path / "run", tmp_path / "bundle")
+        result = CliRunner().invoke(main, ["export", str(tmp_path / "nothing"), str(tmp_path / "bundle")])
+        assert result.exit_code == 2
+        assert "is not a training run" in result.stderr
+        assert not (tmp_path / "bundle").exists()

@@ -1,0 +1,177 @@
+"""A job made ready: what does not fit is found before any work, and both values are named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from softlabel_schemas import ClassInventory, InputError
+from softlabel_schemas.bundle import BundleReader
+from softlabel_schemas.manifest import SkippedUtterance
+from softlabel_schemas.selection import TopK
+from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
+from teacher_service.config import TeacherConfig
+from teacher_service.job import PreparedJob, missing_shards, prepare, publish_job
+from tests.support.datasets import commit_rows
+from tests.support.targets import random_targets
+from tests.support.teachers import INVENTORY, LINEAR_FACTORY, Sounds, make_job, write_linear_teacher, write_sounds
+
+OTHER = ClassInventory(names=(*INVENTORY.names[:-1], "other"))
+SECONDS = [0.5, 0.4, 0.6, 0.5, 0.7, 0.5]
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Sounds:
+    return write_sounds(tmp_path_factory.mktemp("sounds"), SECONDS)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherConfig:
+    return write_linear_teacher(tmp_path_factory.mktemp("bundles") / "linear")
+
+
+def test_what_a_job_is_a_function_of(sounds: Sounds, teacher: TeacherConfig, tmp_path: Path) -> None:
+    heavy = teacher.model_copy(update={"weight": 3.0})
+    job = prepare(make_job(sounds.manifest, [teacher, heavy], tmp_path / "labels", destination__shard_seconds=1.0))
+    spec, storage = job.document.spec, job.document.storage
+    assert [member.weight for member in spec.teachers] == [0.25, 0.75]
+    assert {member.digest for member in spec.teachers} == {BundleReader(teacher.bundle).description.digest()}
+    assert (spec.num_classes, spec.frame_shift_ms, spec.inventory_digest) == (12, 10.0, INVENTORY.digest())
+    assert job.inventory == INVENTORY
+    assert [(r.index, r.first_row, r.num_rows) for r in job.plan] == [(0, 0, 3), (1, 3, 1), (2, 4, 2)]
+    assert job.seconds_of_shard == pytest.approx([1.5, 0.5, 1.2])
+    assert (storage.num_shards, storage.num_rows, storage.shard_format) == (3, 6, "parquet")
+    assert not (tmp_path / "labels").exists()
+
+
+def test_splits_are_selected(sounds: Sounds, teacher: TeacherConfig, tmp_path: Path) -> None:
+    job = prepare(make_job(sounds.manifest, [teacher], tmp_path / "labels", corpus__splits=["test"]))
+    assert job.document.storage.num_rows == 1
+    message = "the corpus has no split dev; it has test, train"
+    with pytest.raises(InputError, match=re.escape(message)):
+        prepare(make_job(sounds.manifest, [teacher], tmp_path / "labels", corpus__splits=["train", "dev"]))
+
+
+def check_refused(message: str, manifest: str, teachers: Sequence[TeacherConfig], folder: Path) -> None:
+    """``message`` is literal text."""
+    with pytest.raises(InputError, match=re.escape(message)):
+        prepare(make_job(manifest, teachers, folder / "labels"))
+    assert not (folder / "labels").exists()
+
+
+def test_teachers_of_different_inventories(sounds: Sounds, teacher: TeacherConfig, tmp_path: Path) -> None:
+    other = write_linear_teacher(tmp_path / "other", inventory=OTHER)
+    message = (
+        f"class inventories differ: {teacher.bundle} has 12 classes (digest {INVENTORY.digest()[:12]}), "
+        f"{other.bundle} has 12 (digest {OTHER.digest()[:12]})"
+    )
+    check_refused(message, sounds.manifest, [teacher, other], tmp_path)
+
+
+def test_teachers_of_different_frame_shifts(sounds: Sounds, teacher: TeacherConfig, tmp_path: Path) -> None:
+    slow = write_linear_teacher(tmp_path / "slow", frame_shift_ms=12.5)
+    message = f"teachers have different frame shifts: {teacher.bundle} 10 ms, {slow.bundle} 12.5 ms"
+    check_refused(message, sounds.manifest, [teacher, slow], tmp_path)
+
+
+def test_hard_labels_of_another_frame_shift(teacher: TeacherConfig, tmp_path: Path) -> None:
+    sounds = write_sounds(tmp_path / "sounds", SECONDS).write(hard_label_frame_shift_ms=30.0)
+    message = "the teachers' frame shift is 10 ms, the corpus has hard labels every 30 ms"
+    check_refused(message, sounds.manifest, [teacher], tmp_path)
+
+
+def test_hard_labels_of_another_inventory(teacher: TeacherConfig, tmp_path: Path) -> None:
+    sounds = write_sounds(tmp_path / "sounds", SECONDS).write(inventory=OTHER)
+    message = (
+        f"{sounds.manifest}: hard labels are ids of inventory {OTHER.digest()[:12]}, "
+        f"but the inventory given is {INVENTORY.digest()[:12]} with 12 classes"
+    )
+    check_refused(message, sounds.manifest, [teacher], tmp_path)
+
+
+def test_a_destination_in_memory(sounds: Sounds, teacher: TeacherConfig) -> None:
+    with pytest.raises(InputError, match="memory:// is not shared between processes; use a folder or an object store"):
+        prepare(make_job(sounds.manifest, [teacher], "memory://labels"))
+
+
+@pytest.mark.parametrize("name", ["teacher.json", "inventory.json"])
+def test_a_bundle_without_one_of_its_files(sounds: Sounds, tmp_path: Path, name: str) -> None:
+    bundle = write_linear_teacher(tmp_path / "bundle")
+    (tmp_path / "bundle" / name).unlink()
+    message = f"{tmp_path}/bundle is not a teacher bundle: {tmp_path}/bundle/{name} does not exist"
+    check_refused(message, sounds.manifest, [bundle], tmp_path)
+
+
+def test_a_bundle_that_contradicts_its_inventory(sounds: Sounds, tmp_path: Path) -> None:
+    bundle = write_linear_teacher(tmp_path / "bundle")
+    (tmp_path / "bundle" / "inventory.json").write_bytes(OTHER.to_json())
+    message = (
+        f"inventory.json has (digest, classes) ('{OTHER.digest()}', 12), teacher.json says ('{INVENTORY.digest()}', 12)"
+    )
+    check_refused(message, sounds.manifest, [bundle], tmp_path)
+
+
+def test_a_corpus_that_is_not_there(teacher: TeacherConfig, tmp_path: Path) -> None:
+    check_refused(
+        f"corpus manifest {tmp_path}/corpus.parquet does not exist", f"{tmp_path}/corpus.parquet", [teacher], tmp_path
+    )
+
+
+def test_a_factory_that_the_job_does_not_allow(sounds: Sounds, teacher: TeacherConfig, tmp_path: Path) -> None:
+    message = f"the model is made by calling {LINEAR_FACTORY}; if you trust it"
+    check_refused(message, sounds.manifest, [TeacherConfig(bundle=teacher.bundle)], tmp_path)
+
+
+# Resuming and publishing
+
+
+def commit_all(job: PreparedJob, *, num_skipped: int, stop: int | None = None) -> None:
+    """Commit the shards before ``stop``, with random targets; the first ``num_skipped`` utterances are skipped."""
+    rng = np.random.default_rng(0)
+    stats = UtteranceStats(kept_mass=0.5, entropy=1.0, agreement=float("nan"))
+    rows: list[LabelledUtterance | SkippedUtterance] = []
+    for index in range(len(SECONDS)):
+        targets = random_targets(rng, num_frames=5, num_classes=12, max_entries=4, temperatures=(1.0,))
+        rows.append(LabelledUtterance(utterance_id=f"utt-{index:03d}", targets=targets, stats=stats))
+    rows[:num_skipped] = [
+        SkippedUtterance(utterance_id=row.utterance_id, reason="broken") for row in rows[:num_skipped]
+    ]
+    missing_shards(job)
+    for shard_range in job.plan[:stop]:
+        commit_rows(job.store(), job.document, shard_range, rows)
+
+
+def test_missing_shards(sounds: Sounds, teacher: TeacherConfig, tmp_path: Path) -> None:
+    config = make_job(sounds.manifest, [teacher], tmp_path / "labels", destination__shard_seconds=1.0)
+    job = prepare(config)
+    assert missing_shards(job) == job.plan
+    commit_all(job, num_skipped=0, stop=2)
+    assert missing_shards(job) == job.plan[2:]
+    with pytest.raises(InputError, match="1 of 3 shards are not committed, the first is shard 2"):
+        publish_job(job)
+    other = prepare(config.model_copy(update={"selection": TopK(k=5)}))
+    with pytest.raises(
+        InputError, match=r"was started with other settings(.|\n)*selection: there .*'k': 4.*, here .*'k': 5"
+    ):
+        missing_shards(other)
+
+
+@pytest.mark.parametrize("allowed", [0.0, 0.33, 0.34])
+def test_publishing_allows_a_share_of_skipped_utterances(
+    sounds: Sounds, teacher: TeacherConfig, tmp_path: Path, allowed: float
+) -> None:
+    """Two of six."""
+    errors = {"on_error": "skip", "max_skipped_fraction": allowed}
+    job = prepare(make_job(sounds.manifest, [teacher], tmp_path / "labels", errors=errors))
+    commit_all(job, num_skipped=2)
+    if allowed == 0.34:
+        assert [entry.utterance_id for entry in publish_job(job).skipped] == ["utt-000", "utt-001"]
+        return
+    message = f"2 of 6 utterances could not be labelled, more than errors.max_skipped_fraction = {allowed:g} allows"
+    with pytest.raises(InputError, match=re.escape(message)):
+        publish_job(job)
+    assert not (tmp_path / "labels" / "manifest.json").exists()

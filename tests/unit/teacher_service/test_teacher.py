@@ -1,0 +1,161 @@
+"""Loading a bundle and running it: what fits, and the one message where something does not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from softlabel_schemas import InputError, IntegrityError
+from softlabel_schemas.bundle import BundleReader, write_bundle
+from softlabel_schemas.front_end import Fbank
+from teacher_service.config import TeacherConfig
+from teacher_service.teacher import Teacher, check_factory, load_teacher
+from tests.support.teachers import (
+    INVENTORY,
+    LINEAR_FACTORY,
+    OWN_FACTORY,
+    eager_model,
+    state,
+    write_linear_teacher,
+    write_teacher,
+)
+
+LENGTHS = [9, 14, 3]
+
+
+def load(config: TeacherConfig, precision: str = "float32") -> Teacher:
+    return load_teacher(config, weight=0.25, device="cpu", precision=precision)
+
+
+def batch(num_features: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(len(LENGTHS), max(LENGTHS), num_features, generator=generator), torch.tensor(LENGTHS)
+
+
+@pytest.mark.parametrize(("architecture", "num_mel_bins"), [("tdnn", 40), ("blstm", 40), ("conv_glu", 64)])
+def test_logits_are_those_of_the_model(tmp_path: Path, architecture: str, num_mel_bins: int) -> None:
+    teacher = load(write_teacher(tmp_path, architecture, num_mel_bins=num_mel_bins))
+    assert (teacher.name, teacher.weight) == (f"{architecture}-{num_mel_bins}", 0.25)
+    assert teacher.front_end.num_features == num_mel_bins
+    found_BTV, found_B = teacher.logits(*batch(num_mel_bins))
+    with torch.inference_mode():
+        expected_BTV, _ = eager_model(architecture, num_mel_bins)(*batch(num_mel_bins))
+    torch.testing.assert_close(found_BTV, expected_BTV, rtol=1e-4, atol=1e-5)
+    assert found_B.tolist() == LENGTHS
+
+
+@pytest.mark.parametrize("architecture", ["tdnn", "blstm", "conformer"])
+def test_bfloat16(tmp_path: Path, architecture: str) -> None:
+    """Also for an exported program, whose graph names float32 in places: two or three digits are left."""
+    config = write_teacher(tmp_path, architecture)
+    found_BTV, _ = load(config, "bfloat16").logits(*batch())
+    expected_BTV, _ = load(config).logits(*batch())
+    assert (found_BTV.dtype, expected_BTV.dtype) == (torch.bfloat16, torch.float32)
+    assert not torch.equal(found_BTV.float(), expected_BTV)
+    torch.testing.assert_close(found_BTV.float(), expected_BTV, rtol=0.05, atol=0.05)
+
+
+# Factories
+
+
+def test_a_users_factory_must_be_allowed_by_the_job(tmp_path: Path) -> None:
+    config = write_linear_teacher(tmp_path)
+    assert load(config).logits(*batch())[0].shape == (3, 14, INVENTORY.num_classes)
+    message = f'if you trust it, say so in the job: allow_factory = "{LINEAR_FACTORY}"'
+    for allowed in (None, "tests.support.teachers:not_a_model"):
+        with pytest.raises(InputError, match=re.escape(message)):
+            load(TeacherConfig(bundle=config.bundle, allow_factory=allowed))
+
+
+def test_the_projects_own_factory_needs_no_permission(tmp_path: Path) -> None:
+    config = write_linear_teacher(tmp_path, factory=OWN_FACTORY, model=b"")
+    check_factory(TeacherConfig(bundle=config.bundle), BundleReader(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("factory", "arguments", "message"),
+    [
+        ("no_such_package.models:build", {}, "no_such_package.models:build cannot be called with .*No module named"),
+        ("tests.support.teachers:no_such_name", {}, "no_such_name cannot be called with .*has no attribute"),
+        (LINEAR_FACTORY, {"widht": 3}, "linear_model cannot be called with .*unexpected keyword argument 'widht'"),
+        ("tests.support.teachers:not_a_model", {}, "not_a_model returned int, expected a torch module"),
+    ],
+)
+def test_a_factory_that_cannot_be_used(tmp_path: Path, factory: str, arguments: dict[str, Any], message: str) -> None:
+    config = write_linear_teacher(tmp_path, factory=factory, **arguments)
+    with pytest.raises(InputError, match=f"^{re.escape(str(tmp_path))}: .*{message}"):
+        load(config)
+
+
+# Weights
+
+
+def test_weights_that_are_not_those_of_the_bundle(tmp_path: Path) -> None:
+    for name, config in {
+        "model.pt2": write_teacher(tmp_path / "exported", "tdnn"),
+        "model.safetensors": write_linear_teacher(tmp_path / "factory"),
+    }.items():
+        path = Path(config.bundle) / name
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(
+            IntegrityError, match=rf"{name}: sha256 is [0-9a-f]{{64}}, teacher\.json says [0-9a-f]{{64}}"
+        ):
+            load(config)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        state(nn.Linear(40, 12)),
+        state(nn.ModuleDict({"layer": nn.Linear(41, 12)})),
+        safetensors.torch.save({"layer.weight": torch.zeros(12, 40)}),
+        b"not safetensors",
+        b"",
+    ],
+    ids=["other names", "another shape", "one missing", "another format", "empty"],
+)
+def test_weights_that_do_not_fit_the_factory(tmp_path: Path, model: bytes) -> None:
+    config = write_linear_teacher(tmp_path, model=model)
+    with pytest.raises(IntegrityError, match=f"weights do not fit {LINEAR_FACTORY}"):
+        load(config)
+
+
+def test_a_program_that_is_none(tmp_path: Path) -> None:
+    write_bundle(
+        tmp_path,
+        name="torn",
+        model=b"not an archive",
+        factory=None,
+        arguments={},
+        front_end=Fbank(),
+        inventory=INVENTORY,
+        frame_shift_ms=10.0,
+    )
+    message = f"{tmp_path}/model.pt2 is not a readable torch.export program: File is not a zip file"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        load(TeacherConfig(bundle=str(tmp_path)))
+
+
+# What comes out
+
+
+def test_another_number_of_classes_than_the_inventory(tmp_path: Path) -> None:
+    teacher = load(write_linear_teacher(tmp_path, num_classes=7))
+    message = "teacher 'linear' gives logits of shape (3, 14, 7), expected [3, frames, 12]"
+    with pytest.raises(InputError, match=re.escape(message)):
+        teacher.logits(*batch())
+
+
+def test_logits_of_another_rank(tmp_path: Path) -> None:
+    teacher = load(write_linear_teacher(tmp_path, rank=2))
+    message = "teacher 'linear' gives logits of shape (14, 12), expected [3, frames, 12]"
+    with pytest.raises(InputError, match=re.escape(message)):
+        teacher.logits(*batch())
