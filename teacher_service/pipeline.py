@@ -127,6 +127,8 @@ def _hard_labels(row: Utterance, num_frames: int) -> np.ndarray:
 def _utterance(
     row: Utterance, targets: SoftTargets, selected: Selected, frames: slice, labels_T: np.ndarray
 ) -> LabelledUtterance | UtteranceError:
+    if frames.start == frames.stop:
+        return UtteranceError(f"utterance {row.utterance_id}: the teachers give no frames for its {row.seconds:g} s")
     own = targets.frames(frames.start, frames.stop)
     entropy_T, top1_T = selected.entropy_N[frames].numpy(), selected.top1_N[frames].numpy()
     if not (np.isfinite(entropy_T).all() and np.isfinite(own.log_probs).all() and np.isfinite(own.tail_mass).all()):

@@ -114,6 +114,18 @@ def linear_model(
     return LinearModel(num_features, num_classes, nan_above=nan_above, delay_seconds=delay_seconds, rank=rank)
 
 
+class ShortModel(LinearModel):
+    """Gives one frame less than it gets."""
+
+    def forward(self, features_BTD: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        logits_BTV, _ = super().forward(features_BTD, lengths_B)
+        return logits_BTV[:, :-1], lengths_B - 1
+
+
+def short_model(num_features: int, num_classes: int) -> LinearModel:
+    return ShortModel(num_features, num_classes, nan_above=1e9, delay_seconds=0.0, rank=3)
+
+
 def not_a_model(**_: Any) -> int:
     return 42
 

@@ -1,0 +1,294 @@
+"""A shard from corpus rows to labels, against the same computed utterance by utterance in float64."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+import torch
+
+from softlabel_schemas import InputError, Utterance
+from softlabel_schemas.codec import build_codec
+from softlabel_schemas.containers import CONTAINERS
+from softlabel_schemas.front_end import Fbank, UtteranceError
+from softlabel_schemas.manifest import SkippedUtterance
+from softlabel_schemas.plan import ShardRange
+from softlabel_schemas.shard import LabelledUtterance, encode_columns
+from teacher_service.config import JobConfig, TeacherConfig
+from teacher_service.job import PreparedJob, load_job_corpus, prepare
+from teacher_service.pipeline import LabelledShard, label_shard
+from teacher_service.teacher import Teacher, load_teacher
+from tests.support.targets import assert_same_targets, dense_posterior
+from tests.support.teachers import (
+    Sounds,
+    eager_model,
+    make_job,
+    select_densely,
+    write_linear_teacher,
+    write_sounds,
+    write_teacher,
+)
+
+SECONDS = [0.9, 0.3, 1.5, 0.61, 0.6, 1.2, 0.35, 0.8]
+TEMPERATURES = (1.0, 2.0)
+# Two teachers that differ in architecture, front end and weight.
+ENSEMBLE = (("conv_glu", 40, 1.0), ("blstm", 64, 3.0))
+# Log mel energies without normalisation: a quiet utterance's mean is below, a loud one's above.
+LOUDNESS = 14.0
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Sounds:
+    return write_sounds(tmp_path_factory.mktemp("sounds"), SECONDS)
+
+
+@pytest.fixture(scope="module")
+def ensemble(tmp_path_factory: pytest.TempPathFactory) -> list[TeacherConfig]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return [
+        write_teacher(folder / name, name, num_mel_bins=bins).model_copy(update={"weight": weight})
+        for name, bins, weight in ENSEMBLE
+    ]
+
+
+def load_all(job: PreparedJob) -> list[Teacher]:
+    members = zip(job.config.teachers, job.document.spec.teachers, strict=True)
+    return [load_teacher(t, weight=m.weight, device="cpu", precision="float32") for t, m in members]
+
+
+def label_all(config: JobConfig, **changes: Any) -> LabelledShard:
+    """The whole corpus as one shard."""
+    job = prepare(config)
+    assert len(job.plan) == 1
+    storage = job.document.storage.model_copy(update=changes)
+    return label_shard(load_job_corpus(config), job.plan[0], load_all(job), job.document.spec, storage)
+
+
+def posterior(sounds: Sounds, row: Utterance, method: str) -> npt.NDArray[np.float32]:
+    """Log-posterior float32 [T, V] of the ensemble, from the WAV file and the models before export; unbatched."""
+    samples, _ = soundfile.read(sounds.folder / str(row.audio), dtype="int16")
+    posteriors = []
+    for architecture, bins, _ in ENSEMBLE:
+        features_TD = Fbank(num_mel_bins=bins).compute(samples.astype(np.float32))
+        with torch.inference_mode():
+            logits_BTV, _ = eager_model(architecture, bins)(
+                torch.from_numpy(features_TD)[None], torch.tensor([len(features_TD)])
+            )
+        posteriors.append(dense_posterior(logits_BTV[0].numpy(), 1.0))
+    first, second = (weight / 4 for *_, weight in ENSEMBLE)
+    if method == "arithmetic":
+        return np.log(first * posteriors[0] + second * posteriors[1]).astype(np.float32)
+    product_TV = posteriors[0] ** first * posteriors[1] ** second
+    return np.log(product_TV / product_TV.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("method", ["arithmetic", "log_linear"])
+@pytest.mark.parametrize(
+    "selection",
+    [
+        {"policy": "top_k", "k": 3, "keep_hard_label": True},
+        {"policy": "mass", "mass": 0.9, "max_entries": 8},
+        {"policy": "threshold", "min_prob": 0.05, "max_entries": 12},
+    ],
+    ids=lambda selection: selection["policy"],
+)
+def test_equals_one_utterance_after_the_other(
+    sounds: Sounds, ensemble: list[TeacherConfig], tmp_path: Path, method: str, selection: dict[str, Any]
+) -> None:
+    config = make_job(
+        sounds.manifest,
+        ensemble,
+        tmp_path / "labels",
+        destination__shard_seconds=60.0,
+        combination__method=method,
+        targets__temperatures=TEMPERATURES,
+        selection=selection,
+    )
+    shard = label_all(config)
+    assert [labelled.utterance_id for labelled in shard.utterances] == [row.utterance_id for row in sounds.utterances]
+    assert shard.skipped == []
+    differing = 0
+    for row, found in zip(sounds.utterances, shard.utterances, strict=True):
+        log_posterior_TV = posterior(sounds, row, method)
+        labels_T = np.full(len(log_posterior_TV), -1) if row.hard_labels is None else row.hard_labels
+        expected = select_densely(log_posterior_TV, config.selection, TEMPERATURES, labels_T)
+        assert found.targets.num_frames == expected.num_frames
+        for frame in range(expected.num_frames):
+            ours, theirs = found.targets.frames(frame, frame + 1), expected.frames(frame, frame + 1)
+            if not np.array_equal(ours.class_ids, theirs.class_ids):
+                differing += 1
+                continue
+            np.testing.assert_allclose(ours.log_probs, theirs.log_probs, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(ours.tail_mass, theirs.tail_mass, rtol=1e-3, atol=1e-5)
+        check_stats(found, log_posterior_TV, expected.kept_mass_T(), labels_T)
+    # Of 626: where two classes are as likely, or the mass is just reached, rounding decides.
+    assert differing <= 2
+
+
+def check_stats(
+    found: LabelledUtterance,
+    log_posterior_TV: npt.NDArray[np.float32],
+    kept_mass_T: npt.NDArray[np.float64],
+    labels_T: npt.NDArray[np.integer],
+) -> None:
+    posterior_TV = dense_posterior(log_posterior_TV, 1.0)
+    assert found.stats.kept_mass == pytest.approx(kept_mass_T.mean(), abs=5e-3)
+    assert found.stats.entropy == pytest.approx(-(posterior_TV * np.log(posterior_TV)).sum(axis=1).mean(), abs=1e-4)
+    num_labelled, num_right = int((labels_T >= 0).sum()), int((posterior_TV.argmax(axis=1) == labels_T).sum())
+    if num_labelled:
+        assert abs(found.stats.agreement * num_labelled - num_right) <= 1.001
+    else:
+        assert np.isnan(found.stats.agreement)
+
+
+def test_made_twice_it_has_the_same_bytes(sounds: Sounds, ensemble: list[TeacherConfig], tmp_path: Path) -> None:
+    config = make_job(sounds.manifest, ensemble, tmp_path / "labels", destination__shard_seconds=60.0)
+    codec = build_codec(prepare(config).document.spec)
+    files = [
+        {
+            name: container.encode(encode_columns(label_all(config).utterances, codec))
+            for name, container in CONTAINERS.items()
+        }
+        for _ in range(2)
+    ]
+    assert files[0] == files[1]
+
+
+def test_a_shard_is_its_rows_alone(sounds: Sounds, ensemble: list[TeacherConfig], tmp_path: Path) -> None:
+    """Batched otherwise: the same entries, up to rounding."""
+    config = make_job(sounds.manifest, ensemble, tmp_path / "labels", destination__shard_seconds=60.0)
+    job, whole = prepare(config), label_all(config)
+    done: list[float] = []
+    part = label_shard(
+        load_job_corpus(config),
+        ShardRange(index=1, first_row=3, num_rows=3),
+        load_all(job),
+        job.document.spec,
+        job.document.storage.model_copy(update={"batch_seconds": 1.3}),
+        on_seconds=done.append,
+    )
+    assert [labelled.utterance_id for labelled in part.utterances] == ["utt-003", "utt-004", "utt-005"]
+    for found, expected in zip(part.utterances, whole.utterances[3:6], strict=True):
+        np.testing.assert_array_equal(found.targets.class_ids, expected.targets.class_ids)
+        np.testing.assert_allclose(found.targets.log_probs, expected.targets.log_probs, rtol=1e-3, atol=1e-4)
+    assert done == pytest.approx([1.2, 1.21])
+
+
+# Errors
+
+
+def broken(folder: Path) -> Sounds:
+    """Five utterances; one of each kind that cannot be labelled, and the first, which can."""
+    sounds = write_sounds(folder, [0.5] * 5, loud=[4])
+    rows = list(sounds.utterances)
+    (folder / str(rows[1].audio)).unlink()
+    rows[2] = replace(rows[2], num_samples=rows[2].num_samples + 7)
+    (folder / str(rows[3].audio)).write_bytes(b"RIFF")
+    return replace(sounds, utterances=tuple(rows)).write()
+
+
+def test_skip(tmp_path: Path) -> None:
+    """Files that are missing, of another length or no audio, and posteriors that are not finite."""
+    sounds = broken(tmp_path / "sounds")
+    teacher = write_linear_teacher(tmp_path / "teacher", nan_above=LOUDNESS)
+    config = make_job(sounds.manifest, [teacher], tmp_path / "labels", destination__shard_seconds=60.0)
+    shard = label_all(config, on_error="skip")
+    assert [labelled.utterance_id for labelled in shard.utterances] == ["utt-000"]
+    reasons = [
+        ("utt-001", r"utt-001: utt-001\.wav does not exist"),
+        (
+            "utt-002",
+            r"utt-002: utt-002\.wav has \(sample rate, samples, channels\) \(16000, 8000, 1\), "
+            r"the corpus manifest says \(16000, 8007, 1\)",
+        ),
+        ("utt-003", r"utt-003: utt-003\.wav is not readable audio: .*"),
+        ("utt-004", "utt-004: the teachers' posteriors are not finite"),
+    ]
+    for entry, (utterance_id, reason) in zip(shard.skipped, reasons, strict=True):
+        assert isinstance(entry, SkippedUtterance)
+        assert entry.utterance_id == utterance_id
+        assert re.fullmatch(f"utterance {reason}", entry.reason)
+        assert str(tmp_path) not in entry.reason
+
+
+def test_what_is_skipped_does_not_change_the_others(tmp_path: Path) -> None:
+    """Bit for bit, although they share a batch."""
+    sounds = write_sounds(tmp_path / "sounds", [0.5, 0.5, 0.5], loud=[1])
+    url = tmp_path / "labels"
+    shards = [
+        label_all(
+            make_job(
+                sounds.manifest,
+                [write_linear_teacher(tmp_path / name, nan_above=threshold)],
+                url,
+                destination__shard_seconds=60.0,
+            ),
+            on_error="skip",
+        )
+        for name, threshold in (("strict", LOUDNESS), ("lenient", 1e9))
+    ]
+    kept, every = shards[0].utterances, shards[1].utterances
+    assert [labelled.utterance_id for labelled in kept] == ["utt-000", "utt-002"]
+    assert_same_targets(kept[0].targets, every[0].targets)
+    assert_same_targets(kept[1].targets, every[2].targets)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (1, "utt-001.wav does not exist"),
+        (2, "the corpus manifest says (16000, 8007, 1)"),
+        (3, "utt-003.wav is not readable audio"),
+        (4, "utterance utt-004: the teachers' posteriors are not finite"),
+    ],
+)
+def test_fail(tmp_path: Path, row: int, message: str) -> None:
+    sounds = broken(tmp_path / "sounds")
+    sounds = replace(sounds, utterances=(sounds.utterances[0], sounds.utterances[row])).write()
+    teacher = write_linear_teacher(tmp_path / "teacher", nan_above=LOUDNESS)
+    config = make_job(sounds.manifest, [teacher], tmp_path / "labels", destination__shard_seconds=60.0)
+    with pytest.raises(UtteranceError, match=re.escape(message)):
+        label_all(config)
+
+
+def test_another_number_of_hard_labels_than_frames(tmp_path: Path) -> None:
+    """No single utterance's fault, so it is not skipped."""
+    sounds = write_sounds(tmp_path / "sounds", [0.5, 0.5])
+    rows = list(sounds.utterances)
+    rows[1] = replace(rows[1], hard_labels=np.zeros(49, dtype=np.int32))
+    sounds = replace(sounds, utterances=tuple(rows)).write()
+    teacher = write_linear_teacher(tmp_path / "teacher")
+    config = make_job(sounds.manifest, [teacher], tmp_path / "labels", destination__shard_seconds=60.0)
+    message = (
+        "utterance utt-001: the teachers give 50 frames, the corpus has 49 hard labels; both need the same frame shift"
+    )
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        label_all(config, on_error="skip")
+    assert not isinstance(caught.value, UtteranceError)
+
+
+def test_teachers_that_give_different_numbers_of_frames(tmp_path: Path, sounds: Sounds) -> None:
+    teachers = [
+        write_linear_teacher(tmp_path / "linear"),
+        write_linear_teacher(tmp_path / "short", factory="tests.support.teachers:short_model"),
+    ]
+    config = make_job(sounds.manifest, teachers, tmp_path / "labels", destination__shard_seconds=60.0)
+    with pytest.raises(InputError, match=r"teachers disagree on the frames .*: 'linear' gives 150, 'linear' 149"):
+        label_all(config)
+
+
+def test_a_teacher_that_gives_no_frame(tmp_path: Path) -> None:
+    """One that joins frames may give none for a very short utterance."""
+    sounds = write_sounds(tmp_path / "sounds", [0.5, 0.01])
+    sounds = replace(sounds, utterances=tuple(replace(row, hard_labels=None) for row in sounds.utterances)).write()
+    teacher = write_linear_teacher(tmp_path / "short", factory="tests.support.teachers:short_model")
+    config = make_job(sounds.manifest, [teacher], tmp_path / "labels", destination__shard_seconds=60.0)
+    shard = label_all(config, on_error="skip")
+    assert [labelled.utterance_id for labelled in shard.utterances] == ["utt-000"]
+    assert shard.skipped[0].reason == "utterance utt-001: the teachers give no frames for its 0.01 s"
