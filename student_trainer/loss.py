@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from student_trainer.config import TailMode
 
-# log(1 - sum) of the student's kept classes is not let below this: its gradient would explode as the tail vanishes.
+# Below this 1 - sum of the student's kept classes is float32 rounding, and so would be the gradient of its logarithm.
 _MIN_TAIL = 1e-6
 
 

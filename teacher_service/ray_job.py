@@ -9,6 +9,8 @@ receipt travels back, and delivery is as exact as the commit protocol. This is t
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,10 +117,14 @@ def run_job(job: PreparedJob, *, address: str | None = None) -> tuple[Manifest, 
 def _ray(job: PreparedJob, address: str | None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **(local if address == "local" else {}))
     except ConnectionError as error:
         raise InputError(f"no Ray cluster answers at {address}: {error}") from None
+    if on_terminate is not None and threading.current_thread() is threading.main_thread():
+        # Ray has put its own handler in place of the command's: one that aborts.
+        signal.signal(signal.SIGTERM, on_terminate)
     try:
         resources, asked = ray.cluster_resources(), job.config.resources
         for name, each in (("CPU", float(asked.cpus_per_actor)), ("GPU", asked.gpus_per_actor)):

@@ -86,10 +86,18 @@ def load_teacher(config: TeacherConfig, *, weight: float, device: str, precision
 def check_factory(config: TeacherConfig, reader: BundleReader) -> None:
     """Raises InputError where the bundle names a factory that the job does not allow: calling it runs its code."""
     model = reader.description.model
-    if isinstance(model, Factory) and model.factory not in (_OWN_FACTORY, config.allow_factory):
+    if not isinstance(model, Factory):
+        return
+    called = model.factory
+    if called == _OWN_FACTORY:
+        # It imports what its architecture names, if that is not one of its own.
+        called = str(model.arguments.get("architecture", ""))
+        if ":" not in called:
+            return
+    if called != config.allow_factory:
         raise InputError(
-            f"{config.bundle}: the model is made by calling {model.factory}; if you trust it, say so in the job: "
-            f'allow_factory = "{model.factory}"'
+            f"{config.bundle}: the model is made by calling {called}; if you trust it, say so in the job: "
+            f'allow_factory = "{called}"'
         )
 
 

@@ -105,6 +105,13 @@ def test_a_zarr_array_of_another_shard_is_refused(spec: DatasetSpec, columns: Sh
         decode(container, container.encode(columns) | replaced, spec)
 
 
+def test_a_zarr_array_of_another_type_is_refused(spec: DatasetSpec, columns: ShardColumns) -> None:
+    files = CONTAINERS["zarr"].encode(columns)
+    files["class_ids/zarr.json"] = files["class_ids/zarr.json"].replace(b'"uint8"', b'"int8"')
+    with pytest.raises(IntegrityError, match=r"^here: .*'class_ids' is not a 1-D array of uint8"):
+        decode(CONTAINERS["zarr"], files, spec)
+
+
 def test_a_parquet_column_of_another_type_is_refused(spec: DatasetSpec, columns: ShardColumns) -> None:
     container = CONTAINERS["parquet"]
     table = pq.read_table(io.BytesIO(container.encode(columns)["shard.parquet"]))

@@ -54,6 +54,11 @@ class Speech:
     def split(self, name: str) -> list[Utterance]:
         return [utterance for utterance in self.utterances if utterance.split == name]
 
+    def located(self, *splits: str) -> list[Utterance]:
+        """With absolute paths, for a manifest in another folder."""
+        chosen = [utterance for utterance in self.utterances if not splits or utterance.split in splits]
+        return [replace(utterance, audio=f"{self.folder}/{utterance.audio}") for utterance in chosen]
+
 
 def write_speech(folder: Path, *, unlabelled: Sequence[str] = (), unlabelled_share: float = 0.1) -> Speech:
     """Each class is a tone; runs of 2 to 5 frames. ``unlabelled`` utterances get no hard labels, nor does every tenth

@@ -139,15 +139,13 @@ class TestPools:
                     assert_same_example(example, whole.examples[row])
             assert {pool.num_steps for pool in of_epoch} == {step}
 
-    def test_an_unreadable_file_ends_the_iteration(self, speech: Speech) -> None:
-        utterances = [
-            replace(u, audio=f"no/{u.audio}") if u.utterance_id == "train-06" else u for u in speech.utterances
-        ]
-        other = save_corpus(speech.folder, utterances)
-        pools = training_data(other).pools(seed=0, first_epoch=0, num_epochs=1, batch_seconds=1.5, pool_seconds=1.0)
-        with pytest.raises(UtteranceError, match=r"utterance train-06: no/train-06\.wav does not exist"):
+    def test_an_unreadable_file_ends_the_iteration(self, speech: Speech, tmp_path: Path) -> None:
+        utterances = speech.located("train")
+        utterances[6] = replace(utterances[6], audio="missing.wav")
+        data = training_data(save_corpus(tmp_path, utterances))
+        pools = data.pools(seed=0, first_epoch=0, num_epochs=1, batch_seconds=1.5, pool_seconds=1.0)
+        with pytest.raises(UtteranceError, match=r"utterance train-06: missing\.wav does not exist"):
             list(pools)
-        save_corpus(speech.folder, speech.utterances)
 
 
 def assert_same_example(found: Example, expected: Example) -> None:

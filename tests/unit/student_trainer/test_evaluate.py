@@ -130,7 +130,7 @@ class TestRun:
         assert (tmp_path / "other.json").read_bytes() == stored
 
     def test_another_number_of_frames(self, speech: Speech, run: Path, tmp_path: Path) -> None:
-        utterances = [replace(u, audio=str(speech.folder / (u.audio or ""))) for u in speech.split("test")]
+        utterances = speech.located("test")
         utterances[1] = replace(utterances[1], hard_labels=utterances[1].hard_labels[:-3])
         num_labels = len(utterances[1].hard_labels)
         other = save_corpus(tmp_path, utterances)

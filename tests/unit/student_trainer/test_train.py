@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,8 +128,7 @@ class TestLearning:
     def test_from_soft_labels_alone(self, speech: Speech, tmp_path: Path) -> None:
         """Of utterances without hard labels; those of the dev split, which it is judged by, have some."""
         labels = write_soft_labels(tmp_path / "labels", speech.split("train"))
-        others = [without_labels(u) if u.split == "train" else u for u in speech.utterances]
-        here = [replace(u, audio=str(speech.folder / (u.audio or ""))) for u in others]
+        here = [without_labels(u) if u.split == "train" else u for u in speech.located()]
         config = train_config(
             save_corpus(tmp_path, here), tmp_path / "run", url=labels.url, soft_labels__weight=1.0, **ALWAYS
         )
@@ -153,13 +152,12 @@ class TestLearning:
         self, speech: Speech, labels: SoftDataset, tmp_path: Path, num_heads: int, changed: set[int]
     ) -> None:
         """Without a hard label in the corpus, and without decay, only the soft loss moves an output layer."""
-        here = [replace(u, audio=str(speech.folder / (u.audio or ""))) for u in speech.split("train")]
-        nothing = [replace(u, hard_labels=np.full_like(u.hard_labels, -1)) for u in here]
+        nothing = [replace(u, hard_labels=np.full_like(u.hard_labels, -1)) for u in speech.located("train")]
         corpus = save_corpus(tmp_path, nothing)
         weights = []
         for epochs in (1, 2):
             config = train_config(
-                replace(corpus, utterances=()),
+                corpus,
                 tmp_path / f"run-{epochs}",
                 url=labels.url,
                 soft_labels__num_heads=num_heads,
@@ -172,6 +170,29 @@ class TestLearning:
             weights.append([head.weight for head in model.heads])
         assert {head for head, pair in enumerate(zip(*weights, strict=True)) if not torch.equal(*pair)} == changed
 
+    def test_the_weight_mixes_the_two_gradients(
+        self, speech: Speech, labels: SoftDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gradients: list[list[torch.Tensor]] = []
+
+        def first_only(parameters: Iterable[torch.nn.Parameter], _: float) -> None:
+            gradients.append([parameter.grad for parameter in parameters if parameter.grad is not None])
+            raise _StoppedError
+
+        monkeypatch.setattr(train_module, "clip_grad_norm_", first_only)
+        soft_labels = {"url": labels.url}
+
+        def stopped(**settings: Any) -> None:
+            with pytest.raises(_StoppedError):
+                train(train_config(speech, tmp_path / "run", **settings))
+
+        stopped()
+        stopped(**soft_labels, soft_labels__weight=0.25)
+        monkeypatch.setattr(train_module, "hard_loss", lambda logits_NV, _: 0 * logits_NV.sum())
+        stopped(**soft_labels, soft_labels__weight=1.0)
+        for hard, mixed, soft in zip(*gradients, strict=True):
+            torch.testing.assert_close(mixed, 0.75 * hard + 0.25 * soft, atol=1e-6, rtol=0)
+
     def test_the_seed_decides(self, speech: Speech, tmp_path: Path) -> None:
         runs = []
         for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -183,11 +204,11 @@ class TestLearning:
 
 
 class TestBestEpoch:
-    @pytest.mark.parametrize(("dev_splits", "best"), [(["dev"], 2), ([], 3)])
+    @pytest.mark.parametrize(("dev_splits", "best"), [(["dev"], 2), ([], 4)])
     def test_its_weights_are_kept(
         self, speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dev_splits: list[str], best: int
     ) -> None:
-        errors = iter([30.0, 10.0, 20.0])
+        errors = iter([30.0, 10.0, 20.0, 15.0])
 
         class Scripted(train_module.Metrics):
             def summary(self) -> dict[str, Any]:
@@ -202,7 +223,7 @@ class TestBestEpoch:
 
         monkeypatch.setattr(train_module, "Metrics", Scripted)
         monkeypatch.setattr(RunFolder, "write_checkpoint", remember)
-        config = train_config(speech, tmp_path / "run", corpus__dev_splits=dev_splits)
+        config = train_config(speech, tmp_path / "run", corpus__dev_splits=dev_splits, training__epochs=4)
         assert train(config)
         model, _, _ = RunFolder(config.output).load_model()
         same = [
@@ -359,7 +380,7 @@ class TestResume:
             training__epochs=1,
             corpus__manifest=str(tmp_path / "corpus.parquet"),
         )
-        here = [replace(u, audio=str(speech.folder / (u.audio or ""))) for u in speech.utterances]
+        here = speech.located()
         save_corpus(tmp_path, here)
         first = write_soft_labels(tmp_path / "labels", speech.split("train"))
         assert train(config)
@@ -372,7 +393,6 @@ class TestResume:
         save_corpus(tmp_path, [replace(here[0], hard_labels=here[0].hard_labels[::-1].copy()), *here[1:]])
         with pytest.raises(InputError, match="another corpus_digest"):
             train(config)
-        # Another order is another corpus; the dev split's labels are not trained on.
         save_corpus(tmp_path, here)
         assert not train(config)
 
@@ -516,7 +536,7 @@ class TestRefusals:
     def test_a_dev_utterance_without_labels_before_the_first_step(
         self, speech: Speech, tmp_path: Path, stop_before: Callable[[int, int], None]
     ) -> None:
-        here = [replace(u, audio=str(speech.folder / (u.audio or ""))) for u in speech.utterances]
+        here = speech.located()
         here[-4] = without_labels(here[-4])
         assert here[-4].split == "dev"
         stop_before(0, 0)
