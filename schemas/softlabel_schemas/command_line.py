@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from softlabel_schemas.errors import InputError, IntegrityError
 
 # A log file wants a line now and then, not a bar.
 _SECONDS_BETWEEN_LINES = 10.0
+_RATE_SECONDS = 60.0
 
 
 class CheckFailedError(Exception):
@@ -56,17 +58,25 @@ class Advance(Protocol):
         """``done``: units finished in all; ``note``: shown beside the bar."""
 
 
+class _Rate:
+    """Units per second over the last minute: loading before the first unit, or a pause, is soon forgotten."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float]] = deque()
+
+    def __call__(self, done: float) -> float:
+        now = time.monotonic()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[0][0] > _RATE_SECONDS:
+            self._seen.popleft()
+        then, before = self._seen[0]
+        return (done - before) / max(now - then, 1e-9)
+
+
 @contextlib.contextmanager
 def progress(description: str, total: float, unit: str) -> Iterator[Advance]:
     """Progress on stderr with rate and remaining time: a bar on a terminal, a line every ten seconds elsewhere."""
-    console = Console(stderr=True)
-    started = time.monotonic()
-    first: list[float] = []
-
-    def rate(done: float) -> float:
-        first.append(done)
-        return (done - first[0]) / max(time.monotonic() - started, 1e-9)
-
+    console, rate = Console(stderr=True), _Rate()
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bar:
@@ -75,16 +85,17 @@ def progress(description: str, total: float, unit: str) -> Iterator[Advance]:
                 task, completed=done, note=f"{rate(done):,.1f} {unit}/s {note}".rstrip()
             )
         return
-    last_line = started
+    last_time, last_line = time.monotonic(), ""
 
     def print_line(done: float, note: str = "") -> None:
-        nonlocal last_line
+        nonlocal last_time, last_line
         per_second, now = rate(done), time.monotonic()
-        if now - last_line < _SECONDS_BETWEEN_LINES and done < total:
+        if now - last_time < _SECONDS_BETWEEN_LINES and done < total:
             return
-        last_line = now
         remaining = f", {(total - done) / per_second:,.0f} s left" if per_second > 0 and done < total else ""
-        line = f"{description}: {done:,.0f}/{total:,.0f} {unit}, {per_second:,.1f} {unit}/s{remaining} {note}".rstrip()
-        click.echo(line, err=True)
+        done_of_total = f"{description}: {done:,.0f}/{total:,.0f} {unit}"
+        if f"{done_of_total} {note}" != last_line:
+            click.echo(f"{done_of_total}, {per_second:,.1f} {unit}/s{remaining} {note}".rstrip(), err=True)
+        last_time, last_line = now, f"{done_of_total} {note}"
 
     yield print_line
