@@ -178,7 +178,10 @@ class _Driver:
 
     def _start_actor(self) -> Any:
         actor = self._actor_class.remote(self._job)
-        self._get(actor.load.remote())
+        try:
+            self._get(actor.load.remote())
+        except RayActorError as error:
+            raise RuntimeError(f"a labelling actor died while it loaded the teachers: {error}") from error
         return actor
 
     def _hand_out(self) -> None:

@@ -29,6 +29,9 @@ def test_every_row_once_and_no_batch_above_the_limit(seconds: list[float], batch
 
 def test_rows_of_equal_length_stay_in_order() -> None:
     assert batch_rows(np.array([1.0, 2.0, 1.0, 2.0, 1.0]), 4.0) == [[1, 3], [0, 2, 4]]
+    # Sorts that do not keep the order of equals keep it in short inputs.
+    longer, shorter = batch_rows(np.tile([1.0, 2.0], 150), 300.0)
+    assert (longer, shorter) == (list(range(1, 300, 2)), list(range(0, 300, 2)))
 
 
 def padding_share(seconds_N: npt.NDArray[np.float64], batches: list[list[int]]) -> float:
