@@ -13,6 +13,7 @@ Every file is written beside its name and renamed, so that a kill leaves the old
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -34,6 +35,7 @@ RUN = "run.json"
 CHECKPOINT = "checkpoint.pt"
 MODEL = "model.safetensors"
 INVENTORY = "inventory.json"
+_DIGEST = "sha256"
 TENSORBOARD = "tensorboard"
 _CHECKPOINT_KEYS = {"identity", "model", "optimizer", "progress"}
 
@@ -81,7 +83,8 @@ class RunFolder:
         return state
 
     def write_model(self, model: AcousticModel) -> None:
-        self._store.put(MODEL, safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()}))
+        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        self._store.put(MODEL, safetensors.torch.save(weights, metadata={_DIGEST: _weights_digest(weights)}))
 
     def write_inventory(self, inventory: ClassInventory) -> None:
         self._store.put(INVENTORY, inventory.to_json())
@@ -97,7 +100,13 @@ class RunFolder:
         config, inventory = self.config(), self.inventory()
         model = build_model(config, inventory)
         try:
-            weights = safetensors.torch.load(self._store.read(MODEL))
+            with safetensors.safe_open(self.path / MODEL, framework="pt") as file:
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+                expected = (file.metadata() or {}).get(_DIGEST)
+            if _weights_digest(weights) != expected:
+                raise IntegrityError(
+                    f"{self.path / MODEL} was changed after writing: its weights do not have their digest"
+                )
             model.load_state_dict(weights)
         except FileNotFoundError:
             raise InputError(f"{self.path} holds no trained model yet ({MODEL} does not exist)") from None
@@ -114,6 +123,15 @@ def build_model(config: TrainConfig, inventory: ClassInventory) -> AcousticModel
         num_heads=config.soft_labels.num_heads if config.soft_labels else 1,
         arguments=dict(config.model.arguments),
     )
+
+
+def _weights_digest(weights: dict[str, torch.Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes: safetensors has no checksum of its own."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def set_threads(num_threads: int | None) -> None:

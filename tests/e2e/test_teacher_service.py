@@ -275,6 +275,14 @@ def test_more_actors_than_the_machine_has_cores_for(world: World) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_an_actor_that_dies_while_it_starts(world: World) -> None:
+    dying = write_linear_teacher(world.folder / "dying", factory="tests.support.teachers:dying_model")
+    result = run(world.job("dying-labels", teachers=[dying.model_dump()]))
+    # Ray writes of its own to stdout here.
+    assert result.code == 1
+    assert result.stderr.startswith("error: a labelling actor died while it loaded the teachers: ")
+
+
 def test_a_job_that_is_not_there(tmp_path: Path) -> None:
     process = start("run", tmp_path / "job.toml")
     stdout, stderr = process.communicate(timeout=TIMEOUT_SECONDS)

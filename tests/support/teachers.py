@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 import time
 import warnings
 from collections.abc import Sequence
@@ -128,6 +129,11 @@ def short_model(num_features: int, num_classes: int) -> LinearModel:
 
 def not_a_model(**_: Any) -> int:
     return 42
+
+
+def dying_model(**_: Any) -> nn.Module:
+    """As where memory runs out."""
+    os._exit(3)
 
 
 # Bundles

@@ -9,12 +9,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from softlabel_schemas import InputError
+from softlabel_schemas import InputError, IntegrityError
 from softlabel_schemas.bundle import BundleReader, ExportedProgram, Factory, TeacherBundle
 from student_trainer.cli import main
 from student_trainer.export import export
 from student_trainer.models import AcousticModel
-from student_trainer.run_folder import RUN, RunFolder, build_model
+from student_trainer.run_folder import MODEL, RUN, RunFolder, build_model
 from teacher_service.config import TeacherConfig
 from teacher_service.teacher import load_teacher
 from tests.support.speech import FRONT_END, INVENTORY, Speech, train_config, write_speech
@@ -129,3 +129,15 @@ class TestCommand:
         assert result.exit_code == 2
         assert "is not a training run" in result.stderr
         assert not (tmp_path / "bundle").exists()
+
+
+def test_a_changed_bit_of_the_weights_is_noticed(speech: Speech, tmp_path: Path) -> None:
+    write_run(speech, tmp_path / "run", "tdnn")
+    weights = tmp_path / "run" / MODEL
+    data = weights.read_bytes()
+    for position in (len(data) - 1, len(data) // 2, 12):
+        weights.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+        with pytest.raises(IntegrityError):
+            RunFolder(tmp_path / "run").load_model()
+    weights.write_bytes(data)
+    RunFolder(tmp_path / "run").load_model()

@@ -73,9 +73,15 @@ def test_a_users_factory_must_be_allowed_by_the_job(tmp_path: Path) -> None:
             load(TeacherConfig(bundle=config.bundle, allow_factory=allowed))
 
 
-def test_the_projects_own_factory_needs_no_permission(tmp_path: Path) -> None:
-    config = write_linear_teacher(tmp_path, factory=OWN_FACTORY, model=b"")
-    check_factory(TeacherConfig(bundle=config.bundle), BundleReader(tmp_path))
+def test_the_projects_own_factory_needs_permission_for_a_users_encoder_alone(tmp_path: Path) -> None:
+    config = write_linear_teacher(tmp_path / "own", factory=OWN_FACTORY, architecture="blstm", arguments={})
+    check_factory(TeacherConfig(bundle=config.bundle), BundleReader(config.bundle))
+    encoder = "tests.support.teachers:not_a_model"
+    config = write_linear_teacher(tmp_path / "users", factory=OWN_FACTORY, architecture=encoder, arguments={})
+    for allowed in (None, OWN_FACTORY):
+        with pytest.raises(InputError, match=re.escape(f'say so in the job: allow_factory = "{encoder}"')):
+            load(TeacherConfig(bundle=config.bundle, allow_factory=allowed))
+    check_factory(TeacherConfig(bundle=config.bundle, allow_factory=encoder), BundleReader(config.bundle))
 
 
 @pytest.mark.parametrize(
