@@ -20,6 +20,7 @@ from recipe import Arm, Model, Recipe, Teacher
 from synthesis import SAMPLE_RATE, SILENCE, frame_labels, synthesize_corpus
 
 from softlabel_schemas import ClassInventory, Utterance, write_corpus
+from softlabel_schemas.command_line import progress
 from softlabel_schemas.front_end import Fbank
 
 FRONT_END = Fbank(sample_rate=SAMPLE_RATE, stack=3)
@@ -31,8 +32,9 @@ def prepare(output: Path, *, num_train: int, num_dev: int, num_test: int) -> Non
     (output / "audio").mkdir(parents=True, exist_ok=True)
     counts = {"num_train_sentences": num_train, "num_dev_sentences": num_dev, "num_test_sentences": num_test}
     utterances, labels = [], []
-    with click.progressbar(synthesize_corpus(**counts), length=sum(counts.values()), label="speak") as spoken:
-        for utterance in spoken:
+    with progress("speak", sum(counts.values()), "sentences") as advance:
+        for utterance in synthesize_corpus(**counts):
+            advance(len(utterances))
             audio = output / "audio" / f"{utterance.utterance_id}.flac"
             soundfile.write(audio, utterance.samples, SAMPLE_RATE)
             num_frames = FRONT_END.num_frames(len(utterance.samples))

@@ -78,10 +78,10 @@ class Watched:
     processes: set[int] = field(default_factory=set)
 
 
-def start(*args: str | Path) -> subprocess.Popen[str]:
+def start(job: Path) -> subprocess.Popen[str]:
     paths = [str(ROOT), str(ROOT / "schemas"), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
-        [sys.executable, "-m", "teacher_service.cli", *map(str, args)],
+        [sys.executable, "-m", "teacher_service.cli", "run", str(job)],
         # As in a terminal: a group of its own, which Ctrl-C goes to.
         start_new_session=True,
         stdin=subprocess.DEVNULL,
@@ -95,7 +95,7 @@ def start(*args: str | Path) -> subprocess.Popen[str]:
 
 def run(job: Path, *, watch: Callable[[subprocess.Popen[str], Watched], None] | None = None) -> Watched:
     """Run JOB to its end; ``watch`` is called again and again until then."""
-    process, watched = start("run", job), Watched(code=-1, stdout="", stderr="")
+    process, watched = start(job), Watched(code=-1, stdout="", stderr="")
     deadline = time.monotonic() + TIMEOUT_SECONDS
     try:
         while watch is not None and process.poll() is None and time.monotonic() < deadline:
@@ -284,10 +284,9 @@ def test_an_actor_that_dies_while_it_starts(world: World) -> None:
 
 
 def test_a_job_that_is_not_there(tmp_path: Path) -> None:
-    process = start("run", tmp_path / "job.toml")
-    stdout, stderr = process.communicate(timeout=TIMEOUT_SECONDS)
-    assert (process.returncode, stdout) == (2, "")
-    assert stderr == f"error: {tmp_path}/job.toml does not exist; give the path of a TOML file\n"
+    result = CliRunner().invoke(teacher_service, ["run", str(tmp_path / "job.toml")])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"error: {tmp_path}/job.toml does not exist; give the path of a TOML file\n"
 
 
 # Processes and their sockets, from Linux' /proc
