@@ -26,7 +26,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from softlabel_schemas.command_line import progress
 from softlabel_schemas.commit import commit_shard
@@ -196,7 +196,8 @@ class _Driver:
         actor, shard_range = self._in_flight.pop(reference)
         try:
             receipt: Receipt = self._get(reference)
-        except RayActorError as error:
+        except RayError as error:
+            # Not the task's own exception: the actor died, or Ray ended it (out of memory, a lost node).
             self._replace(actor)
             self._retry(shard_range, f"the actor died: {error}")
         except (OSError, RuntimeError) as error:

@@ -65,6 +65,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     )
 
 
+@pytest.fixture(autouse=True)
+def restored_signals() -> Iterator[None]:
+    """Commands that are invoked in this process set a handler."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
 @dataclass(slots=True, kw_only=True)
 class Watched:
     """A command that has ended, and what was seen while it ran."""

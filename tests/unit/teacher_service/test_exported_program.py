@@ -380,19 +380,17 @@ def test_sample_inputs_are_not_read(inputs: Any, canary: Path) -> None:
     assert not canary.exists()
 
 
-def test_metadata_is_not_read(canary: Path) -> None:
+def test_metadata_is_not_read() -> None:
+    """Whoever reads it imports what it names, and fails on this."""
     records = records_of(exported_program("tdnn"))
 
     def edit(document: Any) -> None:
         for fields in dictionaries(document):
             if "metadata" in fields:
-                fields["metadata"] = {
-                    "stack_trace": f"\n{CANARY}\n", "source_fn_stack": "x,torch.load", "from_node": "[]", "custom": "{}"
-                }  # fmt: skip
+                fields["metadata"] = {"source_fn_stack": "x,torch.load", "custom": "not JSON"}
 
     graph_attack(edit)(records)
     run(archive_of(records))
-    assert not canary.exists()
 
 
 def test_a_record_that_is_there_twice() -> None:
