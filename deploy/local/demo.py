@@ -100,7 +100,7 @@ def recipe(output: Path, *, epochs: int, seeds: tuple[int, ...]) -> Recipe:
 
 @click.command()
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--epochs", default=8, show_default=True, help="For every model: equal budgets.")
+@click.option("--epochs", default=16, show_default=True, help="For every model: equal budgets.")
 @click.option("--seeds", default=2, show_default=True, help="Students per arm.")
 @click.option("--sentences", default=300, show_default=True, help="For training; a fifth as many more for the test.")
 def main(output: Path, epochs: int, seeds: int, sentences: int) -> None:
