@@ -10,7 +10,7 @@ from softlabel_schemas.command_line import CommandGroup
 from softlabel_schemas.errors import InputError
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, extra="student", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="essence-distill")
 def main() -> None:
     """Train students from stored soft labels and hard labels; no teacher, no teacher GPU.

@@ -13,7 +13,7 @@ import click
 from softlabel_schemas.command_line import CheckFailedError, CommandGroup
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, extra="teacher", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="essence-distill")
 def main() -> None:
     """Run a teacher ensemble over a corpus once and publish its pruned posteriors as a dataset.

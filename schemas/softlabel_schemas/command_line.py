@@ -28,15 +28,26 @@ class CheckFailedError(Exception):
 
 
 class CommandGroup(click.Group):
-    """A click group whose commands end with one message on stderr instead of a traceback."""
+    """A click group whose commands end with one message on stderr instead of a traceback.
+
+    Args:
+        extra: the extra of the distribution that the commands need.
+    """
+
+    def __init__(self, *args: Any, extra: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._extra = extra
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().main(*args, **kwargs)
         except (IntegrityError, CheckFailedError) as error:
             code, message = 1, str(error)
-        except (InputError, ModuleNotFoundError) as error:
+        except InputError as error:
             code, message = 2, str(error)
+        except ModuleNotFoundError as error:
+            extra = f"[{self._extra}]" if self._extra else ""
+            code, message = 2, f"{error}; this command needs: pip install 'essence-distill{extra}'"
         except OSError as error:
             code, message = 2, f"{type(error).__name__}: {error}"
         except KeyboardInterrupt:
