@@ -62,6 +62,8 @@ class ObjectStore:
             data: bytes = self._fs.cat_file(self.path(key))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise FileNotFoundError(f"{self.describe(key)} does not exist") from None
+        except PermissionError as error:
+            raise PermissionError(f"{self.describe(key)} may not be read ({error}); check the credentials") from None
         return data
 
     def read_many(self, keys: Sequence[str]) -> list[bytes]:
@@ -135,6 +137,11 @@ def _temporary_file(path: Path, data: bytes) -> Any:
             file.flush()
             os.fsync(file.fileno())
         yield temporary
+    except OSError as error:
+        if error.filename is None:
+            # A full disk is reported without a name.
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
