@@ -148,7 +148,7 @@ def recipe(output: Path, *, epochs: int, seeds: tuple[int, ...]) -> Recipe:
 @click.option("--seeds", default=3, show_default=True, help="Students per arm.")
 @click.option("--utterances", type=int, help="Use only so many utterances of each split (for a quick try).")
 def main(corpus: Path, output: Path, epochs: int, seeds: int, utterances: int | None) -> None:
-    """Run the whole experiment; about an hour and a half on two cores."""
+    """Run the whole experiment; about an hour on two cores."""
     output.mkdir(parents=True, exist_ok=True)
     if not (output / "corpus.parquet").exists():
         try:
