@@ -8,7 +8,10 @@ DEMO_OUTPUT ?= demo-output
 SPEECHOCEAN762 ?= ../shared/data/speechocean762
 SPEECHOCEAN762_OUTPUT ?= speechocean762-output
 
-.PHONY: demo speechocean762 test lint format clean
+KILLS ?= 100
+SEED ?= 1
+
+.PHONY: demo speechocean762 test storm lint format clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/demo.py $(DEMO_OUTPUT)
@@ -17,7 +20,10 @@ speechocean762: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/speechocean762.py $(SPEECHOCEAN762) $(SPEECHOCEAN762_OUTPUT)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+storm: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.storm --kills $(KILLS) --seed $(SEED) $(if $(FORMAT),--format $(FORMAT)) $(if $(URL),--url $(URL))
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

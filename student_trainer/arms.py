@@ -16,12 +16,15 @@ import numpy.typing as npt
 from pydantic import ConfigDict, Field
 
 from softlabel_schemas.errors import InputError
+from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.strict import ModelT, StrictModel, parse
-from student_trainer.config import TrainConfig
+from student_trainer.config import CACHE_FIELDS, TrainConfig
 from student_trainer.evaluate import evaluation_name
 from student_trainer.run_folder import RUN, RunFolder
 
 Metric = Literal["frame_error_rate", "phone_error_rate", "cross_entropy", "calibration_error"]
+# Of a run's setup: how many utterances of the corpus it was trained without.
+LEFT_OUT = "utterances_left_out"
 METRICS: tuple[Metric, ...] = ("frame_error_rate", "phone_error_rate", "cross_entropy", "calibration_error")
 
 
@@ -38,7 +41,11 @@ class UtteranceErrors(_Record):
 
 
 class Evaluation(_Record):
-    """``evaluation-<splits>.json``: rates in percent, cross-entropy in nats per frame."""
+    """``evaluation-<splits>.json``: rates in percent, cross-entropy in nats per frame.
+
+    Attributes:
+        left_out: of a dataset's evaluation, the utterances it has no labels for.
+    """
 
     kind: Literal["student", "ensemble"]
     name: str
@@ -50,6 +57,7 @@ class Evaluation(_Record):
     cross_entropy: float | None
     calibration_error: float
     utterances: Annotated[tuple[UtteranceErrors, ...], Field(min_length=1)]
+    left_out: tuple[SkippedUtterance, ...] = ()
 
     def frames_U(self) -> npt.NDArray[np.float64]:
         return np.array([utterance.frames for utterance in self.utterances], dtype=np.float64)
@@ -72,6 +80,7 @@ class Run(_Record):
     inventory_digest: str
     dataset_digest: str | None
     num_parameters: int
+    left_out: tuple[SkippedUtterance, ...] = ()
     history: tuple[Epoch, ...]
 
     def setup(self) -> dict[str, Any]:
@@ -83,9 +92,9 @@ class Run(_Record):
             "training": {"num_threads", "checkpoint_minutes"},
         }
         if self.config.soft_labels:
-            exclude["soft_labels"] = {"url"}
-        digests = {"corpus_digest": self.corpus_digest, "dataset_digest": self.dataset_digest}
-        return _flat(self.config.model_dump(mode="json", exclude=exclude)) | digests
+            exclude["soft_labels"] = {"url", *CACHE_FIELDS}
+        data = {"corpus_digest": self.corpus_digest, "dataset_digest": self.dataset_digest}
+        return _flat(self.config.model_dump(mode="json", exclude=exclude)) | data | {LEFT_OUT: len(self.left_out)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,10 +246,12 @@ def _check_alike(evaluations: Mapping[str, Evaluation], splits: Sequence[str]) -
             if expected != found:
                 raise InputError(f"{where}: {what} differ ({expected} and {found}); evaluate both on the same data")
         found_frames = {utterance.utterance_id: utterance.frames for utterance in evaluation.utterances}
-        if list(found_frames.items()) != list(frames.items()):
-            unlike = sorted(set(frames.items()) ^ set(found_frames.items()))
+        left_out = {entry.utterance_id for entry in evaluation.left_out}
+        wanted_frames = {name: number for name, number in frames.items() if name not in left_out}
+        if list(found_frames.items()) != list(wanted_frames.items()):
+            unlike = sorted(set(wanted_frames.items()) ^ set(found_frames.items()))
             raise InputError(
-                f"{where}: {len(frames)} and {len(found_frames)} utterances, not the same ones or not in the same order"
+                f"{where}: {len(wanted_frames)} and {len(found_frames)} utterances, not the same ones or not in the same order"
                 + (f" (utterance {unlike[0][0]})" if unlike else "")
                 + "; evaluate both on the same data"
             )

@@ -158,12 +158,11 @@ def _load_dataset(url: str, inventory_digest: str) -> LabelledData:
         raise InputError(f"{url} holds no labelled frames (every utterance was skipped)")
     frames, kept_mass, entropy = [], [], []
     with progress(f"read {url}", dataset.num_shards, "shards") as advance:
-        for index in range(dataset.num_shards):
-            shard = dataset.read_shard(index)
+        for done, shard in enumerate(dataset.iter_shards(), start=1):
             frames.append(np.diff(shard.frame_offsets))
             kept_mass.append(shard.kept_mass)
             entropy.append(shard.entropy)
-            advance(index + 1)
+            advance(done)
     return LabelledData(
         url=url,
         facts=description(dataset),
@@ -219,6 +218,19 @@ def warning(pair: Pair) -> str | None:
     return f"{pair.soft.name} and {pair.hard.name} were not trained alike: {'; '.join(pair.unlike)}"
 
 
+def warnings(comparison: Comparison) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    lines = [line for line in map(warning, comparison.pairs) if line]
+    for arm in comparison.arms:
+        num_left_out = max(len(evaluation.left_out) for evaluation in arm.evaluations)
+        if num_left_out:
+            total = len(comparison.evaluation.utterances)
+            lines.append(
+                f"{arm.name} was evaluated without {num_left_out} of {total} utterances, which were never labelled"
+            )
+    return lines
+
+
 def text(comparison: Comparison) -> str:
     """What ``student-trainer compare`` prints."""
     marked = [
@@ -235,7 +247,7 @@ def text(comparison: Comparison) -> str:
         lines.append("* teacher ensemble, from its stored soft labels")
     lines.append("")
     lines += [f"{verdict(pair)} ({_test(pair)})" for pair in comparison.pairs] or [NO_PAIRS]
-    lines += [f"warning: {line}" for line in map(warning, comparison.pairs) if line]
+    lines += [f"warning: {line}" for line in warnings(comparison)]
     return "\n".join(lines)
 
 

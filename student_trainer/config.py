@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -13,6 +13,8 @@ from softlabel_schemas.selection import Selection
 from softlabel_schemas.strict import StrictModel, load_toml
 
 TailMode = Literal["renormalize", "ghost", "to_hard_label", "uniform"]
+# Of [soft_labels]: where bytes come from, which does not change what is trained.
+CACHE_FIELDS = ("cache", "cache_gib")
 
 
 class CorpusConfig(StrictModel):
@@ -31,6 +33,8 @@ class SoftLabelConfig(StrictModel):
         tail: what becomes of the probability outside the kept entries; see ``loss.py``.
         num_heads: 1 shares an output layer, 2 gives the soft loss its own (the hard one decodes).
         selection: narrower than the stored one; None uses all that is stored.
+        cache: local folder that keeps the files of the dataset, for URLs that are slow or costly to read; None keeps none.
+        cache_gib: its largest size, GiB; several runs may share one folder.
     """
 
     url: str
@@ -39,6 +43,8 @@ class SoftLabelConfig(StrictModel):
     tail: TailMode = "ghost"
     num_heads: Literal[1, 2] = 1
     selection: Selection | None = None
+    cache: str | None = None
+    cache_gib: Annotated[float, Field(gt=0)] = 50.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -93,7 +99,10 @@ class TrainConfig(StrictModel):
 
     def digest(self) -> str:
         """sha256 of all that decides the result; a checkpoint of another digest is not resumed."""
-        return sha256_hex(canonical_json(self.model_dump(mode="json", exclude={"output"})))
+        exclude: dict[str, Any] = {"output": True}
+        if self.soft_labels is not None:
+            exclude["soft_labels"] = set(CACHE_FIELDS)
+        return sha256_hex(canonical_json(self.model_dump(mode="json", exclude=exclude)))
 
 
 def load_config(path: str | Path) -> TrainConfig:
@@ -110,6 +119,8 @@ def load_config(path: str | Path) -> TrainConfig:
             update={"manifest": resolve(config.corpus.manifest), "inventory": resolve(config.corpus.inventory)}
         ),
     }
-    if config.soft_labels is not None:
-        updates["soft_labels"] = config.soft_labels.model_copy(update={"url": resolve(config.soft_labels.url)})
+    if (soft := config.soft_labels) is not None:
+        # A cache that is a URL stays one, to be refused as such.
+        cache = None if soft.cache is None else resolve(soft.cache)
+        updates["soft_labels"] = soft.model_copy(update={"url": resolve(soft.url), "cache": cache})
     return config.model_copy(update=updates)

@@ -9,6 +9,7 @@ The order is a function of durations, seed and epoch alone: the same with and wi
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -116,12 +117,13 @@ class SoftLabels:
 
     def of(self, utterances: Sequence[Utterance]) -> list[SoftTargets]:
         """Targets in the order of ``utterances``; each is joined by id, a missing one or another length raises."""
+        try:
+            stored = self.dataset.read_utterances([utterance.utterance_id for utterance in utterances])
+        except KeyError as error:
+            raise InputError(f"no soft targets for utterance {error.args[0]}") from None
         found = []
-        for utterance in utterances:
-            try:
-                targets = self.dataset[utterance.utterance_id].targets
-            except KeyError as error:
-                raise InputError(f"no soft targets for utterance {error.args[0]}") from None
+        for utterance, labelled in zip(utterances, stored, strict=True):
+            targets = labelled.targets
             labels = utterance.hard_labels
             if labels is not None and len(labels) != targets.num_frames:
                 raise InputError(
@@ -146,13 +148,19 @@ class TrainingData:
     def seconds_N(self) -> npt.NDArray[np.float64]:
         return self.corpus.seconds()
 
-    def load(self, rows: Sequence[int]) -> dict[int, Example]:
-        """Examples by row. Rows are read in order, so that each shard of soft targets is decoded once."""
+    def load(self, rows: Sequence[int], given_up: threading.Event | None = None) -> dict[int, Example]:
+        """Examples by row. Rows are read in order, so that each shard of soft targets is decoded once.
+
+        Args:
+            given_up: once set, the rest is left out: nobody waits for it any more.
+        """
         ordered = sorted(rows)
         utterances = [self.corpus[row] for row in ordered]
         soft = self.soft_labels.of(utterances) if self.soft_labels else [None] * len(utterances)
         examples = {}
         for row, utterance, targets in zip(ordered, utterances, soft, strict=True):
+            if given_up is not None and given_up.is_set():
+                break
             labels = utterance.hard_labels
             if labels is None and targets is None:
                 raise InputError(f"utterance {utterance.utterance_id} has neither hard labels nor soft targets")
@@ -179,17 +187,22 @@ class TrainingData:
             everything = self.load(range(len(self.corpus)))
             yield from (replace(plan, examples=everything) for plan in plans)
             return
-        with ThreadPoolExecutor(max_workers=1) as loader:
+        loader, given_up = ThreadPoolExecutor(max_workers=1), threading.Event()
+        try:
             coming: tuple[Pool, Future[dict[int, Example]]] | None = None
             for plan in plans:
                 waiting, coming = (
                     coming,
-                    (plan, loader.submit(self.load, [row for rows in plan.batches for row in rows])),
+                    (plan, loader.submit(self.load, [row for rows in plan.batches for row in rows], given_up)),
                 )
                 if waiting is not None:
                     yield replace(waiting[0], examples=waiting[1].result())
             if coming is not None:
                 yield replace(coming[0], examples=coming[1].result())
+        finally:
+            # Not waited for: whoever gives up has a checkpoint to write first.
+            given_up.set()
+            loader.shutdown(wait=False, cancel_futures=True)
 
 
 def _plan_epoch(

@@ -17,6 +17,7 @@ from softlabel_schemas.errors import InputError
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.targets import SoftTargets
 from student_trainer.data import Batch, Example, TrainingData, collate
+from student_trainer.left_out import leave_out_skipped, say_what_is_left_out, to_json
 from student_trainer.metrics import FramePosteriors, Metrics
 from student_trainer.models import AcousticModel
 from student_trainer.run_folder import RunFolder, set_threads
@@ -43,9 +44,15 @@ def evaluate_run(run: str | Path, manifest: str, splits: Sequence[str], output: 
 
 
 def evaluate_dataset(url: str, manifest: str, splits: Sequence[str], output: str) -> dict[str, Any]:
-    """Evaluate the teacher ensemble from its stored targets and write the result to ``output``."""
+    """Evaluate the teacher ensemble from its stored targets and write the result to ``output``.
+
+    Utterances that the dataset skipped are left out, and listed there under ``left_out``.
+    """
     dataset = open_dataset(url)
-    corpus = load_evaluation_corpus(manifest, splits, dataset.inventory)
+    whole_corpus = load_corpus(manifest).select_splits(splits)
+    corpus, left_out = leave_out_skipped(whole_corpus, dataset)
+    _check_labels(corpus, dataset.inventory, splits, where=manifest)
+    say_what_is_left_out(left_out, len(whole_corpus), where=output, url=dataset.store.url)
     metrics = Metrics(dataset.inventory)
     with progress("evaluate", len(corpus), "utterances") as advance:
         for utterance in corpus:
@@ -63,8 +70,13 @@ def evaluate_dataset(url: str, manifest: str, splits: Sequence[str], output: str
                 utterance.utterance_id, utterance.hard_labels, stored_posteriors(targets, utterance.hard_labels)
             )
             advance(len(metrics.utterances))
-    what = {"kind": "ensemble", "name": "ensemble", "dataset": dataset.manifest.content_digest}
-    return _write(metrics, corpus, splits, what, output)
+    what = {
+        "kind": "ensemble",
+        "name": "ensemble",
+        "dataset": dataset.manifest.content_digest,
+        "left_out": to_json(left_out),
+    }
+    return _write(metrics, whole_corpus, splits, what, output)
 
 
 def evaluation_name(splits: Sequence[str]) -> str:
@@ -74,12 +86,16 @@ def evaluation_name(splits: Sequence[str]) -> str:
 def load_evaluation_corpus(manifest: str, splits: Sequence[str], inventory: ClassInventory) -> Corpus:
     """Raises InputError unless every utterance has hard labels of this inventory."""
     corpus = load_corpus(manifest).select_splits(splits)
-    check_hard_labels(corpus, inventory, where=manifest)
+    _check_labels(corpus, inventory, splits, where=manifest)
+    return corpus
+
+
+def _check_labels(corpus: Corpus, inventory: ClassInventory, splits: Sequence[str], *, where: str) -> None:
+    check_hard_labels(corpus, inventory, where=where)
     if corpus.table["hard_labels"].null_count:
         raise InputError(
-            f"{manifest}: {corpus.table['hard_labels'].null_count} utterances of {list(splits)} have no hard labels"
+            f"{where}: {corpus.table['hard_labels'].null_count} utterances of {list(splits)} have no hard labels"
         )
-    return corpus
 
 
 def model_posteriors(
@@ -147,7 +163,7 @@ def stored_posteriors(targets: SoftTargets, labels_T: npt.NDArray[np.integer]) -
 
 
 def _write(
-    metrics: Metrics, corpus: Corpus, splits: Sequence[str], what: dict[str, str], output: str
+    metrics: Metrics, corpus: Corpus, splits: Sequence[str], what: dict[str, Any], output: str
 ) -> dict[str, Any]:
     result = {
         **what,

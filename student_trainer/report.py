@@ -32,7 +32,7 @@ from student_trainer.compare import (
     signed,
     table_rows,
     verdict,
-    warning,
+    warnings,
 )
 
 # Each has a contrast of at least 4.5 on white; the shapes tell arms apart without colour.
@@ -114,7 +114,7 @@ def render(comparison: Comparison) -> str:
         verdict=verdict,
         signed=signed,
         format_p=format_p,
-        warnings=[line for line in map(warning, comparison.pairs) if line],
+        warnings=warnings(comparison),
         setup_columns=list(setups[0][1]) if setups else [],
         setups=setups,
         datasets=comparison.datasets,

@@ -1,7 +1,7 @@
 """The folder of a training run.
 
     run/
-      run.json           configuration, digests (corpus, inventory, dataset) and history of every epoch
+      run.json           configuration, digests (corpus, inventory, dataset), what was left out, history of every epoch
       checkpoint.pt      everything needed to go on; loaded without pickle (weights_only)
       model.safetensors  weights of the best epoch on the dev splits, or of the last where there are none
       inventory.json     the class inventory of the outputs
@@ -17,7 +17,9 @@ import hashlib
 import io
 import json
 import os
+import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,17 @@ class RunFolder:
 
     def write_inventory(self, inventory: ClassInventory) -> None:
         self._store.put(INVENTORY, inventory.to_json())
+
+    def log_to_tensorboard(self, record: Mapping[str, Any]) -> None:
+        """The scalars of one epoch of the history; steps are epochs."""
+        with warnings.catch_warnings():
+            # tensorboard's protobuf classes warn about their own deprecations on import.
+            warnings.simplefilter("ignore")
+            from torch.utils.tensorboard import SummaryWriter
+        with SummaryWriter(str(self.path / TENSORBOARD)) as writer:
+            for name, value in {**record, **record.get("dev", {})}.items():
+                if isinstance(value, int | float) and name != "epoch":
+                    writer.add_scalar(name, value, record["epoch"])
 
     def config(self) -> TrainConfig:
         return parse(TrainConfig, self.read_json(RUN)["config"], where=f"{self.path / RUN} (config)")

@@ -7,29 +7,34 @@ the same weights as one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import click
 import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+from softlabel_schemas.cache import FileCache
 from softlabel_schemas.command_line import progress
 from softlabel_schemas.corpus import Corpus, check_hard_labels, load_corpus
-from softlabel_schemas.dataset import open_dataset
-from softlabel_schemas.errors import InputError
+from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
+from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.inventory import ClassInventory
+from softlabel_schemas.manifest import SkippedUtterance
 from student_trainer.config import TrainConfig
 from student_trainer.data import Batch, Pool, SoftLabels, TrainingData, collate
 from student_trainer.evaluate import check_lengths, load_evaluation_corpus, model_posteriors
+from student_trainer.interrupts import interrupts_held
+from student_trainer.left_out import leave_out_skipped, say_what_is_left_out, to_json
 from student_trainer.loss import hard_loss, soft_loss
 from student_trainer.metrics import Metrics
 from student_trainer.models import ENCODERS, AcousticModel
-from student_trainer.run_folder import RUN, TENSORBOARD, RunFolder, build_model, set_threads
+from student_trainer.run_folder import RUN, RunFolder, build_model, set_threads
 
 
 @dataclass(slots=True)
@@ -53,10 +58,17 @@ def train(config: TrainConfig) -> bool:
     set_threads(config.training.num_threads)
     inventory = ClassInventory.load(config.corpus.inventory)
     corpus = load_corpus(config.corpus.manifest)
-    train_corpus = corpus.select_splits(config.corpus.train_splits)
+    whole_corpus = train_corpus = corpus.select_splits(config.corpus.train_splits)
+    dataset = _open_dataset(config)
+    left_out: tuple[SkippedUtterance, ...] = ()
+    if dataset is not None:
+        # Before any check: an utterance can have been skipped because of its labels.
+        train_corpus, left_out = leave_out_skipped(whole_corpus, dataset)
     check_hard_labels(train_corpus, inventory, where=config.corpus.manifest)
     _check_frame_shift(train_corpus, config)
-    soft_labels, dataset_digest = _open_soft_labels(config, train_corpus, inventory)
+    soft_labels = None
+    if dataset is not None and config.soft_labels is not None:
+        soft_labels = SoftLabels(dataset, config.soft_labels, train_corpus, inventory.digest())
     folder = RunFolder(config.output)
     torch.manual_seed(config.seed)
     model = build_model(config, inventory)
@@ -66,9 +78,9 @@ def train(config: TrainConfig) -> bool:
     identity = {
         "config": config.model_dump(mode="json"),
         "config_digest": config.digest(),
-        "corpus_digest": train_corpus.digest,
+        "corpus_digest": whole_corpus.digest,
         "inventory_digest": inventory.digest(),
-        "dataset_digest": dataset_digest,
+        "dataset_digest": None if dataset is None else dataset.manifest.content_digest,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     at = _resume(folder, identity, model, optimizer)
@@ -78,8 +90,11 @@ def train(config: TrainConfig) -> bool:
     if config.corpus.dev_splits:
         dev_corpus = load_evaluation_corpus(config.corpus.manifest, config.corpus.dev_splits, inventory)
         dev = TrainingData(dev_corpus, config.front_end, None)
+    if dataset is not None:
+        where = f"{folder.path}/{RUN}"
+        say_what_is_left_out(left_out, len(whole_corpus), where=where, url=dataset.store.url)
     folder.write_inventory(inventory)
-    trainer = _Trainer(config, folder, identity, model, optimizer, at)
+    trainer = _Trainer(config, folder, identity, left_out, model, optimizer, at)
     trainer.run(TrainingData(train_corpus, config.front_end, soft_labels), dev, inventory)
     return True
 
@@ -90,15 +105,27 @@ class _Trainer:
         config: TrainConfig,
         folder: RunFolder,
         identity: dict[str, Any],
+        left_out: Sequence[SkippedUtterance],
         model: AcousticModel,
         optimizer: torch.optim.Optimizer,
         at: Progress,
     ) -> None:
-        self.config, self.folder, self.identity = config, folder, identity
+        self.config, self.folder, self.identity, self.left_out = config, folder, identity, left_out
         self.model, self.optimizer, self.at = model, optimizer, at
         self.last_checkpoint = time.monotonic()
+        self.saved = (at.epoch, at.step)
+        # Whether the weights are those of ``at``: not so within a step.
+        self.is_whole = True
 
     def run(self, data: TrainingData, dev: TrainingData | None, inventory: ClassInventory) -> None:
+        """Raises OSError, IntegrityError or KeyboardInterrupt after writing a checkpoint, so that no step is lost."""
+        try:
+            self._run(data, dev, inventory)
+        except (OSError, IntegrityError, KeyboardInterrupt):
+            self._save_before_leaving()
+            raise
+
+    def _run(self, data: TrainingData, dev: TrainingData | None, inventory: ClassInventory) -> None:
         settings, at = self.config.training, self.at
         pools = data.pools(
             seed=self.config.seed,
@@ -124,15 +151,25 @@ class _Trainer:
             if step < at.step:
                 continue
             batch = collate([pool.examples[row] for row in rows], temperature=temperature)
-            losses = self._step(batch, pool.epoch + step / pool.num_steps)
-            for name, value in losses.items():
-                at.loss_sums[name] = at.loss_sums.get(name, 0.0) + value
-            at.step = step + 1
-            now = time.monotonic()
-            at.seconds, started = at.seconds + now - started, now
+            with self._changing():
+                losses = self._step(batch, pool.epoch + step / pool.num_steps)
+                for name, value in losses.items():
+                    at.loss_sums[name] = at.loss_sums.get(name, 0.0) + value
+                at.step = step + 1
+                now = time.monotonic()
+                at.seconds, started = at.seconds + now - started, now
             advance(pool.epoch + at.step / pool.num_steps)
             if now - self.last_checkpoint > 60 * self.config.training.checkpoint_minutes:
                 self._checkpoint()
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Around each change of weights and progress. An exception within leaves them torn, and no checkpoint is written of
+        that; Ctrl-C waits for the end."""
+        with interrupts_held():
+            self.is_whole = False
+            yield
+            self.is_whole = True
 
     def _step(self, batch: Batch, epochs_done: float) -> dict[str, float]:
         config, soft = self.config, self.config.soft_labels
@@ -170,7 +207,6 @@ class _Trainer:
         at = self.at
         record: dict[str, Any] = {"epoch": at.epoch + 1, "steps": at.step, "seconds": at.seconds}
         record |= {name: value / max(at.step, 1) for name, value in at.loss_sums.items()}
-        better = True
         if dev is not None:
             self.model.eval()
             metrics = Metrics(inventory)
@@ -178,16 +214,20 @@ class _Trainer:
                 for (utterance_id, labels_T), found in zip(labelled, posteriors, strict=True):
                     metrics.add(utterance_id, labels_T, found)
             record["dev"] = metrics.summary()
-            better = record["dev"]["frame_error_rate"] < at.best_dev
-            at.best_dev = min(at.best_dev, record["dev"]["frame_error_rate"])
-        at.history.append(record)
-        at.epoch, at.step, at.loss_sums, at.seconds = at.epoch + 1, 0, {}, 0.0
-        # Checkpoint last: killed before it, the epoch is trained again to the same files.
-        if better:
-            self.folder.write_model(self.model)
-        self.folder.write_json(RUN, {**self.identity, "history": at.history})
-        _log_to_tensorboard(self.folder, at.history)
-        self._checkpoint()
+        with self._changing():
+            better = True
+            if dev is not None:
+                better = record["dev"]["frame_error_rate"] < at.best_dev
+                at.best_dev = min(at.best_dev, record["dev"]["frame_error_rate"])
+            at.history.append(record)
+            at.epoch, at.step, at.loss_sums, at.seconds = at.epoch + 1, 0, {}, 0.0
+            # Checkpoint last: killed before it, the epoch is trained again to the same files.
+            if better:
+                self.folder.write_model(self.model)
+            left_out = {"left_out": to_json(self.left_out)}
+            self.folder.write_json(RUN, {**self.identity, **left_out, "history": at.history})
+            self.folder.log_to_tensorboard(at.history[-1])
+            self._checkpoint()
 
     def _checkpoint(self) -> None:
         at, self.last_checkpoint = self.at, time.monotonic()
@@ -199,6 +239,21 @@ class _Trainer:
                 "progress": {name: getattr(at, name) for name in Progress.__dataclass_fields__},
             }
         )
+        self.saved = (at.epoch, at.step)
+
+    def _save_before_leaving(self) -> None:
+        """What leads here may be a full disk: the checkpoint before stands then."""
+        if self.is_whole and self.saved != (self.at.epoch, self.at.step):
+            try:
+                self._checkpoint()
+            except OSError as error:
+                click.echo(f"no checkpoint could be written: {error}", err=True)
+        epoch, step = self.saved
+        if self.saved != (0, 0):
+            click.echo(
+                f"{self.folder.path}: the checkpoint is of epoch {epoch + 1}, step {step}; the same command goes on from there",
+                err=True,
+            )
 
 
 def learning_rate(config: TrainConfig, epochs_done: float) -> float:
@@ -224,14 +279,12 @@ def _check_frame_shift(corpus: Corpus, config: TrainConfig) -> None:
         )
 
 
-def _open_soft_labels(
-    config: TrainConfig, corpus: Corpus, inventory: ClassInventory
-) -> tuple[SoftLabels | None, str | None]:
-    if config.soft_labels is None:
-        return None, None
-    dataset = open_dataset(config.soft_labels.url)
-    soft_labels = SoftLabels(dataset, config.soft_labels, corpus, inventory.digest())
-    return soft_labels, dataset.manifest.content_digest
+def _open_dataset(config: TrainConfig) -> SoftLabelDataset | None:
+    soft = config.soft_labels
+    if soft is None:
+        return None
+    cache = None if soft.cache is None else FileCache(soft.cache, int(soft.cache_gib * 2**30))
+    return open_dataset(soft.url, cache=cache)
 
 
 def _resume(
@@ -255,16 +308,3 @@ def _resume(
             f"{folder.path}: the checkpoint does not fit the model ({error}); use another output folder"
         ) from None
     return Progress(**state["progress"])
-
-
-def _log_to_tensorboard(folder: RunFolder, history: list[dict[str, Any]]) -> None:
-    """The last epoch's scalars; steps are epochs."""
-    with warnings.catch_warnings():
-        # tensorboard's protobuf classes warn about their own deprecations on import.
-        warnings.simplefilter("ignore")
-        from torch.utils.tensorboard import SummaryWriter
-    record = history[-1]
-    with SummaryWriter(str(folder.path / TENSORBOARD)) as writer:
-        for name, value in {**record, **record.get("dev", {})}.items():
-            if isinstance(value, int | float) and name != "epoch":
-                writer.add_scalar(name, value, record["epoch"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +12,15 @@ from typing import Any
 import click
 
 from softlabel_schemas.command_line import CheckFailedError, CommandGroup
+from softlabel_schemas.strict import printable
+
+_ADDRESS = click.option(
+    "--address",
+    required=True,
+    envvar="RAY_API_SERVER_ADDRESS",
+    show_envvar=True,
+    help="Ray's Jobs API, e.g. http://127.0.0.1:8265.",
+)
 
 
 @click.group(cls=CommandGroup, extra="teacher", context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,6 +32,7 @@ def main() -> None:
     Examples:
       teacher-service run job.toml
       teacher-service run job.toml --address ray-head:6379
+      teacher-service submit job.toml --address http://ray-head:8265
       teacher-service status s3://bucket/labels
     """
 
@@ -39,8 +50,9 @@ def run(job: str, address: str | None) -> None:
     Example:
       teacher-service run job.toml
     """
+    from softlabel_schemas.commit import committed_shards
     from teacher_service.config import load_job
-    from teacher_service.job import missing_shards, prepare
+    from teacher_service.job import prepare
     from teacher_service.ray_job import run_job
 
     signal.signal(signal.SIGTERM, _interrupt)
@@ -48,12 +60,13 @@ def run(job: str, address: str | None) -> None:
     prepared = prepare(load_job(job))
     url, num_shards = prepared.config.destination.url, len(prepared.plan)
     try:
-        manifest, num_made = run_job(prepared, address=address)
+        published, num_made = run_job(prepared, address=address)
     except KeyboardInterrupt:
-        left = len(missing_shards(prepared))
-        click.echo(
-            f"interrupted: {num_shards - left} of {num_shards} shards are committed; run again to resume", err=True
-        )
+        try:
+            done = f"{len(committed_shards(prepared.store()))} of {num_shards}"
+        except (OSError, ValueError):
+            done = "some"
+        click.echo(f"interrupted: {done} shards are committed; run again to resume", err=True)
         raise
     except RuntimeError as error:
         raise CheckFailedError(str(error)) from error
@@ -63,9 +76,66 @@ def run(job: str, address: str | None) -> None:
         click.echo(
             f"{url}: made {num_made} of {num_shards} shards in {time.monotonic() - started:,.0f} s and published"
         )
-    if manifest.skipped:
-        click.echo(f"{len(manifest.skipped)} utterances were skipped, the first: {manifest.skipped[0].reason}")
-    click.echo(f"content digest {manifest.content_digest}")
+    if published.num_skipped:
+        click.echo(
+            f"{published.num_skipped} utterances were skipped, the first: {printable(published.first_reason or '')}"
+        )
+    click.echo(f"content digest {published.content_digest}")
+
+
+@main.command()
+@click.argument("job", type=click.Path())
+@_ADDRESS
+@click.option("--runtime-env", type=click.Path(), help="TOML file with a Ray runtime environment (pip, env_vars, ...).")
+@click.option("--no-wait", is_flag=True, help="Do not follow the log.")
+def submit(job: str, address: str, runtime_env: str | None, no_wait: bool) -> None:
+    """Submit JOB (a TOML file) to a Ray cluster, follow its log, and exit as it does.
+
+    Ctrl-C ends the following, not the job. Submitted again after a stop or a crash, it resumes.
+
+    \b
+    Examples:
+      teacher-service submit job.toml --address http://ray-head:8265
+      teacher-service stop job.toml --address http://ray-head:8265
+    """
+    from teacher_service.submit import Cluster
+
+    cluster = Cluster(address)
+    submission_id = cluster.submit(job, runtime_env)
+    click.echo(f"submitted as {submission_id}", err=True)
+    if no_wait:
+        return
+    try:
+        code = cluster.follow(submission_id, lambda text: click.echo(text, nl=False))
+    except KeyboardInterrupt:
+        click.echo(f"{submission_id} goes on; end it with: teacher-service stop {job} --address {address}", err=True)
+        raise
+    click.echo(f"{submission_id} ended with exit code {code}", err=True)
+    sys.exit(code)
+
+
+@main.command()
+@click.argument("job", type=click.Path())
+@_ADDRESS
+def stop(job: str, address: str) -> None:
+    """Stop the submitted jobs that write to JOB's destination. Their committed shards stay; submit resumes them.
+
+    Jobs of "ray job submit" are not seen: end them with "ray job stop".
+
+    \b
+    Example:
+      teacher-service stop job.toml --address http://ray-head:8265
+    """
+    from teacher_service.submit import Cluster
+
+    stopped = Cluster(address).stop(job)
+    for submission_id in stopped:
+        click.echo(f"stopped {submission_id}")
+    if not stopped:
+        click.echo(
+            "no job submitted by teacher-service for this destination is running; jobs of 'ray job submit' are ended with "
+            "'ray job stop'"
+        )
 
 
 @main.command()

@@ -2,22 +2,85 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
+from softlabel_schemas.errors import InputError
+from softlabel_schemas.object_store import refuse_credentials
 from softlabel_schemas.selection import Selection
 from softlabel_schemas.spec import CodecName, ShardFormat, check_temperatures
 from softlabel_schemas.strict import StrictModel, load_toml
 
-_SECRET_WORDS = ("secret", "password", "token", "credential", "access_key", "account_key", "sas", "connection_string")
+# How a word of a name ends, so that PGPASSWORD is one and TOKENIZERS_PARALLELISM none.
+_SECRET_ENDS = ("secret", "secrets", "password", "passwd", "token", "credential", "credentials", "apikey")
+_SECRET_PAIRS = {("api", "key"), ("access", "key"), ("private", "key"), ("account", "key"), ("connection", "string")}
+_WORD_ENDS = re.compile(r"[^A-Za-z0-9]+|(?<=[a-z0-9])(?=[A-Z])")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+
+
+def refuse_credentials_in(text: str) -> str:
+    """``text`` itself. Raises InputError where a URL anywhere in it holds a credential; the text is not shown."""
+    _, *parts = _SCHEME.split(text)
+    for scheme, rest in zip(parts[::2], parts[1::2], strict=True):
+        url = f"{scheme}://{rest.split(maxsplit=1)[0] if rest.strip() else ''}"
+        try:
+            host = urlsplit(url).netloc
+        except ValueError:
+            raise InputError(f"the {scheme}:// URL cannot be read; check its host") from None
+        refuse_credentials(url)
+        # Elsewhere it is a user's or a container's name; with HTTP it may be a token.
+        if scheme.lower().rpartition("+")[2] in ("http", "https") and "@" in host:
+            raise InputError(
+                f"the {scheme}:// URL holds a user name; leave it out, and give the machines what they need to sign in"
+            )
+    return text
+
+
+def check_no_secrets(options: Mapping[str, JsonValue], *, where: str = "") -> None:
+    """Raises ValueError for a name that looks like a credential's, or a URL that holds one, at any depth; no value is shown."""
+    pending: list[tuple[str, str, JsonValue]] = [(where, name, value) for name, value in options.items()]
+    while pending:
+        table, name, value = pending.pop()
+        path = f"{table}.{name}" if table else name
+        if _looks_secret(name):
+            raise ValueError(
+                f"{path} looks like a credential; leave it out of job files and set it in the environment of "
+                "the machines (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role)"
+            )
+        if isinstance(value, dict):
+            pending.extend((path, key, item) for key, item in value.items())
+        elif isinstance(value, list):
+            pending.extend((table, name, item) for item in value)
+        elif isinstance(value, str):
+            try:
+                refuse_credentials_in(value)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+
+
+def _looks_secret(name: str) -> bool:
+    words = [word.lower() for word in _WORD_ENDS.split(name) if word]
+    return (
+        words in (["key"], ["username"])
+        or any(word == "sas" or word.endswith(_SECRET_ENDS) for word in words)
+        or not _SECRET_PAIRS.isdisjoint(itertools.pairwise(words))
+    )
+
+
+# A path or a URL, which messages and a cluster's job list show.
+Location = Annotated[str, AfterValidator(refuse_credentials_in)]
 
 
 class CorpusConfig(StrictModel):
     """``splits`` None labels the whole corpus."""
 
-    manifest: str
+    manifest: Location
     splits: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
 
@@ -25,7 +88,7 @@ class TeacherConfig(StrictModel):
     """``weight`` is relative to the other teachers'. A bundle whose model is made by a factory outside this project runs
     that function's code: it must be named here too, ``allow_factory = "package.module:function"``."""
 
-    bundle: str
+    bundle: Location
     weight: Annotated[float, Field(gt=0)] = 1.0
     allow_factory: str | None = None
 
@@ -49,25 +112,22 @@ class TargetConfig(StrictModel):
 
 
 class DestinationConfig(StrictModel):
-    """``storage_options`` are passed to fsspec; credentials belong into its environment and are refused here."""
+    """Where the dataset goes.
 
-    url: str
+    Attributes:
+        storage_options: passed to fsspec; credentials belong into its environment and are refused here.
+        accept_last_writer_wins: write to a store that cannot create conditionally; safe only while one job writes there.
+    """
+
+    url: Location
     format: ShardFormat = "parquet"
     shard_seconds: Annotated[float, Field(gt=0)] = 7200.0
     storage_options: dict[str, JsonValue] = Field(default_factory=dict)
+    accept_last_writer_wins: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        pending: list[tuple[str, JsonValue]] = list(self.storage_options.items())
-        while pending:
-            name, value = pending.pop()
-            if name.lower() in ("key", "username") or any(word in name.lower() for word in _SECRET_WORDS):
-                raise ValueError(
-                    f"storage_options.{name} looks like a credential; leave it out of job files and set it in the "
-                    "environment (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role)"
-                )
-            if isinstance(value, dict):
-                pending.extend(value.items())
+        check_no_secrets(self.storage_options, where="storage_options")
         return self
 
 
@@ -89,17 +149,31 @@ class ResourceConfig(StrictModel):
 
 
 class ErrorConfig(StrictModel):
-    """An utterance that cannot be labelled ends the job ("fail"), or is recorded and left out ("skip"), up to a share."""
+    """What becomes of what cannot be done.
+
+    Attributes:
+        on_error: an utterance that cannot be labelled ends the job ("fail"), or is recorded and left out ("skip").
+        max_skipped_fraction: of all utterances; more end the job.
+        stall_minutes: an actor that finishes no batch and stores nothing for so long is taken for stuck and replaced.
+    """
 
     on_error: Literal["fail", "skip"] = "fail"
     max_skipped_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    stall_minutes: Annotated[float, Field(gt=0)] = 15.0
+
+
+def _check_any(teachers: tuple[TeacherConfig, ...]) -> tuple[TeacherConfig, ...]:
+    """Pydantic's own check runs although a teacher is refused, and shows the teachers: a credential may be in them."""
+    if not teachers:
+        raise ValueError("at least one teacher is needed, found none")
+    return teachers
 
 
 class JobConfig(StrictModel):
     """A whole job."""
 
     corpus: CorpusConfig
-    teachers: Annotated[tuple[TeacherConfig, ...], Field(min_length=1)]
+    teachers: Annotated[tuple[TeacherConfig, ...], AfterValidator(_check_any)]
     combination: CombinationConfig = CombinationConfig()
     targets: TargetConfig = TargetConfig()
     selection: Selection

@@ -12,8 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from softlabel_schemas.errors import InputError
-
 
 def combine(logits: Sequence[Tensor], weights: Sequence[float], method: Literal["arithmetic", "log_linear"]) -> Tensor:
     """Log-posterior of the ensemble, float32 [B, T, V].
@@ -35,12 +33,15 @@ def combine(logits: Sequence[Tensor], weights: Sequence[float], method: Literal[
     return combined.log_softmax(dim=-1) if method == "log_linear" else combined
 
 
-def check_same_lengths(lengths: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Raises InputError where teachers of one ensemble give different numbers of frames; names both."""
+def disagreements(lengths: Sequence[Tensor], names: Sequence[str]) -> dict[int, str]:
+    """The utterances of a batch for which teachers give different numbers of frames, and what they give.
+
+    Args:
+        lengths: of each teacher, int64 [B].
+    """
+    first_B, found = lengths[0].tolist(), dict[int, str]()
     for other, name in zip(lengths[1:], names[1:], strict=True):
-        if not torch.equal(other.cpu(), lengths[0].cpu()):
-            row = int(torch.nonzero(other.cpu() != lengths[0].cpu())[0])
-            raise InputError(
-                f"teachers disagree on the frames of an utterance: '{names[0]}' gives {int(lengths[0][row])}, "
-                f"'{name}' {int(other[row])}"
-            )
+        for row, (expected, length) in enumerate(zip(first_B, other.tolist(), strict=True)):
+            if length != expected and row not in found:
+                found[row] = f"teachers disagree on its frames: '{names[0]}' gives {expected}, '{name}' {length}"
+    return found

@@ -3,37 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from softlabel_schemas.bundle import BundleReader
-from softlabel_schemas.commit import begin, committed_shards, publish, read_commits
-from softlabel_schemas.corpus import Corpus, check_hard_labels, load_corpus
+from softlabel_schemas.commit import Published, begin, committed_shards, publish
+from softlabel_schemas.corpus import check_label_inventory, check_label_range
+from softlabel_schemas.corpus_file import CorpusFile
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.inventory import ClassInventory, check_same_inventory
-from softlabel_schemas.manifest import Manifest, SpecDocument
-from softlabel_schemas.object_store import ObjectStore
-from softlabel_schemas.plan import ShardRange, plan_shards
+from softlabel_schemas.manifest import SpecDocument
+from softlabel_schemas.object_store import MAX_DOCUMENT_BYTES, ObjectStore
+from softlabel_schemas.plan import ShardRange
+from softlabel_schemas.selection import max_entries_per_frame
 from softlabel_schemas.spec import DatasetSpec, StorageSpec, TeacherSpec
 from teacher_service.config import JobConfig
 from teacher_service.teacher import check_factory
 
+# Of the manifest's JSON: of a shard's record, of each of its files, and the files of a Zarr shard besides those that its size
+# adds (one for each MiB of a stream).
+_RECORD_BYTES = 480
+_FILE_BYTES = 130
+_ZARR_FILES = 24
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedJob:
-    """What every shard of the job is a function of."""
+    """What every shard of the job is a function of; holds no row of the corpus."""
 
     config: JobConfig
     document: SpecDocument
     inventory: ClassInventory
+    corpus: CorpusFile
     plan: list[ShardRange]
     seconds_of_shard: list[float]
 
     def store(self) -> ObjectStore:
-        return ObjectStore(self.config.destination.url, self.config.destination.storage_options)
-
-
-def load_job_corpus(config: JobConfig) -> Corpus:
-    corpus = load_corpus(config.corpus.manifest)
-    return corpus if config.corpus.splits is None else corpus.select_splits(config.corpus.splits)
+        destination = self.config.destination
+        return ObjectStore(
+            destination.url,
+            destination.storage_options,
+            last_writer_wins=destination.accept_last_writer_wins,
+        )
 
 
 def prepare(config: JobConfig) -> PreparedJob:
@@ -54,19 +64,21 @@ def prepare(config: JobConfig) -> PreparedJob:
                 f"teachers have different frame shifts: {first.store.url} {first.description.frame_shift_ms:g} ms, "
                 f"{reader.store.url} {reader.description.frame_shift_ms:g} ms"
             )
-    corpus = load_job_corpus(config)
-    check_hard_labels(corpus, first.inventory, where=config.corpus.manifest)
-    shift = corpus.hard_label_frame_shift_ms
+    corpus = CorpusFile(config.corpus.manifest, config.corpus.splits)
+    scan = corpus.scan(config.destination.shard_seconds)
+    check_label_inventory(scan.inventory_digest, first.inventory, where=config.corpus.manifest)
+    if config.errors.on_error == "fail":
+        # With "skip" only the utterances that have them are left out.
+        check_label_range(scan.label_range, first.inventory, where=config.corpus.manifest)
+    shift = scan.hard_label_frame_shift_ms
     if shift is not None and shift != first.description.frame_shift_ms:
         raise InputError(
             f"the teachers' frame shift is {first.description.frame_shift_ms:g} ms, "
             f"the corpus has hard labels every {shift:g} ms"
         )
-    plan = plan_shards(corpus.seconds(), config.destination.shard_seconds)
-    seconds = corpus.seconds()
     total_weight = sum(teacher.weight for teacher in config.teachers)
     spec = DatasetSpec(
-        corpus_digest=corpus.digest,
+        corpus_digest=scan.digest,
         inventory_digest=first.inventory.digest(),
         num_classes=first.inventory.num_classes,
         frame_shift_ms=first.description.frame_shift_ms,
@@ -82,10 +94,11 @@ def prepare(config: JobConfig) -> PreparedJob:
         codec=config.targets.codec,
         precision=config.resources.precision,
     )
+    _check_manifest_size(config, spec, sum(scan.seconds_of_shard), len(scan.plan))
     storage = StorageSpec(
         shard_format=config.destination.format,
-        num_shards=len(plan),
-        num_rows=len(corpus),
+        num_shards=len(scan.plan),
+        num_rows=scan.num_rows,
         shard_seconds=config.destination.shard_seconds,
         batch_seconds=config.resources.batch_seconds,
         on_error=config.errors.on_error,
@@ -94,9 +107,26 @@ def prepare(config: JobConfig) -> PreparedJob:
         config=config,
         document=SpecDocument(spec=spec, storage=storage),
         inventory=first.inventory,
-        plan=plan,
-        seconds_of_shard=[float(seconds[r.first_row : r.first_row + r.num_rows].sum()) for r in plan],
+        corpus=corpus,
+        plan=scan.plan,
+        seconds_of_shard=scan.seconds_of_shard,
     )
+
+
+def _check_manifest_size(config: JobConfig, spec: DatasetSpec, seconds: float, num_shards: int) -> None:
+    """Raises InputError where the manifest may become too large to be published: better now than after the labelling."""
+    num_bytes = num_shards * _RECORD_BYTES
+    if config.destination.format == "zarr":
+        num_frames = 1000 * seconds / spec.frame_shift_ms
+        entries = num_frames * max_entries_per_frame(spec.selection, spec.num_classes)
+        # At most 8 bytes an entry and 2 + 4 for each tail a frame; a chunk is 1 MiB.
+        chunks = (8 * entries + (2 + 4 * len(spec.temperatures)) * num_frames) / 2**20
+        num_bytes += int(_FILE_BYTES * (_ZARR_FILES * num_shards + chunks))
+    if num_bytes > MAX_DOCUMENT_BYTES:
+        raise InputError(
+            f"{num_shards} shards may need a manifest of {num_bytes / 2**20:.0f} MiB, it can have {MAX_DOCUMENT_BYTES >> 20}; "
+            'set a larger destination.shard_seconds, or destination.format = "parquet", whose shards are one file each'
+        )
 
 
 def missing_shards(job: PreparedJob) -> list[ShardRange]:
@@ -107,13 +137,9 @@ def missing_shards(job: PreparedJob) -> list[ShardRange]:
     return [shard_range for shard_range in job.plan if shard_range.index not in done]
 
 
-def publish_job(job: PreparedJob) -> Manifest:
+def publish_job(job: PreparedJob) -> Published:
     """Publish, unless more utterances were skipped than the job allows. Raises InputError."""
-    store, errors = job.store(), job.config.errors
-    if errors.on_error == "skip":
-        commits = read_commits(store, job.document, [shard_range.index for shard_range in job.plan])
-        check_skipped(job, sum(len(commit.shard.skipped) for commit in commits))
-    return publish(store, job.document)
+    return publish(job.store(), job.document, check=partial(check_skipped, job))
 
 
 def check_skipped(job: PreparedJob, num_skipped: int) -> None:

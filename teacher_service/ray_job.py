@@ -3,18 +3,34 @@
     driver: plan -> missing shards -> actors -> receipts -> publish        actor: label_shard -> commit_shard
 
 Ray Core actors rather than Ray Data: a shard is retried whole and committed by whoever made it, so nothing but a small
-receipt travels back, and delivery is as exact as the commit protocol. This is the only module that imports ray.
+receipt travels back, and delivery is as exact as the commit protocol.
+
+Nothing is waited for without a limit. What is noticed, and when:
+
+=====================================  ==============================================================================
+an actor's process or its node died    by Ray: at once for a process, within about half a minute for a node
+an actor is frozen                     it has not answered a beat for two minutes
+a shard makes no progress              no batch and no stored shard for ``errors.stall_minutes`` (15 by default)
+an upload is stuck                     after 30 s and 1 s per MiB, and tried again for two minutes (``object_store``)
+teachers do not load                   half an hour
+no node has room for any actor         half an hour
+no Ray cluster answers                 ten seconds; one that accepts and then says nothing, two minutes
+=====================================  ==============================================================================
+
+The actor is then ended and replaced, and its shard made again. Only this module and ``submit`` import ray.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
+import sys
 import threading
-from collections import deque
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # Local Ray: loopback only (without this GCS, raylet and metrics listen on all interfaces, unauthenticated), and no
@@ -25,91 +41,47 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-import torch
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from softlabel_schemas.command_line import progress
-from softlabel_schemas.commit import commit_shard
+from softlabel_schemas.commit import Published
 from softlabel_schemas.errors import InputError, IntegrityError
-from softlabel_schemas.manifest import Manifest
 from softlabel_schemas.plan import ShardRange
-from teacher_service.job import PreparedJob, check_skipped, load_job_corpus, missing_shards, publish_job
-from teacher_service.pipeline import label_shard
-from teacher_service.teacher import load_teacher
+from teacher_service.job import PreparedJob, check_skipped, missing_shards, publish_job
+from teacher_service.labelling_actor import LabellingActor
+from teacher_service.shard_queue import GaveUpError, ShardQueue
 
 # One being labelled, one waiting, so that an actor never idles between shards.
 _SHARDS_PER_ACTOR = 2
-_MAX_ATTEMPTS = 3
 _POLL_SECONDS = 1.0
+_FROZEN_SECONDS = 120.0
+_LOAD_SECONDS = 1800.0
+_ROOM_SECONDS = 1800.0
+_CONNECT_SECONDS = 10.0
+_JOIN_SECONDS = 120.0
+# Rounds in a row in which actors failed to start, and none is at work.
+_MAX_FAILED_STARTS = 4
 # Receipts are a few bytes; Ray's default would take a third of the machine's memory.
 _OBJECT_STORE_BYTES = 100 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
-    """All that an actor sends back."""
-
-    shard_index: int
-    num_frames: int
-    num_skipped: int
-
-
-class LabellingActor:
-    """Holds the ensemble and the corpus manifest; makes and commits shards."""
-
-    def __init__(self, job: PreparedJob) -> None:
-        self._job = job
-        self._seconds_done = 0.0
-
-    def load(self) -> None:
-        """Apart from ``__init__``, so that a bad bundle arrives as its own error and not as a dead actor."""
-        config, job = self._job.config, self._job
-        torch.set_num_threads(config.resources.cpus_per_actor)
-        device = "cuda" if config.resources.gpus_per_actor > 0 else "cpu"
-        self._teachers = [
-            load_teacher(teacher, weight=member.weight, device=device, precision=config.resources.precision)
-            for teacher, member in zip(config.teachers, job.document.spec.teachers, strict=True)
-        ]
-        self._corpus = load_job_corpus(config)
-        if self._corpus.digest != job.document.spec.corpus_digest:
-            raise InputError(f"{config.corpus.manifest} changed while the job was starting")
-
-    def label(self, shard_range: ShardRange) -> Receipt:
-        """Label, store and commit one shard."""
-
-        def on_seconds(seconds: float) -> None:
-            self._seconds_done += seconds
-
-        job = self._job
-        shard = label_shard(
-            self._corpus, shard_range, self._teachers, job.document.spec, job.document.storage, on_seconds=on_seconds
-        )
-        record = commit_shard(job.store(), job.document, shard_range, shard.utterances, shard.skipped)
-        return Receipt(
-            shard_index=shard_range.index,
-            num_frames=record.shard.num_frames,
-            num_skipped=len(record.shard.skipped),
-        )
-
-    def seconds_done(self) -> float:
-        """Speech labelled so far; answered by a thread of its own while a shard is made."""
-        return self._seconds_done
-
-
-def run_job(job: PreparedJob, *, address: str | None = None) -> tuple[Manifest, int]:
-    """Make the missing shards and publish; the manifest, and how many shards this run made.
+def run_job(job: PreparedJob, *, address: str | None = None) -> tuple[Published, int]:
+    """Make the missing shards and publish; what was published, and how many shards this run made.
 
     Args:
         address: of a Ray cluster; None starts Ray on this machine, or joins the cluster that submitted the job.
 
     Raises:
         InputError: the input or the job is at fault.
-        RuntimeError: shards failed three times; names them and the last error. What was committed stays.
+        GaveUpError: shards could not be made; names them and the last error. What was committed stays.
     """
     missing = missing_shards(job)
     if missing:
         with _ray(job, address):
-            _Driver(job, missing).run()
+            try:
+                _Driver(job, missing).run()
+            except RayError as error:
+                raise GaveUpError(f"Ray failed under the job: {error}") from error
     return publish_job(job), len(missing)
 
 
@@ -118,10 +90,17 @@ def _ray(job: PreparedJob, address: str | None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     on_terminate = signal.getsignal(signal.SIGTERM)
+    _check_answers(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **(local if address == "local" else {}))
-    except ConnectionError as error:
-        raise InputError(f"no Ray cluster answers at {address}: {error}") from None
+        with _limited(_JOIN_SECONDS, f"error: joining the Ray cluster at {address} took more than {_JOIN_SECONDS:g} s"):
+            ray.init(
+                address=address, log_to_driver=False, logging_level="ERROR", **(local if address == "local" else {})
+            )
+    except (RayError, ConnectionError) as error:
+        raise InputError(
+            f"the Ray cluster at {address} cannot be joined: {error} (a cluster with token authentication needs RAY_AUTH_MODE "
+            "and RAY_AUTH_TOKEN)"
+        ) from None
     if on_terminate is not None and threading.current_thread() is threading.main_thread():
         # Ray has put its own handler in place of the command's: one that aborts.
         signal.signal(signal.SIGTERM, on_terminate)
@@ -138,111 +117,247 @@ def _ray(job: PreparedJob, address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+def _check_answers(address: str) -> None:
+    """Raises InputError where nothing listens at HOST:PORT; Ray itself would wait for many minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise InputError(f"no Ray cluster answers at {address}: {error}") from None
+
+
+@contextmanager
+def _limited(seconds: float, message: str) -> Iterator[None]:
+    """End the process if the block takes longer: Ray blocks in native code, which no exception reaches."""
+
+    def end() -> None:
+        print(message, file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Worker:
+    """One actor as the driver sees it: waiting for room, loading, or at work.
+
+    Attributes:
+        starting: reference of the call that it is in before work; None at work.
+        since: when that call was made.
+        shards: those handed to it, in order, by reference; the first is in work.
+        beat: reference of the beat asked for at ``asked``; None where none is outstanding.
+    """
+
+    actor: Any
+    starting: Any
+    since: float
+    has_room: bool = False
+    shards: dict[Any, ShardRange] = field(default_factory=dict)
+    beat: Any = None
+    asked: float = 0.0
+    seconds_done: float = 0.0
+
+
 class _Driver:
-    """Keeps the actors busy; replaces one that dies; gives up on a shard after three attempts."""
+    """Keeps the actors busy; replaces one that dies or is stuck."""
 
     def __init__(self, job: PreparedJob, missing: list[ShardRange]) -> None:
-        self._job, self._missing = job, missing
-        self._waiting = deque(missing)
-        self._attempts: dict[int, int] = {}
-        self._failed: dict[int, str] = {}
-        self._in_flight: dict[Any, tuple[Any, ShardRange]] = {}
+        self._job, self._num_missing = job, len(missing)
+        self._num_actors = min(job.config.resources.num_actors, len(missing))
+        self._queue = ShardQueue(missing, num_actors=self._num_actors)
         self._num_skipped = 0
+        # Rounds of ``_wait`` in a row; several actors of one lost node fail in one.
+        self._failed_starts = 0
+        self._round_failed = False
+        self._last_room = time.monotonic()
         self._seconds_committed = 0.0
+        self._seconds_before = sum(job.seconds_of_shard) - sum(job.seconds_of_shard[shard.index] for shard in missing)
         resources = job.config.resources
         self._actor_class = ray.remote(
-            num_cpus=resources.cpus_per_actor,
-            num_gpus=resources.gpus_per_actor,
-            concurrency_groups={"progress": 1},
+            num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, concurrency_groups={"beats": 1}
         )(LabellingActor)
-        self._actors: list[Any] = []
+        # An actor needs no plan: of 25,000 shards it makes a few.
+        self._job_of_actors = ray.put(replace(job, plan=[], seconds_of_shard=[]))
+        self._workers: list[_Worker] = []
+        # When to start another actor for one that failed to start, or was lost.
+        self._restarts: list[float] = []
 
     def run(self) -> None:
-        num_actors = min(self._job.config.resources.num_actors, len(self._missing))
-        self._actors = [self._start_actor() for _ in range(num_actors)]
-        seconds = self._job.seconds_of_shard
-        total, before = sum(seconds), sum(seconds) - sum(seconds[shard.index] for shard in self._missing)
+        self._workers = [self._start_worker() for _ in range(self._num_actors)]
+        total = sum(self._job.seconds_of_shard)
         with progress("label", total, "s of speech") as advance:
-            advance(before, self._note())
-            while self._waiting or self._in_flight:
+            advance(self._seconds_before, self._note())
+            while self._queue.num_waiting or any(worker.shards for worker in self._workers):
                 self._hand_out()
-                ready, _ = ray.wait(list(self._in_flight), timeout=_POLL_SECONDS)
-                for reference in ready:
-                    self._collect(reference)
-                advance(min(total, before + max(self._seconds_committed, self._seconds_labelled())), self._note())
-        if self._failed:
-            listed = "\n".join(f"  shard {index}: {reason}" for index, reason in sorted(self._failed.items()))
-            raise RuntimeError(
-                f"{len(self._failed)} shards failed {_MAX_ATTEMPTS} times, the others are done:\n{listed}"
-            )
+                self._wait()
+                labelled = max(self._seconds_committed, sum(worker.seconds_done for worker in self._workers))
+                advance(min(total, self._seconds_before + labelled), self._note())
+        self._queue.check()
 
-    def _start_actor(self) -> Any:
-        actor = self._actor_class.remote(self._job)
-        try:
-            self._get(actor.load.remote())
-        except RayActorError as error:
-            raise RuntimeError(f"a labelling actor died while it loaded the teachers: {error}") from error
-        return actor
+    def _start_worker(self) -> _Worker:
+        actor = self._actor_class.remote(self._job_of_actors)
+        return _Worker(actor=actor, starting=actor.start.remote(), since=time.monotonic())
 
     def _hand_out(self) -> None:
-        for actor in self._actors:
-            busy = sum(owner is actor for owner, _ in self._in_flight.values())
-            while self._waiting and busy < _SHARDS_PER_ACTOR:
-                shard_range = self._waiting.popleft()
-                self._in_flight[actor.label.remote(shard_range)] = (actor, shard_range)
-                busy += 1
+        """One for each first. Near the end no actor gets a second one: it would wait while another actor idles."""
+        for depth in range(_SHARDS_PER_ACTOR):
+            for worker in self._workers:
+                if depth and self._queue.num_waiting < len(self._workers):
+                    return
+                if worker.starting is None and len(worker.shards) == depth:
+                    shard_range = self._queue.next()
+                    if shard_range is None:
+                        return
+                    worker.shards[worker.actor.label.remote(shard_range)] = shard_range
 
-    def _collect(self, reference: Any) -> None:
-        actor, shard_range = self._in_flight.pop(reference)
+    def _wait(self) -> None:
+        """Until something has happened, at most a poll's length; then attend to every worker that it happened to."""
+        now = time.monotonic()
+        self._workers += [self._start_worker() for due in self._restarts if due <= now]
+        self._restarts = [due for due in self._restarts if due > now]
+        pending = [worker.starting for worker in self._workers if worker.starting is not None]
+        pending += [reference for worker in self._workers for reference in worker.shards]
+        if pending:
+            ready = set(ray.wait(pending, num_returns=len(pending), timeout=0)[0])
+            ready = ready or set(ray.wait(pending, timeout=_POLL_SECONDS)[0])
+        else:
+            # All that is left pauses.
+            time.sleep(_POLL_SECONDS)
+            ready = set()
+        self._round_failed = False
+        for worker in list(self._workers):
+            if worker.starting in ready:
+                self._started(worker)
+            for reference in [reference for reference in worker.shards if reference in ready]:
+                if worker in self._workers:
+                    self._collect(worker, reference)
+            if worker in self._workers:
+                self._check_alive(worker)
+        self._check_room()
+
+    def _started(self, worker: _Worker) -> None:
         try:
-            receipt: Receipt = self._get(reference)
+            self._get(worker.starting)
+        except RayError as error:
+            self._start_failed(worker, f"the actor died: {error}")
+            return
+        except (OSError, RuntimeError) as error:
+            self._start_failed(worker, f"{type(error).__name__}: {error}")
+            return
+        if worker.has_room:
+            worker.starting = None
+            self._failed_starts = 0
+        else:
+            worker.has_room, worker.since, worker.starting = True, time.monotonic(), worker.actor.load.remote()
+
+    def _start_failed(self, worker: _Worker, reason: str) -> None:
+        """Raises GaveUpError where that went on for some rounds and no actor is at work."""
+        self._failed_starts += not self._round_failed
+        self._round_failed = True
+        at_work = any(other.starting is None for other in self._workers)
+        if self._failed_starts >= _MAX_FAILED_STARTS and not at_work:
+            raise GaveUpError(f"teachers could not be loaded in {_MAX_FAILED_STARTS} attempts, the last: {reason}")
+        self._replace(worker, after=self._queue.pause(self._failed_starts))
+
+    def _collect(self, worker: _Worker, reference: Any) -> None:
+        shard_range = worker.shards[reference]
+        try:
+            receipt = self._get(reference)
         except RayError as error:
             # Not the task's own exception: the actor died, or Ray ended it (out of memory, a lost node).
-            self._replace(actor)
-            self._retry(shard_range, f"the actor died: {error}")
-        except (OSError, RuntimeError) as error:
-            self._retry(shard_range, f"{type(error).__name__}: {error}")
-        else:
-            self._num_skipped += receipt.num_skipped
-            check_skipped(self._job, self._num_skipped)
-            self._seconds_committed += self._job.seconds_of_shard[shard_range.index]
+            self._lose(worker, f"the actor died: {error}")
+            return
+        except (IntegrityError, OSError, RuntimeError) as error:
+            del worker.shards[reference]
+            self._queue.failed(shard_range, f"{type(error).__name__}: {error}")
+            return
+        del worker.shards[reference]
+        self._queue.done()
+        self._num_skipped += receipt.num_skipped
+        self._seconds_committed += self._job.seconds_of_shard[shard_range.index]
+        check_skipped(self._job, self._num_skipped)
 
-    def _replace(self, dead: Any) -> None:
-        if dead in self._actors:
-            self._actors[self._actors.index(dead)] = self._start_actor()
+    def _check_alive(self, worker: _Worker) -> None:
+        now = time.monotonic()
+        if worker.starting is not None:
+            self._check_starting(worker, now - worker.since)
+            return
+        if worker.beat is None:
+            worker.beat, worker.asked = worker.actor.beat.options(concurrency_group="beats").remote(), now
+            return
+        if not ray.wait([worker.beat], timeout=0)[0]:
+            if now - worker.asked > _FROZEN_SECONDS:
+                self._lose(worker, f"the actor did not answer for {_FROZEN_SECONDS:g} s")
+            return
+        try:
+            beat = self._get(worker.beat)
+        except (RayError, RuntimeError) as error:
+            self._lose(worker, f"the actor died: {error}")
+            return
+        worker.beat, worker.seconds_done = None, beat.seconds_done
+        stalled = 60 * self._job.config.errors.stall_minutes
+        if beat.idle_seconds > stalled:
+            self._lose(worker, f"no progress for {beat.idle_seconds:.0f} s (errors.stall_minutes)")
 
-    def _retry(self, shard_range: ShardRange, reason: str) -> None:
-        attempts = self._attempts[shard_range.index] = self._attempts.get(shard_range.index, 0) + 1
-        if attempts < _MAX_ATTEMPTS:
-            self._waiting.append(shard_range)
-        else:
-            self._failed[shard_range.index] = reason
+    def _check_starting(self, worker: _Worker, seconds: float) -> None:
+        if worker.has_room and seconds > _LOAD_SECONDS:
+            self._start_failed(worker, f"not done after {seconds:.0f} s")
+
+    def _check_room(self) -> None:
+        """Raises GaveUpError where no actor has had room for too long."""
+        now = time.monotonic()
+        if self._restarts or any(worker.has_room for worker in self._workers):
+            self._last_room = now
+        elif now - self._last_room > _ROOM_SECONDS:
+            resources = self._job.config.resources
+            raise GaveUpError(
+                f"no node of the Ray cluster had {resources.cpus_per_actor} CPU and {resources.gpus_per_actor:g} GPU free "
+                f"for a labelling actor within {_ROOM_SECONDS / 60:.0f} min; run again when there is room"
+            )
+
+    def _lose(self, worker: _Worker, reason: str) -> None:
+        """Only the first of its shards was in work."""
+        for position, shard_range in enumerate(worker.shards.values()):
+            if position == 0:
+                self._queue.lost(shard_range, reason)
+            else:
+                self._queue.put_back(shard_range)
+        worker.shards.clear()
+        # The first at once: a process or a node that died says nothing of the next. Then with growing pauses.
+        in_a_row = self._queue.num_in_a_row
+        self._replace(worker, after=self._queue.pause(in_a_row) if in_a_row > 1 else 0.0)
+
+    def _replace(self, worker: _Worker, *, after: float) -> None:
+        ray.kill(worker.actor)
+        self._workers.remove(worker)
+        self._restarts.append(time.monotonic() + after)
 
     def _get(self, reference: Any) -> Any:
         """The result, or the actor's own exception instead of Ray's wrapping with a remote traceback."""
         try:
-            return ray.get(reference)
+            # It is ready, and small: the limit is for an object whose node is lost at this moment.
+            return ray.get(reference, timeout=_FROZEN_SECONDS)
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, InputError | IntegrityError | OSError):
                 raise cause from None
             raise RuntimeError(f"{type(cause).__name__}: {cause}") from error
 
-    def _seconds_labelled(self) -> float:
-        """Speech labelled by the living actors; one that has just died is left out, its shard's reference tells."""
-        answers = [actor.seconds_done.options(concurrency_group="progress").remote() for actor in self._actors]
-        ready, _ = ray.wait(answers, num_returns=len(answers), timeout=_POLL_SECONDS)
-        total = 0.0
-        for answer in ready:
-            try:
-                total += ray.get(answer)
-            except RayActorError:
-                continue
-        return total
-
     def _note(self) -> str:
-        done = len(self._missing) - len(self._waiting) - len(self._in_flight) - len(self._failed)
-        before = len(self._job.plan) - len(self._missing)
-        return f"{before + done}/{len(self._job.plan)} shards" + (
-            f", {len(self._failed)} failed" if self._failed else ""
-        )
+        queue, num_shards = self._queue, len(self._job.plan)
+        notes = [f"{num_shards - self._num_missing + queue.num_done}/{num_shards} shards"]
+        if not any(worker.has_room for worker in self._workers):
+            notes.append("waiting for room on the cluster")
+        if queue.num_retries:
+            notes.append(f"{queue.num_retries} retries")
+        if queue.given_up:
+            notes.append(f"{len(queue.given_up)} failed")
+        return ", ".join(notes)

@@ -35,7 +35,7 @@ def read_status(url: str) -> Status:
     store = ObjectStore(url)
     document = read_spec(store)
     listed = store.list(layout.COMMITS).items()
-    done = {index: when for key, when in listed if (index := layout.shard_index_of(key)) is not None}
+    done = {index: found.modified for key, found in listed if (index := layout.shard_index_of(key)) is not None}
     recent = sorted(done.values())[-_RECENT:]
     minutes = (recent[-1] - recent[0]).total_seconds() / 60 if len(recent) > 1 else 0.0
     num_shards = document.storage.num_shards

@@ -41,17 +41,36 @@ class Teacher:
         """Logits float [B, T', V] on the teacher's device and lengths int64 [B].
 
         Raises:
-            InputError: the model does not give what a bundle promises; both shapes are named.
+            InputError: the model does not take these features or does not give what a bundle promises; both shapes are named.
         """
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            logits_BTV, lengths_B = self.model(
-                features_BTD.to(self.device, non_blocking=True), lengths_B.to(self.device)
-            )
+        inputs = features_BTD.to(self.device, non_blocking=True), lengths_B.to(self.device)
+        try:
+            with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                outputs = self.model(*inputs)
+        except AssertionError as error:
+            # Exported programs check so that sizes are those they were exported for. Whatever else a model raises may be the
+            # device's fault.
+            raise InputError(
+                f"teacher '{self.name}' refuses features of shape {tuple(features_BTD.shape)}: {error}"
+            ) from None
+        if not isinstance(outputs, tuple | list) or [isinstance(each, Tensor) for each in outputs] != [True, True]:
+            raise InputError(f"teacher '{self.name}' gives no pair of tensors, expected logits and their lengths")
+        logits_BTV, lengths_B = outputs
         expected = (features_BTD.shape[0], self.num_classes)
         if logits_BTV.ndim != 3 or (logits_BTV.shape[0], logits_BTV.shape[2]) != expected:
             raise InputError(
                 f"teacher '{self.name}' gives logits of shape {tuple(logits_BTV.shape)}, "
                 f"expected [{expected[0]}, frames, {expected[1]}]"
+            )
+        if lengths_B.shape != (expected[0],) or lengths_B.is_floating_point():
+            raise InputError(
+                f"teacher '{self.name}' gives lengths of shape {tuple(lengths_B.shape)} and type {lengths_B.dtype}, "
+                f"expected integers [{expected[0]}]"
+            )
+        low, high = int(lengths_B.min()), int(lengths_B.max())
+        if low < 0 or high > logits_BTV.shape[1]:
+            raise InputError(
+                f"teacher '{self.name}' gives lengths from {low} to {high} for logits of {logits_BTV.shape[1]} frames"
             )
         return logits_BTV, lengths_B
 

@@ -1,4 +1,4 @@
-"""``softlabels``: look into and check soft-label datasets. Needs neither torch nor ray."""
+"""``softlabels``: look into, check and tidy up soft-label datasets. Needs neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ import click
 
 from softlabel_schemas.command_line import CheckFailedError, CommandGroup, progress
 from softlabel_schemas.dataset import SoftLabelDataset, open_dataset, verify
+from softlabel_schemas.gc import Finding, delete_garbage, find_garbage
+from softlabel_schemas.object_store import ObjectStore
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="essence-distill")
 def main() -> None:
-    """Look into and check soft-label datasets, on a folder or any fsspec URL.
+    """Look into, check and tidy up soft-label datasets, on a folder or any fsspec URL.
 
     \b
     Examples:
       softlabels describe s3://bucket/labels
       softlabels describe labels --json
       softlabels verify labels
+      softlabels gc labels
     """
 
 
@@ -100,12 +103,62 @@ def verify_command(url: str) -> None:
             if problem:
                 problems.append(f"{'dataset' if index is None else f'shard {index}'}: {problem}")
     if problems:
-        raise CheckFailedError(f"{len(problems)} problems in {url}:\n" + "\n".join(f"  {line}" for line in problems))
+        what = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise CheckFailedError(f"{what} in {url}:\n" + "\n".join(f"  {line}" for line in problems))
     manifest = dataset.manifest
     click.echo(
         f"{url}: {manifest.num_utterances:,} utterances, {manifest.num_frames:,} frames in {len(manifest.shards)} shards, "
         f"all as written; content digest {manifest.content_digest}"
     )
+
+
+@main.command("gc")
+@click.argument("url")
+@click.option("--delete", is_flag=True, help="Delete what is listed; without it nothing is changed.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def gc_command(url: str, delete: bool, as_json: bool) -> None:
+    """List, or delete, what attempts that died or lost have left at URL; safe beside running jobs.
+
+    Garbage is a folder of a shard that was committed with another folder, a temporary file more than an hour old, and on S3
+    an upload in parts more than a day old. Folders of shards that are not committed yet are kept: a job that is resumed makes
+    use of them.
+
+    \b
+    Examples:
+      softlabels gc s3://bucket/labels
+      softlabels gc s3://bucket/labels --delete
+    """
+    store = ObjectStore(url)
+    found = find_garbage(store)
+    if delete:
+        delete_garbage(store, found.garbage)
+    if as_json:
+        facts = {
+            "url": store.url,
+            "deleted": delete,
+            "garbage": [_finding_json(finding) for finding in found.garbage],
+            "kept": [_finding_json(finding) for finding in found.kept],
+            "num_bytes": found.num_bytes,
+        }
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for finding in found.kept:
+        click.echo(f"kept: {_finding_line(finding)}")
+    for finding in found.garbage:
+        click.echo(f"{'deleted' if delete else 'garbage'}: {_finding_line(finding)}")
+    total = f"{len(found.garbage):,} pieces of garbage with {found.num_bytes:,} bytes"
+    hint = "; delete them with --delete" if found.garbage and not delete else ""
+    click.echo(f"{url}: {total}{' deleted' if delete and found.garbage else ''}{hint}")
+
+
+def _finding_line(finding: Finding) -> str:
+    files = "1 file" if len(finding.keys) == 1 else f"{len(finding.keys):,} files"
+    return f"{finding.path}, {files}, {finding.num_bytes:,} bytes: {finding.reason}"
+
+
+def _finding_json(finding: Finding) -> dict[str, Any]:
+    facts = {"path": finding.path, "reason": finding.reason, "num_files": len(finding.keys)}
+    return {**facts, "num_bytes": finding.num_bytes}
 
 
 if __name__ == "__main__":

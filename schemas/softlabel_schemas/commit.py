@@ -11,12 +11,15 @@ hardware that rounds differently, was first: its shard stands and ours is garbag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from softlabel_schemas import layout
 from softlabel_schemas.codec import build_codec
 from softlabel_schemas.containers import CONTAINERS
-from softlabel_schemas.digest import LabelHash, sha256_hex
+from softlabel_schemas.digest import LabelHash, canonical_json, seal_canonical, sha256_hex
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import (
@@ -31,37 +34,82 @@ from softlabel_schemas.manifest import (
     shard_digest,
     to_bytes,
 )
-from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.object_store import MAX_DOCUMENT_BYTES, ConditionalWriteError, ObjectStore
 from softlabel_schemas.plan import ShardRange
 from softlabel_schemas.shard import LabelledUtterance, decode_columns, encode_columns
 from softlabel_schemas.spec import check_same_spec
 
+# Writers that create the spec at once to find out whether only one of them does.
+_PROVING_WRITERS = 4
+_COMMITS_AT_ONCE = 256
+
 
 def begin(store: ObjectStore, document: SpecDocument, inventory: ClassInventory) -> None:
-    """Claim a destination, or join a run of the same spec.
+    """Claim a destination, or join a run of the same spec; prove that it creates conditionally.
 
     Raises:
-        InputError: the destination was begun with another spec; every differing field is named.
+        InputError: the destination was begun with another spec (every differing field is named), or it cannot create an
+            object only if it is absent.
     """
     found = (inventory.digest(), inventory.num_classes)
     expected = (document.spec.inventory_digest, document.spec.num_classes)
     if found != expected:
         raise InputError(f"the class inventory has (digest, classes) {found}, the spec names {expected}")
-    data = to_bytes(document)
-    if not store.put_if_absent(layout.SPEC, data):
+    data, claims = to_bytes(document), _Claims(store)
+    try:
+        claims.claim(layout.SPEC, data)
         stored = read_spec(store)
         check_same_spec(stored.spec, document.spec, where=store.url)
         check_same_spec(stored.storage, document.storage, where=store.url)
-    if not store.put_if_absent(layout.INVENTORY, inventory.to_json()) and (
-        store.read(layout.INVENTORY) != inventory.to_json()
-    ):
+        if not store.last_writer_wins and store.put_if_absent(layout.SPEC, data):
+            raise ConditionalWriteError.because(store.url, f"it replaced {layout.SPEC}, which was there")
+        # The same once more: who joins a run that was killed in between has seen no race yet.
+        claims.claim(layout.INVENTORY, inventory.to_json())
+    except ConditionalWriteError as error:
+        claims.withdraw(error)
+        raise
+    if _read(store, layout.INVENTORY) != inventory.to_json():
         raise IntegrityError(f"{store.describe(layout.INVENTORY)} is not the class inventory that the spec names")
+
+
+class _Claims:
+    """Objects that ``begin`` creates where they are missing, each from several threads at once: the bytes are the same, so that
+    it does no harm, and a server that looks first and then writes is found out. Together with the second creation of the spec,
+    this needs no object of its own.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._created: list[str] = []
+
+    def claim(self, key: str, data: bytes) -> None:
+        # Looked for first: a server that ignores the condition would replace another run's object.
+        if self._store.exists(key):
+            return
+        if self._store.last_writer_wins:
+            self._store.put_if_absent(key, data)
+            return
+        with ThreadPoolExecutor(max_workers=_PROVING_WRITERS) as pool:
+            created = sum(pool.map(lambda _: self._store.put_if_absent(key, data), range(_PROVING_WRITERS)))
+        # None, where the response of the one that did was lost and its retry found the object.
+        if created:
+            self._created.append(key)
+        if created > 1:
+            raise ConditionalWriteError.because(self._store.url, f"{created} writers created {key} at once")
+
+    def withdraw(self, error: ConditionalWriteError) -> None:
+        """Delete what was created: a run that finds the spec would join, and see no race. Says so where that fails."""
+        try:
+            self._store.delete(self._created)
+        except OSError as failure:
+            objects = " and ".join(self._store.describe(key) for key in self._created)
+            error.args = (f"{error}. Delete {objects} by hand, which could not be done: {failure}",)
 
 
 def read_spec(store: ObjectStore) -> SpecDocument:
     """Raises InputError where no run was begun, IntegrityError where the document is damaged."""
     try:
-        data = store.read(layout.SPEC)
+        data = _read(store, layout.SPEC)
     except FileNotFoundError:
         raise InputError(f"{store.url} holds no soft-label run: {layout.SPEC} does not exist") from None
     return from_bytes(SpecDocument, data, where=store.describe(layout.SPEC))
@@ -114,13 +162,18 @@ def commit_shard(
         label_hash=label_hash.to_base64(),
     )
     folder = layout.shard_folder(shard_range.index, shard_digest(records))
-    for name, data in sorted(files.items()):
-        store.put(f"{folder}/{name}", data)
-    for subfolder in sorted({f"{folder}/{name}".rpartition("/")[0] for name in files}):
-        store.sync(subfolder)
     key = layout.commit_record(shard_range.index)
+    try:
+        store.put_many({f"{folder}/{name}": data for name, data in files.items()})
+        # Every folder on the way: another job may have made one and not flushed it yet.
+        for path in sorted({path for name in files for path in PurePosixPath(folder, name).parents}):
+            store.sync("" if path == PurePosixPath() else str(path))
+    except FileNotFoundError:
+        # Garbage collection removes folders under us that can only lose; anything else is a fault of the disk.
+        if not store.exists(key):
+            raise
     if not store.put_if_absent(key, to_bytes(record)):
-        return _read_commit(store.read(key), document, shard_range.index, where=store.describe(key))
+        return _read_commit(_read(store, key), document, shard_range.index, where=store.describe(key))
     return record
 
 
@@ -135,7 +188,9 @@ def read_commits(store: ObjectStore, document: SpecDocument, indices: Sequence[i
     keys = [layout.commit_record(index) for index in indices]
     return [
         _read_commit(data, document, index, where=store.describe(key))
-        for index, key, data in zip(indices, keys, store.read_many(keys), strict=True)
+        for index, key, data in zip(
+            indices, keys, store.read_many(keys, max_bytes=[MAX_DOCUMENT_BYTES] * len(keys)), strict=True
+        )
     ]
 
 
@@ -149,8 +204,29 @@ def _read_commit(data: bytes, document: SpecDocument, index: int, *, where: str)
     return record
 
 
-def publish(store: ObjectStore, document: SpecDocument) -> Manifest:
-    """Write the manifest, once every shard is committed; publishing again returns the one that stands.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What a writer needs to know of the manifest; readers open it.
+
+    Attributes:
+        first_reason: why the first of the skipped utterances was; None where none was.
+    """
+
+    content_digest: str
+    num_skipped: int
+    first_reason: str | None
+
+
+def publish(
+    store: ObjectStore, document: SpecDocument, *, check: Callable[[int], None] = lambda _num_skipped: None
+) -> Published:
+    """Write the manifest, once every shard is committed; publishing again changes nothing.
+
+    The manifest is put together from the canonical JSON of one record after the other: as objects, the records of 25,000 Zarr
+    shards would take half a gigabyte.
+
+    Args:
+        check: told the number of skipped utterances before the manifest is created; what it raises ends the publication.
 
     Raises:
         InputError: shards are missing; says how many and the first few.
@@ -163,24 +239,48 @@ def publish(store: ObjectStore, document: SpecDocument) -> Manifest:
             f"{store.url} cannot be published: {len(missing)} of {len(wanted)} shards are not committed, "
             f"the first is shard {missing[0]}; run the job again to make them"
         )
-    commits = read_commits(store, document, list(wanted))
-    label_hash = LabelHash()
-    for commit in commits:
-        label_hash.update(LabelHash.from_base64(commit.label_hash))
-    manifest = Manifest(
-        fingerprint=document.spec.fingerprint(),
-        content_digest=label_hash.hexdigest(),
-        spec=document.spec,
-        storage=document.storage,
-        shards=tuple(commit.shard for commit in commits),
+    label_hash, pieces = LabelHash(), []
+    num_skipped, next_row, first_reason = 0, 0, None
+    for start in range(0, len(wanted), _COMMITS_AT_ONCE):
+        for commit in read_commits(store, document, wanted[start : start + _COMMITS_AT_ONCE]):
+            shard = commit.shard
+            if shard.first_row != next_row:
+                raise IntegrityError(
+                    f"{store.describe(layout.commit_record(shard.index))}: the shard begins at row {shard.first_row}, "
+                    f"expected {next_row}"
+                )
+            next_row += shard.num_rows
+            label_hash.update(LabelHash.from_base64(commit.label_hash))
+            num_skipped += len(shard.skipped)
+            if first_reason is None and shard.skipped:
+                first_reason = shard.skipped[0].reason
+            pieces.append(canonical_json(shard.model_dump(mode="json")))
+    if next_row != document.storage.num_rows:
+        raise IntegrityError(
+            f"{store.url}: the shards cover {next_row} rows, the spec says {document.storage.num_rows}"
+        )
+    check(num_skipped)
+    fields = {
+        "content_digest": canonical_json(label_hash.hexdigest()),
+        "fingerprint": canonical_json(document.spec.fingerprint()),
+        "shards": b"[" + b",".join(pieces) + b"]",
+        "spec": canonical_json(document.spec.model_dump(mode="json")),
+        "storage": canonical_json(document.storage.model_dump(mode="json")),
+    }
+    pieces.clear()
+    data = seal_canonical(
+        b"{" + b",".join(canonical_json(name) + b":" + fields.pop(name) for name in sorted(fields)) + b"}"
     )
-    if not store.put_if_absent(layout.MANIFEST, to_bytes(manifest)):
-        stored = read_manifest(store)
-        if stored != manifest:
-            raise IntegrityError(f"{store.describe(layout.MANIFEST)} is not the manifest of its commit records")
-    return manifest
+    # What stands has these bytes or is another manifest: documents have one form.
+    if not store.put_if_absent(layout.MANIFEST, data) and _read(store, layout.MANIFEST) != data:
+        raise IntegrityError(f"{store.describe(layout.MANIFEST)} is not the manifest of its commit records")
+    return Published(content_digest=label_hash.hexdigest(), num_skipped=num_skipped, first_reason=first_reason)
 
 
 def read_manifest(store: ObjectStore) -> Manifest:
     """Raises FileNotFoundError where none is published, IntegrityError where it is damaged."""
-    return from_bytes(Manifest, store.read(layout.MANIFEST), where=store.describe(layout.MANIFEST))
+    return from_bytes(Manifest, _read(store, layout.MANIFEST), where=store.describe(layout.MANIFEST))
+
+
+def _read(store: ObjectStore, key: str) -> bytes:
+    return store.read(key, max_bytes=MAX_DOCUMENT_BYTES)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,27 +20,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from softlabel_schemas.arrow import joined_bytes
+from softlabel_schemas.corpus_schema import (
+    NO_ROWS,
+    ROWS_PER_GROUP,
+    SCHEMA,
+    CorpusMetadata,
+    check_rows,
+    checked_types,
+    read_metadata,
+)
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.object_store import ObjectStore
-
-SCHEMA = pa.schema(
-    [
-        pa.field("utterance_id", pa.string(), nullable=False),
-        pa.field("audio", pa.string()),
-        pa.field("features", pa.string()),
-        pa.field("sha256", pa.string()),
-        pa.field("sample_rate", pa.int32(), nullable=False),
-        pa.field("num_samples", pa.int64(), nullable=False),
-        pa.field("text", pa.string()),
-        pa.field("speaker", pa.string()),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("hard_labels", pa.list_(pa.field("element", pa.int32(), nullable=False))),
-    ]
-)
-_VERSION = b"softlabels.corpus_version"
-_FRAME_SHIFT = b"softlabels.hard_label_frame_shift_ms"
-_INVENTORY = b"softlabels.inventory_digest"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +65,7 @@ class Corpus:
     """A corpus manifest in memory; :func:`load_corpus` makes one.
 
     Attributes:
-        table: rows with the columns of ``SCHEMA``.
+        table: rows with the columns of ``corpus_schema.SCHEMA``.
         hard_label_frame_shift_ms: None where no row has hard labels.
         inventory_digest: of the inventory that the hard labels are ids of.
         base_url: what relative locations are relative to.
@@ -107,11 +97,8 @@ class Corpus:
 
     def select_splits(self, splits: Sequence[str]) -> Corpus:
         """The rows of these splits, in order. Raises InputError for a split that no row has."""
-        known = set(pc.unique(self.table["split"]).to_pylist())
-        unknown = sorted(set(splits) - known)
-        if unknown:
-            raise InputError(f"the corpus has no split {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-        return self._replaced(self.table.filter(pc.is_in(self.table["split"], pa.array(splits, pa.string()))))
+        check_splits(splits, set(pc.unique(self.table["split"]).to_pylist()))
+        return self._replaced(rows_of_splits(self.table, splits))
 
     def _replaced(self, table: pa.Table) -> Corpus:
         return Corpus(
@@ -130,39 +117,95 @@ class Corpus:
     def digest(self) -> str:
         """sha256 over what decides the labels: ids, audio (length, rate, sha256) and hard labels; not locations, texts,
         speakers or splits. Column by column, so that it does not depend on the file's row groups."""
-        digest = hashlib.sha256(f"{self.inventory_digest}|{self.hard_label_frame_shift_ms}|{len(self)}".encode())
-        for name in ("utterance_id", "sha256"):
-            column = self.table[name]
-            data, offsets = joined_bytes(column.fill_null(""))
-            digest.update(np.diff(offsets).astype("<i4").tobytes())
-            digest.update(data)
-        digest.update(self.table["sample_rate"].to_numpy().astype("<i4").tobytes())
-        digest.update(self.table["num_samples"].to_numpy().astype("<i8").tobytes())
-        lengths = pc.fill_null(pc.list_value_length(self.table["hard_labels"]), -1)
-        digest.update(lengths.to_numpy().astype("<i4").tobytes())
-        digest.update(pc.list_flatten(self.table["hard_labels"]).to_numpy().astype("<i4").tobytes())
+        digest = digest_head(self.inventory_digest, self.hard_label_frame_shift_ms, len(self))
+        for name, encode in DIGEST_PARTS:
+            digest.update(encode(self.table[name]))
         return digest.hexdigest()
 
     def resolve(self, location: str) -> tuple[str, str]:
         """Folder URL and name of an audio or feature file."""
         if "://" not in location and not location.startswith("/"):
             location = f"{self.base_url}/{location}"
-        folder, _, name = location.rpartition("/")
-        return folder, name
+        return split_url(location)
+
+
+def check_splits(wanted: Sequence[str], known: set[str]) -> None:
+    """Raises InputError for a split that no row has."""
+    unknown = sorted(set(wanted) - known)
+    if unknown:
+        raise InputError(f"the corpus has no split {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+
+
+def rows_of_splits(table: pa.Table, splits: Sequence[str]) -> pa.Table:
+    return table.filter(pc.is_in(table["split"], pa.array(splits, pa.string())))
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """Folder URL and name of a file. Directly under a scheme or the root, the folder is that: ``memory://``, ``/``."""
+    folder, slash, name = url.rpartition("/")
+    if folder.endswith(":/") or not folder:
+        folder += slash
+    return folder or ".", name
+
+
+def digest_head(inventory_digest: str | None, frame_shift_ms: float | None, num_rows: int) -> hashlib._Hash:
+    """The corpus digest before its columns."""
+    return hashlib.sha256(f"{inventory_digest}|{frame_shift_ms}|{num_rows}".encode())
+
+
+def text_lengths(column: pa.ChunkedArray) -> bytes:
+    """Bytes of each value, ``<i4``; 0 for null."""
+    return np.diff(joined_bytes(column.fill_null(""))[1]).astype("<i4").tobytes()
+
+
+def text_bytes(column: pa.ChunkedArray) -> memoryview:
+    """The values joined."""
+    return joined_bytes(column.fill_null(""))[0]
+
+
+def _values(dtype: str) -> Callable[[pa.ChunkedArray], memoryview]:
+    return lambda column: column.to_numpy().astype(dtype, copy=False).data
+
+
+# What the corpus digest is over, in order: the bytes of a column, or of a run of its rows.
+DIGEST_PARTS: tuple[tuple[str, Callable[[pa.ChunkedArray], bytes | memoryview]], ...] = (
+    ("utterance_id", text_lengths),
+    ("utterance_id", text_bytes),
+    ("sha256", text_lengths),
+    ("sha256", text_bytes),
+    ("sample_rate", _values("<i4")),
+    ("num_samples", _values("<i8")),
+    ("hard_labels", lambda column: _values("<i4")(pc.fill_null(pc.list_value_length(column), -1))),
+    ("hard_labels", lambda column: _values("<i4")(pc.list_flatten(column))),
+)
 
 
 def check_hard_labels(corpus: Corpus, inventory: ClassInventory, *, where: str) -> None:
     """Raises InputError where hard labels are of another inventory or outside it; names both values."""
-    if corpus.inventory_digest is not None and corpus.inventory_digest != inventory.digest():
+    check_label_inventory(corpus.inventory_digest, inventory, where=where)
+    check_label_range(label_range(corpus.table), inventory, where=where)
+
+
+def check_label_inventory(inventory_digest: str | None, inventory: ClassInventory, *, where: str) -> None:
+    """Raises InputError where hard labels are of another inventory; names both."""
+    if inventory_digest is not None and inventory_digest != inventory.digest():
         raise InputError(
-            f"{where}: hard labels are ids of inventory {corpus.inventory_digest[:12]}, "
+            f"{where}: hard labels are ids of inventory {inventory_digest[:12]}, "
             f"but the inventory given is {inventory.digest()[:12]} with {inventory.num_classes} classes"
         )
-    labels = pc.list_flatten(corpus.table["hard_labels"]).to_numpy()
-    if len(labels) and (labels.max() >= inventory.num_classes or labels.min() < -1):
+
+
+def label_range(table: pa.Table) -> tuple[int, int] | None:
+    """Lowest and highest hard label; None where there is none."""
+    found = pc.min_max(pc.list_flatten(table["hard_labels"])).as_py()
+    return None if found["min"] is None else (found["min"], found["max"])
+
+
+def check_label_range(found: tuple[int, int] | None, inventory: ClassInventory, *, where: str) -> None:
+    """Raises InputError where hard labels, from the lowest to the highest ``found``, are outside the inventory."""
+    if found is not None and (found[0] < -1 or found[1] >= inventory.num_classes):
         raise InputError(
-            f"{where}: hard labels run from {labels.min()} to {labels.max()}, "
-            f"expected -1 (none) to {inventory.num_classes - 1}"
+            f"{where}: hard labels run from {found[0]} to {found[1]}, expected -1 (none) to {inventory.num_classes - 1}"
         )
 
 
@@ -172,8 +215,7 @@ def load_corpus(url: str | Path, storage_options: Mapping[str, Any] | None = Non
     Raises:
         InputError: the file is missing or not a corpus manifest, or a row breaks a rule; names the row.
     """
-    folder, _, name = str(url).rpartition("/")
-    folder = folder or "."
+    folder, name = split_url(str(url))
     try:
         data = ObjectStore(folder, storage_options).read(name)
     except FileNotFoundError:
@@ -182,34 +224,15 @@ def load_corpus(url: str | Path, storage_options: Mapping[str, Any] | None = Non
         table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read(use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{url} is not a readable Parquet file: {error}") from None
-    metadata = table.schema.metadata or {}
-    if metadata.get(_VERSION) != b"1" or table.schema.names != SCHEMA.names:
-        raise InputError(
-            f"{url} is not a corpus manifest of version 1: columns {table.schema.names}, expected {SCHEMA.names}; "
-            "write it with softlabel_schemas.write_corpus"
-        )
-    try:
-        table = table.replace_schema_metadata(None).cast(SCHEMA)
-        frame_shift_ms = float(metadata[_FRAME_SHIFT]) if _FRAME_SHIFT in metadata else None
-        inventory_digest = metadata[_INVENTORY].decode() if _INVENTORY in metadata else None
-    except ValueError as error:
-        raise InputError(f"{url} is not a corpus manifest of version 1: {error}") from None
-    if table["hard_labels"].null_count < len(table):
-        if inventory_digest is None or frame_shift_ms is None or not 0 < frame_shift_ms < math.inf:
-            raise InputError(
-                f"{url} has hard labels, so its metadata must name their inventory and a positive frame shift; "
-                f"found {inventory_digest} and {frame_shift_ms} ms"
-            )
-        if pc.list_flatten(table["hard_labels"]).null_count:
-            raise InputError(f"{url} has a null among the hard labels; a frame without one has -1")
-    corpus = Corpus(
+    metadata = read_metadata(table.schema, where=str(url))
+    table = checked_types(table, metadata, where=str(url))
+    _check(table, str(url))
+    return Corpus(
         table,
-        hard_label_frame_shift_ms=frame_shift_ms,
-        inventory_digest=inventory_digest,
+        hard_label_frame_shift_ms=metadata.hard_label_frame_shift_ms,
+        inventory_digest=metadata.inventory_digest,
         base_url=folder,
     )
-    _check(corpus.table, str(url))
-    return corpus
 
 
 def write_corpus(
@@ -225,38 +248,32 @@ def write_corpus(
         InputError: a row breaks a rule of the format; names it.
     """
     rows = [{name: getattr(utterance, name) for name in SCHEMA.names} for utterance in utterances]
-    metadata = {_VERSION: b"1"}
+    metadata = CorpusMetadata(hard_label_frame_shift_ms=None, inventory_digest=None)
     if any(row["hard_labels"] is not None for row in rows):
         if inventory is None or hard_label_frame_shift_ms is None:
             raise InputError("utterances have hard labels: give the inventory and hard_label_frame_shift_ms too")
-        metadata |= {
-            _FRAME_SHIFT: repr(float(hard_label_frame_shift_ms)).encode(),
-            _INVENTORY: inventory.digest().encode(),
-        }
+        metadata = CorpusMetadata(
+            hard_label_frame_shift_ms=float(hard_label_frame_shift_ms), inventory_digest=inventory.digest()
+        )
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     _check(table, str(path))
     sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True)
-    folder, _, name = str(path).rpartition("/")
-    ObjectStore(folder or ".").put(name, sink.getvalue())
+    pq.write_table(
+        table.replace_schema_metadata(metadata.to_bytes()),
+        sink,
+        row_group_size=ROWS_PER_GROUP,
+        compression="zstd",
+        write_page_checksum=True,
+    )
+    folder, name = split_url(str(path))
+    ObjectStore(folder).put(name, sink.getvalue())
 
 
 def _check(table: pa.Table, where: str) -> None:
     if table.num_rows == 0:
-        raise InputError(f"{where}: a corpus needs at least one utterance")
-    ids = table["utterance_id"]
-    counts = pc.value_counts(ids)
+        raise InputError(f"{where}: {NO_ROWS}")
+    counts = pc.value_counts(table["utterance_id"])
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
         raise InputError(f"{where}: utterance_id '{repeated[0]['values']}' occurs {repeated[0]['counts']} times")
-    both_null = pc.and_(pc.is_null(table["audio"]), pc.is_null(table["features"]))
-    problems = {
-        "utterance_id is empty": pc.equal(ids, ""),
-        "neither audio nor features is given": both_null,
-        "sample_rate is not positive": pc.less_equal(table["sample_rate"], 0),
-        "num_samples is not positive": pc.less_equal(table["num_samples"], 0),
-    }
-    for problem, bad in problems.items():
-        if pc.any(bad).as_py():
-            row = pc.index(bad, True).as_py()
-            raise InputError(f"{where}: row {row} (utterance_id '{ids[row]}'): {problem}")
+    check_rows(table, where=where)

@@ -1,8 +1,9 @@
 """Canonical JSON, sealed documents, and the content digest.
 
 *Sealed*: every JSON document of a dataset is stored as the canonical form of ``{"body": ..., "sha256": ...}``, the
-digest being that of the canonical body. A reader re-serialises what it parsed and compares bytes, so that any changed
-bit is noticed, even one that leaves the JSON equivalent.
+digest being that of the canonical body. A reader compares the digest of the bytes before it parses them, so that any
+changed bit is noticed, even one that leaves the JSON equivalent; then it writes the body again and compares, so that a
+document has one form.
 
 *Content digest*: LtHash (Bellare and Micciancio 1997; Lewi et al. 2019) over the utterances. A set hash was chosen
 over a hash of hashes in order because it depends on the labels alone: not on shards, container, order of work or
@@ -20,8 +21,13 @@ from typing import Any
 import numpy as np
 
 from softlabel_schemas.errors import IntegrityError
+from softlabel_schemas.limits import MAX_DOCUMENT_VALUES
+from softlabel_schemas.strict import shortened
 
 NUM_LANES = 1024
+
+_HEAD, _TAIL = b'{"body":', b',"sha256":"'
+_TAIL_LENGTH = len(_TAIL) + 64 + len(b'"}')
 
 
 def canonical_json(value: Any) -> bytes:
@@ -34,8 +40,36 @@ def sha256_hex(data: bytes | memoryview) -> str:
 
 
 def seal(body: Any) -> bytes:
-    """The stored form of a document; ``body`` is anything JSON can hold."""
-    return canonical_json({"body": body, "sha256": sha256_hex(canonical_json(body))})
+    """The stored form of a document; ``body`` is anything JSON can hold. Raises ValueError where it has too many values."""
+    return seal_canonical(canonical_json(body))
+
+
+def seal_canonical(canonical: bytes) -> bytes:
+    """:func:`seal` for a body that is canonical JSON already."""
+    check_num_values(canonical)
+    return _HEAD + canonical + _TAIL + sha256_hex(canonical).encode() + b'"}'
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of a JSON text that may be anything. Raises ValueError."""
+    check_num_values(data)
+    try:
+        # Decoded here: from bytes, json would guess among UTF-8, UTF-16 and UTF-32.
+        value = json.loads(data.decode())
+        if b"\\ud" in data.lower():
+            # Half of a surrogate pair is no text: it could not be written again.
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("its values are nested too deep") from None
+    return value
+
+
+def check_num_values(data: bytes) -> None:
+    """Raises ValueError for a JSON text of more values than readers take."""
+    # Every value but the first follows one of these; in strings they count as well, which honest texts have room for.
+    num_values = data.count(b",") + data.count(b"[") + data.count(b"{")
+    if num_values > MAX_DOCUMENT_VALUES:
+        raise ValueError(f"a JSON document of {num_values} values, expected at most {MAX_DOCUMENT_VALUES}")
 
 
 def unseal(data: bytes, *, where: str) -> Any:
@@ -44,16 +78,22 @@ def unseal(data: bytes, *, where: str) -> Any:
     Raises:
         IntegrityError: not JSON, not sealed, or not the bytes that :func:`seal` writes for its body.
     """
+    body, found = data[len(_HEAD) : -_TAIL_LENGTH], data[-_TAIL_LENGTH:]
+    if not data.startswith(_HEAD) or not found.startswith(_TAIL) or not found.endswith(b'"}'):
+        raise IntegrityError(f"{where}: not a sealed JSON document; it is damaged or not ours")
+    digest = sha256_hex(body)
+    if found != _TAIL + digest.encode() + b'"}':
+        raise IntegrityError(
+            f"{where}: bytes were changed after writing (sha256 expected {digest}, found {found[len(_TAIL) : -2]!r})"
+        )
     try:
-        document = json.loads(data)
-        body = document["body"]
-        resealed = seal(body)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise IntegrityError(f"{where}: not a sealed JSON document ({error}); it is damaged or not ours") from None
-    if resealed != data:
-        found, expected = document.get("sha256"), sha256_hex(canonical_json(body))
-        raise IntegrityError(f"{where}: bytes were changed after writing (sha256 expected {expected}, found {found})")
-    return body
+        value = parse_json(body)
+        canonical = canonical_json(value)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{where}: not a sealed JSON document ({shortened(str(error))}); it is not ours") from None
+    if canonical != body:
+        raise IntegrityError(f"{where}: its JSON is not in canonical form; it was not written by a writer of ours")
+    return value
 
 
 class LabelHash:
@@ -80,7 +120,11 @@ class LabelHash:
 
     @classmethod
     def from_base64(cls, text: str) -> LabelHash:
-        return cls(base64.b64decode(text, validate=True))
+        """Raises ValueError unless ``text`` is what :meth:`to_base64` gives."""
+        label_hash = cls(base64.b64decode(text, validate=True))
+        if label_hash.to_base64() != text:
+            raise ValueError("a label hash is not in canonical base64")
+        return label_hash
 
     def hexdigest(self) -> str:
         return sha256_hex(self._lanes.tobytes())

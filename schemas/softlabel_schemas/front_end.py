@@ -7,26 +7,47 @@ the edges, then low-frame-rate stacking (Pundak and Sainath, "Lower Frame Rate N
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 from typing import Annotated, Literal
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
 from softlabel_schemas.corpus import Corpus, Utterance
-from softlabel_schemas.errors import InputError
+from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.strict import StrictModel
 
 Float32 = npt.NDArray[np.float32]
 # Keeps a constant dimension (digital silence) from being divided by nothing.
 _MIN_STANDARD_DEVIATION = 1e-3
+# Of float samples, which should be within 1; beyond, the power spectrum leaves float32.
+_MAX_AMPLITUDE = 1e10
+# A file is read, and its contents are unpacked, only as far as its row's duration accounts for. Audio of float64 has 8 bytes a
+# sample, and the headers may hold a picture; stored features may have been made with another frame shift than they say.
+_MAX_BYTES_PER_SAMPLE = 8
+_MAX_HEADER_BYTES = 16 << 20
+_MAX_FRAME_RATIO = 2
+_MAX_EXTRA_FRAMES = 100
+_NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    # Differs from 2.0 in the encoding of field names, which float32 does not have.
+    (3, 0): np.lib.format.read_array_header_2_0,
+}
+# The location's fault, not the storage's.
+_BAD_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class UtteranceError(InputError):
-    """One utterance cannot be read; a job may skip it."""
+    """One utterance cannot be labelled, whatever machine tries; a job may skip it.
+
+    The message is stored as the reason: it names no absolute path but the corpus's own, no time, no host and no address.
+    """
 
 
 class Fbank(StrictModel):
@@ -127,7 +148,7 @@ class UtteranceReader:
                     f"{'audio' if isinstance(front_end, Fbank) else 'features'}, the corpus gives none"
                 )
             if location not in data:
-                data[location] = self._read(utterance, location)
+                data[location] = self._read(utterance, location, front_end)
             if isinstance(front_end, Precomputed):
                 features.append(_decode_features(utterance, data[location], front_end))
                 continue
@@ -145,15 +166,38 @@ class UtteranceReader:
             features.append(front_end.compute(samples))
         return features
 
-    def _read(self, utterance: Utterance, location: str) -> bytes:
+    def _read(self, utterance: Utterance, location: str, front_end: Fbank | Precomputed) -> bytes:
+        if isinstance(front_end, Precomputed):
+            max_bytes = _max_frames(utterance, front_end) * front_end.num_features * 4
+        else:
+            max_bytes = utterance.num_samples * _MAX_BYTES_PER_SAMPLE
         folder, name = self._corpus.resolve(location)
-        if folder not in self._stores:
-            self._stores[folder] = ObjectStore(folder)
         try:
-            data = self._stores[folder].read(name)
+            if "\0" in location:
+                raise FileNotFoundError
+            if folder not in self._stores:
+                self._stores[folder] = ObjectStore(folder)
+            data = self._stores[folder].read(name, max_bytes=max_bytes + _MAX_HEADER_BYTES)
         except FileNotFoundError:
             # The reason of a skipped utterance is stored: it names the location as the corpus does, not this machine's.
             raise UtteranceError(f"utterance {utterance.utterance_id}: {location} does not exist") from None
+        except IntegrityError:
+            raise UtteranceError(
+                f"utterance {utterance.utterance_id}: {location} has more than {max_bytes + _MAX_HEADER_BYTES} bytes, too "
+                f"many for the {utterance.seconds:g} s that the corpus manifest says"
+            ) from None
+        except InputError as error:
+            protocol = folder.partition("://")[0]
+            if "://" not in folder or protocol in fsspec.available_protocols():
+                # A package that this machine lacks, perhaps.
+                raise
+            raise UtteranceError(f"utterance {utterance.utterance_id}: {location}: {error}") from None
+        except OSError as error:
+            if error.errno not in _BAD_NAMES:
+                raise
+            raise UtteranceError(
+                f"utterance {utterance.utterance_id}: {location} cannot be the name of a file"
+            ) from None
         expected, found = utterance.sha256, hashlib.sha256(data).hexdigest()
         if expected is not None and found != expected and location == (utterance.audio or utterance.features):
             raise UtteranceError(
@@ -163,38 +207,72 @@ class UtteranceReader:
         return data
 
 
+def _max_frames(utterance: Utterance, front_end: Precomputed) -> int:
+    return int(utterance.seconds * 1000 / front_end.frame_shift_ms * _MAX_FRAME_RATIO) + _MAX_EXTRA_FRAMES
+
+
 def _decode_audio(utterance: Utterance, data: bytes) -> Float32:
+    """float32 [N] in the range of 16-bit integers."""
     import soundfile
 
-    try:
-        samples, sample_rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise UtteranceError(
-            f"utterance {utterance.utterance_id}: {utterance.audio} is not readable audio: {error}"
-        ) from None
-    found = (sample_rate, len(samples), samples.shape[1])
     expected = (utterance.sample_rate, utterance.num_samples, 1)
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            found = (file.samplerate, file.frames, file.channels)
+            # Before it is decoded: ten hours of silence are a small file.
+            if found == expected:
+                samples = file.read(dtype="float32", always_2d=True)
+                found = (file.samplerate, len(samples), file.channels)
+    except soundfile.SoundFileError as error:
+        # The whole text of some of these errors has the address of an object in memory.
+        raise UtteranceError(
+            f"utterance {utterance.utterance_id}: {utterance.audio} is not readable audio: "
+            f"{getattr(error, 'error_string', error)}"
+        ) from None
     if found != expected:
         raise UtteranceError(
             f"utterance {utterance.utterance_id}: {utterance.audio} has (sample rate, samples, channels) {found}, "
             f"the corpus manifest says {expected}"
         )
+    # Of NaN, too, this is not so.
+    if not (np.abs(samples) < _MAX_AMPLITUDE).all():
+        raise UtteranceError(
+            f"utterance {utterance.utterance_id}: {utterance.audio} has samples that are not finite or beyond "
+            f"{_MAX_AMPLITUDE:g}"
+        )
     return np.ascontiguousarray(samples[:, 0]) * np.float32(32768)
 
 
 def _decode_features(utterance: Utterance, data: bytes, front_end: Precomputed) -> Float32:
+    file = io.BytesIO(data)
     try:
-        # np.load would also take zip archives.
-        features_TD = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except ValueError as error:
+        # np.load would also take zip archives, and it allocates what the header asks for.
+        read_header = _NPY_HEADERS[np.lib.format.read_magic(file)]
+        sizes, is_fortran, dtype = read_header(file)
+        shape = tuple(int(size) for size in sizes)
+    except Exception as error:  # noqa: BLE001 - of a damaged header, of 10 kB at most, NumPy's parser may raise anything
         raise UtteranceError(
-            f"utterance {utterance.utterance_id}: {utterance.features} is not a .npy array: {error}"
+            f"utterance {utterance.utterance_id}: {utterance.features} is not a .npy array: {type(error).__name__}"
         ) from None
-    if features_TD.dtype != np.float32:
-        raise UtteranceError(f"utterance {utterance.utterance_id}: features are {features_TD.dtype}, expected float32")
-    if features_TD.ndim != 2 or features_TD.shape[1] != front_end.num_features or not len(features_TD):
+    if dtype != np.float32:
+        raise UtteranceError(f"utterance {utterance.utterance_id}: features are {dtype}, expected float32")
+    if len(shape) != 2 or shape[1] != front_end.num_features or not shape[0] > 0:
         raise UtteranceError(
-            f"utterance {utterance.utterance_id}: features have shape {features_TD.shape}, "
+            f"utterance {utterance.utterance_id}: features have shape {shape}, "
             f"expected [frames, {front_end.num_features}]"
         )
-    return np.ascontiguousarray(features_TD, dtype=np.float32)
+    if shape[0] > _max_frames(utterance, front_end):
+        raise UtteranceError(
+            f"utterance {utterance.utterance_id}: {shape[0]} frames of features are too many for the "
+            f"{utterance.seconds:g} s that the corpus manifest says, at {front_end.frame_shift_ms:g} ms each"
+        )
+    values, num_bytes = data[file.tell() :], 4 * shape[0] * shape[1]
+    if len(values) < num_bytes:
+        raise UtteranceError(
+            f"utterance {utterance.utterance_id}: {utterance.features} is not a .npy array: it has {len(values)} bytes of "
+            f"values, expected {num_bytes}"
+        )
+    features_TD = np.frombuffer(values[:num_bytes], dtype=np.float32).reshape(shape, order="F" if is_fortran else "C")
+    if not np.isfinite(features_TD).all():
+        raise UtteranceError(f"utterance {utterance.utterance_id}: {utterance.features} has values that are not finite")
+    return np.array(features_TD, order="C")

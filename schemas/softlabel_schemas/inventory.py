@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from pydantic import model_validator
 
-from softlabel_schemas.digest import canonical_json, sha256_hex
+from softlabel_schemas.digest import canonical_json, check_num_values, parse_json, sha256_hex
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.strict import StrictModel, parse
+from softlabel_schemas.strict import StrictModel, parse, shortened
 
 
 class ClassInventory(StrictModel):
@@ -32,15 +32,15 @@ class ClassInventory(StrictModel):
         if not self.names:
             raise ValueError("an inventory needs at least one class")
         if len(set(self.names)) != len(self.names):
-            repeated = next(name for name in self.names if self.names.count(name) > 1)
-            raise ValueError(f"class names must be unique, '{repeated}' is repeated")
+            repeated = Counter(self.names).most_common(1)[0][0]
+            raise ValueError(f"class names must be unique, {shortened(repeated)} is repeated")
         if self.phones and len(self.phones) != len(self.names):
             raise ValueError(
                 f"phones must be given for all {len(self.names)} classes or none, found {len(self.phones)}"
             )
         unknown = sorted(set(self.silence_phones) - set(self.phones))
         if unknown:
-            raise ValueError(f"silence_phones {unknown} are not phones of any class")
+            raise ValueError(f"silence_phones {shortened(unknown)} are not phones of any class")
         return self
 
     @property
@@ -64,12 +64,18 @@ class ClassInventory(StrictModel):
         return phones, np.array([index[phone] for phone in self.phones], dtype=np.int32)
 
     def to_json(self) -> bytes:
-        return canonical_json(self.model_dump(mode="json"))
+        """Raises InputError where it has more values than readers take."""
+        data = canonical_json(self.model_dump(mode="json"))
+        try:
+            check_num_values(data)
+        except ValueError as error:
+            raise InputError(f"the class inventory cannot be stored: {error}") from None
+        return data
 
     @classmethod
     def from_json(cls, data: bytes, *, where: str) -> ClassInventory:
         try:
-            value = json.loads(data)
+            value = parse_json(data)
         except ValueError as error:
             raise InputError(f"{where} is not a class inventory: {error}") from None
         return parse(cls, value, where=where)

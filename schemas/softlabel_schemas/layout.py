@@ -10,7 +10,11 @@ MANIFEST = "manifest.json"
 COMMITS = "commits"
 SHARDS = "shards"
 
-_COMMIT = re.compile(r"^commits/(\d{6})\.json$")
+_COMMIT = re.compile(r"^commits/([0-9]{6})\.json$")
+# Of both containers: shard.parquet; zarr.json, <array>/zarr.json, <array>/c/<chunk>.
+_SHARD_FILE = re.compile(
+    r"^(shards/([0-9]{6})-[0-9a-f]{32})/(shard\.parquet|zarr\.json|[a-z_]+/zarr\.json|[a-z_]+/c/[0-9]+)$"
+)
 
 
 def commit_record(shard_index: int) -> str:
@@ -26,3 +30,14 @@ def shard_index_of(commit_path: str) -> int | None:
 def shard_folder(shard_index: int, shard_digest: str) -> str:
     """Where a shard's files lie. Named by their content: see FORMAT.md, "Why shards are named by content"."""
     return f"{SHARDS}/{shard_index:06d}-{shard_digest[:32]}"
+
+
+def shard_folder_of(path: str) -> tuple[int, str] | None:
+    """Shard index and folder of the file of a shard that a path may name; None for any other path."""
+    match = _SHARD_FILE.match(path)
+    return (int(match.group(2)), match.group(1)) if match else None
+
+
+def is_ours(path: str) -> bool:
+    """Whether a dataset can hold a file of this name."""
+    return path in (SPEC, INVENTORY, MANIFEST) or shard_index_of(path) is not None or shard_folder_of(path) is not None

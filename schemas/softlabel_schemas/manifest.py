@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from softlabel_schemas import layout
-from softlabel_schemas.digest import canonical_json, seal, sha256_hex, unseal
+from softlabel_schemas.digest import LabelHash, canonical_json, seal, sha256_hex, unseal
 from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.limits import MAX_COUNT, MAX_SHARD_BYTES, MAX_SHARDS, MAX_UTTERANCES_PER_SHARD
 from softlabel_schemas.spec import DatasetSpec, Sha256, StorageSpec
 from softlabel_schemas.strict import ModelT, StrictModel, parse
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+# Nats times frames: no sum of an honest shard comes near, and those of a million shards stay finite.
+Sum = Annotated[float, Field(ge=-64 * MAX_COUNT, le=64 * MAX_COUNT)]
 
 
 class FileRecord(StrictModel):
@@ -38,19 +42,19 @@ class FrameSums(StrictModel):
         agreement: frames whose likeliest class is the hard label.
     """
 
-    kept_mass: float
-    entropy: float
-    agreement: float
+    kept_mass: Sum
+    entropy: Sum
+    agreement: Sum
     num_labelled_frames: Count
 
 
 class ShardRecord(StrictModel):
     """What a shard holds: rows ``first_row`` to ``first_row + num_rows - 1`` of the corpus, less the skipped."""
 
-    index: Count
+    index: Annotated[int, Field(ge=0, lt=MAX_SHARDS)]
     first_row: Count
-    num_rows: Annotated[int, Field(gt=0)]
-    num_utterances: Count
+    num_rows: Annotated[int, Field(gt=0, le=MAX_COUNT)]
+    num_utterances: Annotated[int, Field(ge=0, le=MAX_UTTERANCES_PER_SHARD)]
     num_frames: Count
     num_entries: Count
     sums: FrameSums
@@ -62,6 +66,14 @@ class ShardRecord(StrictModel):
         if self.num_utterances + len(self.skipped) != self.num_rows:
             raise ValueError(
                 f"{self.num_utterances} utterances and {len(self.skipped)} skipped are not {self.num_rows} rows"
+            )
+        names = [file.name for file in self.files]
+        # A name given twice would have the file read twice.
+        if any(name >= following for name, following in itertools.pairwise(names)):
+            raise ValueError("the files are not sorted by name, each once")
+        if self.num_bytes > MAX_SHARD_BYTES:
+            raise ValueError(
+                f"the files have {self.num_bytes} bytes together, a shard at most {MAX_SHARD_BYTES}; cut smaller shards"
             )
         return self
 
@@ -79,12 +91,17 @@ def shard_digest(files: tuple[FileRecord, ...]) -> str:
     return sha256_hex(canonical_json([file.model_dump(mode="json") for file in files]))
 
 
+def _check_label_hash(text: str) -> str:
+    LabelHash.from_base64(text)
+    return text
+
+
 class CommitRecord(StrictModel):
     """Says that a shard is complete. ``label_hash`` is the base64 state of the shard's LabelHash."""
 
     fingerprint: Sha256
     shard: ShardRecord
-    label_hash: Annotated[str, Field(max_length=4096)]
+    label_hash: Annotated[str, Field(max_length=4096), AfterValidator(_check_label_hash)]
 
 
 class SpecDocument(StrictModel):

@@ -1,169 +1,305 @@
-"""ObjectStore: the four operations that datasets need, on a folder or any fsspec URL.
+"""ObjectStore: the few operations that datasets need, on a folder or any fsspec URL.
 
 * ``put`` replaces atomically: a reader sees the old or the new object, never a part. Object stores do that by
   themselves; on a local disk the bytes go to a temporary name, are flushed, and are renamed.
 * ``put_if_absent`` creates atomically or reports that the object exists. Locally that is a hard link, which fails on an
   existing name; on S3 a conditional PUT. Only small records use it: above about 100 MiB s3fs would turn it into a multipart
   upload, where some servers ignore the condition.
+
+How requests are made, repeated and limited in time: :mod:`softlabel_schemas.connection`.
 """
 
 from __future__ import annotations
 
+import builtins
 import contextlib
-import os
-import uuid
-from collections.abc import Mapping, Sequence
+import errno
+import io
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
-from softlabel_schemas.errors import InputError
+from softlabel_schemas.connection import Connection
+from softlabel_schemas.connection import refuse_credentials as refuse_credentials
+from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.local_files import TEMPORARY, link_new, sync_folder, temporary_file
+from softlabel_schemas.retrying import http_status, is_precondition_failure
 
-_MAX_CONDITIONAL_BYTES = 96 << 20
-_CONCURRENT_READS = 16
-# Part of every temporary name, so that leftovers of killed writers can be told from data.
-TEMPORARY = ".tmp-"
+# The largest object that is created conditionally; documents are read up to this size.
+MAX_DOCUMENT_BYTES = 96 << 20
+_CONCURRENT_REQUESTS = 16
+# Larger reads are made of requests of this size, so that a failure loses one of them.
+_PIECE_BYTES = 64 << 20
+_UPLOADS_PER_PAGE = 1000
+# A listing is many requests.
+_LISTING_SECONDS = 600.0
+_MEMORY_LOCK = threading.Lock()
 
 
-class ObjectStore:
+class StoredObject(NamedTuple):
+    """What a listing says of an object."""
+
+    num_bytes: int
+    modified: datetime
+
+
+class ObjectStore(Connection):
     """Objects under one URL, by relative path.
 
     Args:
         url: a folder or an fsspec URL such as ``s3://bucket/prefix``.
         storage_options: passed to the fsspec file system; credentials are better left to its environment.
+        last_writer_wins: make ``put_if_absent`` look first and then write, for servers without conditional writes; two
+            writers at once can then both believe that they were first.
 
     Raises:
-        InputError: the URL's protocol is unknown or its package is missing.
+        InputError: the URL's protocol is unknown or its package is missing, or the URL holds a credential.
     """
 
-    def __init__(self, url: str | Path, storage_options: Mapping[str, Any] | None = None) -> None:
-        self.url = str(url).rstrip("/")
-        try:
-            self._fs, root = fsspec.core.url_to_fs(self.url, **dict(storage_options or {}))
-        except (ValueError, ImportError) as error:
-            raise InputError(f"cannot use the URL {self.url}: {error}") from None
-        self._root = root.rstrip("/")
-        self._local = isinstance(self._fs, LocalFileSystem)
+    def __init__(
+        self,
+        url: str | Path,
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        last_writer_wins: bool = False,
+    ) -> None:
+        super().__init__(url, storage_options)
+        self.last_writer_wins = last_writer_wins and not self.is_local
 
-    def path(self, key: str) -> str:
-        return f"{self._root}/{key}"
+    # Reading
 
-    def describe(self, key: str) -> str:
-        """The object's address for messages."""
-        return f"{self.url}/{key}"
+    def read(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        """The whole object.
 
-    def read(self, key: str) -> bytes:
-        """Raises FileNotFoundError."""
-        try:
-            data: bytes = self._fs.cat_file(self.path(key))
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise FileNotFoundError(f"{self.describe(key)} does not exist") from None
-        except PermissionError as error:
-            raise PermissionError(f"{self.describe(key)} may not be read ({error}); check the credentials") from None
+        Raises:
+            FileNotFoundError: there is no such object.
+            IntegrityError: it is larger than ``max_bytes``; found out before more than that is fetched.
+        """
+        if self.is_local:
+            size = self.size(key)
+            if max_bytes is not None and size > max_bytes:
+                raise IntegrityError(f"{self.describe(key)} has {size} bytes, expected at most {max_bytes}")
+            # Python allocates what it is asked for before it reads.
+            return self._request_range(key, 0, size)
+        if max_bytes is None:
+            return self._read_pieces(key, 0, None)
+        data = self._read_pieces(key, 0, max_bytes + 1)
+        if len(data) > max_bytes:
+            raise IntegrityError(f"{self.describe(key)} has more than the {max_bytes} bytes expected of it")
         return data
 
-    def read_many(self, keys: Sequence[str]) -> list[bytes]:
-        """Objects in the order of ``keys``, fetched concurrently. Raises FileNotFoundError."""
-        if len(keys) <= 1 or self._local:
-            return [self.read(key) for key in keys]
-        with ThreadPoolExecutor(max_workers=min(_CONCURRENT_READS, len(keys))) as pool:
-            return list(pool.map(self.read, keys))
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        """Bytes ``start`` to ``stop - 1``, fewer where the object ends before. Raises FileNotFoundError."""
+        if stop <= start:
+            return b""
+        return self._request_range(key, start, stop) if self.is_local else self._read_pieces(key, start, stop)
+
+    def _read_pieces(self, key: str, start: int, stop: int | None) -> bytes:
+        """Bytes from ``start`` on, up to ``stop`` or the end, which is where a request brings less than was asked for: a small
+        object takes one request. What has arrived is kept when a later request fails and is repeated.
+        """
+        # Its getvalue() makes no copy: a model of many gigabytes is in memory once.
+        pieces = io.BytesIO()
+        while stop is None or start < stop:
+            num_bytes = _PIECE_BYTES if stop is None else min(_PIECE_BYTES, stop - start)
+            data = self._request_range(key, start, start + num_bytes)
+            start += num_bytes
+            # More than that comes from HTTP servers that know no ranges, and is everything.
+            is_last = len(data) != num_bytes or start == stop
+            if is_last and not pieces.tell():
+                return data
+            pieces.write(data)
+            if is_last:
+                break
+        return pieces.getvalue()
+
+    def _request_range(self, key: str, start: int, stop: int) -> bytes:
+        try:
+            data: bytes = self._call("cat_file", key, stop - start, start=start, end=stop)
+        except (IsADirectoryError, NotADirectoryError):
+            raise FileNotFoundError(f"{self.describe(key)} does not exist") from None
+        except OSError as error:
+            if http_status(error) == 416:
+                # An empty object, or a range behind the end, to a server that is strict about ranges.
+                return b""
+            raise
+        return data
+
+    def read_many(self, keys: Sequence[str], *, max_bytes: Sequence[int] | None = None) -> builtins.list[bytes]:
+        """Objects in the order of ``keys``, fetched concurrently. Raises as :meth:`read`."""
+        limits: Sequence[int | None] = [None] * len(keys) if max_bytes is None else max_bytes
+        return self._concurrently(
+            lambda item: self.read(item[0], max_bytes=item[1]), builtins.list(zip(keys, limits, strict=True))
+        )
+
+    def size(self, key: str) -> int:
+        """Bytes of the object. Raises FileNotFoundError."""
+        info = self._call("info", key)
+        if info["type"] != "file":
+            raise FileNotFoundError(f"{self.describe(key)} does not exist")
+        return int(info["size"])
 
     def exists(self, key: str) -> bool:
         self._fs.invalidate_cache()
-        return bool(self._fs.exists(self.path(key)))
+        return bool(self._call("exists", key))
 
-    def list(self, prefix: str) -> dict[str, datetime]:
-        """Relative paths of the objects under ``prefix``, and when each was last modified; temporaries left out."""
+    def list(self, prefix: str, *, temporaries: bool = False) -> dict[str, StoredObject]:
+        """The objects under ``prefix`` by relative path.
+
+        Args:
+            temporaries: include what local writers have not renamed yet, or never will.
+        """
         self._fs.invalidate_cache()
         try:
-            found = self._fs.find(self.path(prefix), detail=True)
+            found = self._call("find", prefix, seconds=_LISTING_SECONDS, detail=True)
         except FileNotFoundError:
             return {}
         start = len(self._root) + 1
-        return {path[start:]: _modified(info) for path, info in sorted(found.items()) if TEMPORARY not in path}
+        return {
+            path[start:]: StoredObject(int(info.get("size") or 0), _modified(info))
+            for path, info in sorted(found.items())
+            if temporaries or TEMPORARY not in path[start:]
+        }
+
+    # Writing
 
     def put(self, key: str, data: bytes) -> None:
-        if self._local:
-            with _temporary_file(Path(self.path(key)), data) as temporary:
+        if self.is_local:
+            with temporary_file(Path(self.path(key)), data) as temporary:
                 temporary.replace(self.path(key))
         else:
-            self._fs.pipe_file(self.path(key), data)
+            self._call("pipe_file", key, len(data), data)
+
+    def put_many(self, objects: Mapping[str, bytes]) -> None:
+        """``put`` each, concurrently."""
+        self._concurrently(lambda item: self.put(*item), sorted(objects.items()))
 
     def sync(self, folder: str) -> None:
         """Make the names that ``put`` gave within ``folder`` survive a power loss; object stores need no such step."""
-        if self._local:
-            _sync_folder(Path(self.path(folder)))
+        if self.is_local:
+            sync_folder(Path(self.path(folder)))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """True if this call created the object, False if it existed; never replaces.
 
         After a lost response the object may exist although this call created it: a caller that gets False reads the object
         back and compares (see ``commit.py``).
+
+        Raises:
+            ConditionalWriteError: the store cannot create conditionally, and says so.
         """
-        if len(data) > _MAX_CONDITIONAL_BYTES:
+        if len(data) > MAX_DOCUMENT_BYTES:
             raise ValueError(f"{self.describe(key)}: {len(data)} bytes are too many for a conditional write")
+        if self.last_writer_wins:
+            if self.exists(key):
+                return False
+            self.put(key, data)
+            return True
         try:
-            if self._local:
-                with _temporary_file(Path(self.path(key)), data) as temporary:
-                    os.link(temporary, self.path(key))
-                _sync_folder(Path(self.path(key)).parent)
+            if self.is_local:
+                link_new(Path(self.path(key)), data)
             else:
-                self._fs.pipe_file(self.path(key), data, mode="create")
+                # fsspec's memory file system looks first and then writes.
+                with _MEMORY_LOCK if isinstance(self._fs, MemoryFileSystem) else contextlib.nullcontext():
+                    self._call("pipe_file", key, len(data), data, mode="create")
         except FileExistsError:
             return False
         except OSError as error:
-            if _is_precondition_failure(error):
+            if is_precondition_failure(error):
                 return False
+            unsupported = (errno.ENOSYS, errno.ENOTSUP, errno.EPERM if self.is_local else errno.ENOSYS)
+            if error.errno in unsupported or http_status(error) == 501:
+                raise ConditionalWriteError.because(self.url, str(error)) from error
             raise
+        except TypeError as error:
+            raise ConditionalWriteError.because(self.url, str(error)) from error
         return True
 
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; those that do not exist are passed over. Local folders that are left empty go too."""
 
-@contextlib.contextmanager
-def _temporary_file(path: Path, data: bytes) -> Any:
-    """A flushed file beside ``path`` with ``data``; gone afterwards unless it was renamed."""
-    if not path.parent.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The new folder's own entry must survive a power loss as well as the file in it.
-        _sync_folder(path.parent.parent)
-    temporary = path.with_name(f"{path.name}{TEMPORARY}{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    except OSError as error:
-        if error.filename is None:
-            # A full disk is reported without a name.
-            error.filename = str(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+        def remove(key: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._call("rm_file", key)
+
+        self._concurrently(remove, keys)
+        if self.is_local:
+            for folder in sorted({key.rpartition("/")[0] for key in keys}, key=len, reverse=True):
+                while folder:
+                    try:
+                        Path(self.path(folder)).rmdir()
+                    except OSError:
+                        break  # Not empty, or gone already.
+                    folder = folder.rpartition("/")[0]
+
+    # What killed writers leave on S3: uploads in parts that were never completed. They cost money and no listing shows them.
+
+    def stale_uploads(self, prefix: str, older_than: timedelta) -> builtins.list[tuple[str, str]]:
+        """Unfinished multipart uploads under ``prefix`` as (key, upload id); none where the store is not S3."""
+        if not hasattr(self._fs, "list_multipart_uploads"):
+            return []
+        bucket, _, root = self._root.partition("/")
+        folder = f"{root}/".lstrip("/")
+        latest = datetime.now(UTC) - older_than
+        found: builtins.list[tuple[str, str]] = []
+        page: dict[str, Any] = {}
+        while True:
+            # s3fs' own list_multipart_uploads covers the whole bucket, and its first page only.
+            answer = self._call(
+                "call_s3",
+                None,
+                0,
+                "list_multipart_uploads",
+                Bucket=bucket,
+                Prefix=folder + prefix,
+                MaxUploads=_UPLOADS_PER_PAGE,
+                **page,
+            )
+            found += [
+                (upload["Key"].removeprefix(folder), upload["UploadId"])
+                for upload in answer.get("Uploads", [])
+                if upload["Initiated"] < latest
+            ]
+            if not answer.get("IsTruncated"):
+                return found
+            page = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        bucket, _, root = self._root.partition("/")
+        self._call(
+            "call_s3",
+            None,
+            0,
+            "abort_multipart_upload",
+            Bucket=bucket,
+            Key=f"{root}/{key}".strip("/"),
+            UploadId=upload_id,
+        )
+
+    def _concurrently(self, function: Callable[[Any], Any], items: Sequence[Any]) -> builtins.list[Any]:
+        """Results in order. On a local disk one after the other: threads would only wait for each other there."""
+        if len(items) <= 1 or self.is_local:
+            return [function(item) for item in items]
+        with ThreadPoolExecutor(max_workers=min(_CONCURRENT_REQUESTS, len(items))) as pool:
+            return builtins.list(pool.map(function, items))
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+class ConditionalWriteError(InputError):
+    """The destination cannot create an object only if it is absent, on which "committed once" rests."""
 
-
-def _is_precondition_failure(error: BaseException | None) -> bool:
-    """Whether a server refused a conditional PUT. Ceph's 412 arrives as OSError(22): only its cause tells."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, dict):
-            code = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if code == 412 or response.get("Error", {}).get("Code") == "PreconditionFailed":
-                return True
-        error = error.__cause__ or error.__context__
-    return False
+    @classmethod
+    def because(cls, url: str, reason: str) -> Self:
+        """Not the constructor: exceptions are rebuilt from their message when they come from another process."""
+        return cls(
+            f"{url}: this store does not support conditional creation ({reason}), so two jobs could overwrite each other's "
+            "records. Use AWS S3, Ceph, MinIO, Google Cloud Storage or a local disk with hard links; or, if only one job ever "
+            "writes there, set accept_last_writer_wins = true under [destination]"
+        )
 
 
 def _modified(info: Mapping[str, Any]) -> datetime:

@@ -7,15 +7,16 @@ Page checksums are written and verified, since plain Parquet returned silently w
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softlabel_schemas.arrow import joined_bytes
 from softlabel_schemas.codec import STREAMS
 from softlabel_schemas.errors import IntegrityError
+from softlabel_schemas.parquet_file import Column, ParquetColumns, SchemaError
 from softlabel_schemas.shard import ShardColumns
 
 FILE_NAME = "shard.parquet"
@@ -32,6 +33,9 @@ SCHEMA = pa.schema(
         *(pa.field(stream, pa.binary(), nullable=False) for stream in STREAMS),
     ]
 )
+
+_KINDS = {pa.string(): "STRING", pa.binary(): "BYTE_ARRAY", pa.int32(): "INT32", pa.float32(): "FLOAT"}
+_COLUMNS = [Column(field.name, _KINDS[field.type], field.nullable) for field in SCHEMA]
 
 
 def encode(columns: ShardColumns) -> dict[str, bytes]:
@@ -60,6 +64,8 @@ def encode(columns: ShardColumns) -> dict[str, bytes]:
         compression="zstd",
         compression_level=3,
         use_dictionary=False,
+        # What the reader knows, whatever a later Arrow's default may be.
+        data_page_version="1.0",
         write_statistics=["utterance_id", "num_frames", "num_entries", "kept_mass", "entropy", "agreement"],
         write_page_checksum=True,
     )
@@ -71,21 +77,18 @@ def decode(files: Mapping[str, bytes], *, where: str) -> ShardColumns:
     if set(files) != {FILE_NAME}:
         raise IntegrityError(f"{where}: expected the one file {FILE_NAME}, found {sorted(files)}")
     try:
-        # In this thread: a shard is small, and callers read several at once.
-        file = pq.ParquetFile(io.BytesIO(files[FILE_NAME]), page_checksum_verification=True)
-        table = file.read(use_threads=False)
-    except (OSError, pa.ArrowException) as error:
+        columns = ParquetColumns(files[FILE_NAME], _COLUMNS)
+        ids, offsets = columns.strings("utterance_id")
+        return ShardColumns(
+            utterance_ids=tuple(str(ids[start:stop], "utf-8") for start, stop in itertools.pairwise(offsets.tolist())),
+            num_frames=columns.numbers("num_frames"),
+            num_entries=columns.numbers("num_entries"),
+            kept_mass=columns.numbers("kept_mass"),
+            entropy=columns.numbers("entropy"),
+            agreement=columns.optional_floats("agreement"),
+            streams={stream: columns.strings(stream) for stream in STREAMS},
+        )
+    except SchemaError as error:
+        raise IntegrityError(f"{where}: {error}") from None
+    except ValueError as error:
         raise IntegrityError(f"{where}: {FILE_NAME} cannot be read: {error}") from None
-    if table.schema.remove_metadata() != SCHEMA:
-        raise IntegrityError(f"{where}: columns are {table.schema.names}, expected those of FORMAT.md: {SCHEMA.names}")
-    # A required column read from Parquet holds no nulls; only agreement may.
-    agreement = table["agreement"].fill_null(float("nan"))
-    return ShardColumns(
-        utterance_ids=tuple(table["utterance_id"].to_pylist()),
-        num_frames=table["num_frames"].to_numpy(),
-        num_entries=table["num_entries"].to_numpy(),
-        kept_mass=table["kept_mass"].to_numpy(),
-        entropy=table["entropy"].to_numpy(),
-        agreement=agreement.to_numpy(),
-        streams={stream: joined_bytes(table[stream]) for stream in STREAMS},
-    )

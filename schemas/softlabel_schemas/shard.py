@@ -141,6 +141,8 @@ def decode_columns(columns: ShardColumns, codec: PackedCodec, *, where: str) -> 
         for name in ("kept_mass", "entropy"):
             if not np.isfinite(getattr(columns, name)).all():
                 raise ValueError(f"{name} is not finite")
+        if np.isinf(columns.agreement).any():
+            raise ValueError("agreement is infinite")
         joined = {stream: data for stream, (data, _) in columns.streams.items()}
         targets = codec.decode(joined, int(frame_offsets[-1]))
         _check_boundaries(columns, targets, frame_offsets, codec)

@@ -12,8 +12,9 @@ from pydantic import Field, model_validator
 
 from softlabel_schemas.digest import canonical_json, sha256_hex
 from softlabel_schemas.errors import InputError
+from softlabel_schemas.limits import MAX_COUNT, MAX_FRAME_SHIFT_MS, MAX_SHARDS
 from softlabel_schemas.selection import Selection
-from softlabel_schemas.strict import StrictModel
+from softlabel_schemas.strict import StrictModel, shortened
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ShardFormat = Literal["parquet", "zarr"]
@@ -43,7 +44,7 @@ class DatasetSpec(StrictModel):
     corpus_digest: Sha256
     inventory_digest: Sha256
     num_classes: Annotated[int, Field(gt=0, lt=2**31)]
-    frame_shift_ms: Annotated[float, Field(gt=0)]
+    frame_shift_ms: Annotated[float, Field(gt=0, le=MAX_FRAME_SHIFT_MS)]
     teachers: Annotated[tuple[TeacherSpec, ...], Field(min_length=1)]
     combination: Literal["arithmetic", "log_linear"]
     temperatures: tuple[float, ...]
@@ -75,8 +76,8 @@ class StorageSpec(StrictModel):
     """
 
     shard_format: ShardFormat
-    num_shards: Annotated[int, Field(gt=0, le=1_000_000)]
-    num_rows: Annotated[int, Field(gt=0)]
+    num_shards: Annotated[int, Field(gt=0, le=MAX_SHARDS)]
+    num_rows: Annotated[int, Field(gt=0, le=MAX_COUNT)]
     shard_seconds: Annotated[float, Field(gt=0)]
     batch_seconds: Annotated[float, Field(gt=0)]
     on_error: Literal["fail", "skip"]
@@ -85,9 +86,9 @@ class StorageSpec(StrictModel):
 def check_temperatures(temperatures: tuple[float, ...]) -> None:
     """Raises ValueError unless temperatures start with 1.0, are distinct and positive."""
     if not temperatures or temperatures[0] != 1.0:
-        raise ValueError(f"temperatures must start with 1.0, found {list(temperatures)}")
+        raise ValueError(f"temperatures must start with 1.0, found {shortened(list(temperatures))}")
     if len(set(temperatures)) != len(temperatures) or min(temperatures) <= 0:
-        raise ValueError(f"temperatures must be distinct and positive, found {list(temperatures)}")
+        raise ValueError(f"temperatures must be distinct and positive, found {shortened(list(temperatures))}")
 
 
 def check_same_spec(stored: StrictModel, wanted: StrictModel, *, where: str) -> None:

@@ -3,11 +3,13 @@
 Zarr's chunks are not aligned with utterances, so per-utterance lengths lie in ``offsets`` beside the joined streams.
 Chunk checksums are on (``ZstdCodec(checksum=True)``): without them 182 of 200 bit flips were read silently. The group
 is built in memory and then written file by file, each file's digest standing in the commit record; one shard
-has one writer, always.
+has one writer, always. Zarr writes the group and any Zarr library reads it; ours reads it without one, since a shard may come
+from a stranger (see ``_read_arrays``).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,15 +17,32 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import BytesCodec, ZstdCodec
-from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
+from softlabel_schemas import zstd
 from softlabel_schemas.codec import STREAMS
+from softlabel_schemas.digest import parse_json
 from softlabel_schemas.errors import IntegrityError
+from softlabel_schemas.limits import DecodingBudget
 from softlabel_schemas.shard import ShardColumns
+from softlabel_schemas.strict import shortened
 
 _STATS = ("kept_mass", "entropy", "agreement")
 _COUNTS = ("num_frames", "num_entries")
+# The rows of ``lengths``, in order.
+_JOINED = ("utterance_id", *STREAMS)
+_DTYPES: dict[str, np.dtype[Any]] = {
+    **dict.fromkeys(_JOINED, np.dtype("u1")),
+    **dict.fromkeys(_COUNTS, np.dtype("<i4")),
+    **dict.fromkeys(_STATS, np.dtype("<f4")),
+    "lengths": np.dtype("<i8"),
+}
+_METADATA = "zarr.json"
+_MAX_METADATA_BYTES = 64 << 10
+# Members of the metadata that may be there if they are empty.
+_SILENT = ("attributes", "storage_transformers", "dimension_names", "consolidated_metadata")
+_LEVEL = 3
+_ZSTD_METADATA = {"name": "zstd", "configuration": {"level": _LEVEL, "checksum": True}}
 # Bytes (or elements) in one chunk: large enough for zstd to find repeats, small enough for partial reads.
 _CHUNK = 1 << 20
 
@@ -59,7 +78,7 @@ def _write(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
         dtype=values.dtype,
         chunks=(max(1, min(len(values), _CHUNK)),),
         serializer=BytesCodec(endian="little"),
-        compressors=ZstdCodec(level=3, checksum=True),
+        compressors=ZstdCodec(level=_LEVEL, checksum=True),
         fill_value=0,
         # A chunk of zeros is written like any other: a missing chunk then always means damage.
         config={"write_empty_chunks": True},
@@ -68,54 +87,131 @@ def _write(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
 
 def decode(files: Mapping[str, bytes], *, where: str) -> ShardColumns:
     """Raises IntegrityError where the files are not a shard of format version 1."""
-    known = {"utterance_id", "lengths", *_COUNTS, *_STATS, *STREAMS, "zarr.json"}
-    unknown = sorted({name.partition("/")[0] for name in files} - known)
+    unknown = sorted({name.partition("/")[0] for name in files} - {*_DTYPES, _METADATA})
     if unknown:
-        raise IntegrityError(f"{where}: unexpected files {unknown}, expected the arrays {sorted(known)}")
-    prototype = default_buffer_prototype()
-    store = MemoryStore({name: prototype.buffer.from_bytes(data) for name, data in files.items()})
+        raise IntegrityError(f"{where}: unexpected files {unknown}, expected the arrays {sorted(_DTYPES)}")
     try:
-        group = zarr.open_group(store, mode="r", zarr_format=3)
-        lengths_flat = _read(group, files, "lengths", "int64")
-        utterance_bytes = _read(group, files, "utterance_id", "uint8").tobytes()
-        counts = {name: _read(group, files, name, "int32") for name in _COUNTS}
-        stats = {name: _read(group, files, name, "float32") for name in _STATS}
-        data = {stream: _read(group, files, stream, "uint8") for stream in STREAMS}
-        num_utterances = len(counts["num_frames"])
-        for name, values in {**counts, **stats}.items():
-            if len(values) != num_utterances:
-                raise ValueError(f"array '{name}' has {len(values)} elements, expected {num_utterances}")
-        lengths = lengths_flat.reshape(1 + len(STREAMS), num_utterances)
-        if (lengths < 0).any():
-            raise ValueError("a length is negative")
-        offsets = np.zeros((1 + len(STREAMS), num_utterances + 1), dtype=np.int64)
+        arrays = _read_arrays(files)
+        num_utterances = len(arrays["num_frames"])
+        for name in (*_COUNTS, *_STATS):
+            if len(arrays[name]) != num_utterances:
+                raise ValueError(f"array '{name}' has {len(arrays[name])} elements, expected {num_utterances}")
+        lengths = arrays["lengths"]
+        if len(lengths) != len(_JOINED) * num_utterances:
+            raise ValueError(f"array 'lengths' has {len(lengths)} elements, expected {len(_JOINED)} x {num_utterances}")
+        lengths = lengths.reshape(len(_JOINED), num_utterances)
+        offsets = np.zeros((len(_JOINED), num_utterances + 1), dtype=np.int64)
         np.cumsum(lengths, axis=1, out=offsets[:, 1:])
-        ends = {"utterance_id": len(utterance_bytes), **{stream: len(data[stream]) for stream in STREAMS}}
-        for (name, size), end in zip(ends.items(), offsets[:, -1], strict=True):
-            if size != end:
-                raise ValueError(f"array '{name}' has {size} bytes, its lengths add up to {end}")
-        utterance_ids = tuple(
-            utterance_bytes[start:stop].decode() for start, stop in zip(offsets[0, :-1], offsets[0, 1:], strict=True)
-        )
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError, zarr.errors.BaseZarrError) as error:
+        for name, row, end in zip(_JOINED, lengths, offsets[:, -1], strict=True):
+            size = len(arrays[name])
+            # A sum may wrap: none of its terms may be larger than it.
+            if size != end or ((row < 0) | (row > size)).any():
+                raise ValueError(f"array '{name}' has {size} bytes, its lengths add up to {end} or lie outside")
+        ids = arrays["utterance_id"].tobytes()
+        bounds = itertools.pairwise(offsets[0].tolist())
+        utterance_ids = tuple(ids[start:stop].decode() for start, stop in bounds)
+    except ValueError as error:
         raise IntegrityError(f"{where}: not a readable Zarr shard: {error}") from None
     return ShardColumns(
         utterance_ids=utterance_ids,
-        num_frames=counts["num_frames"],
-        num_entries=counts["num_entries"],
-        kept_mass=stats["kept_mass"],
-        entropy=stats["entropy"],
-        agreement=stats["agreement"],
-        streams={stream: (data[stream].data, offsets[row]) for row, stream in enumerate(STREAMS, start=1)},
+        num_frames=arrays["num_frames"],
+        num_entries=arrays["num_entries"],
+        kept_mass=arrays["kept_mass"],
+        entropy=arrays["entropy"],
+        agreement=arrays["agreement"],
+        streams={stream: (arrays[stream].data, offsets[row]) for row, stream in enumerate(STREAMS, start=1)},
     )
 
 
-def _read(group: zarr.Group, files: Mapping[str, bytes], name: str, dtype: str) -> npt.NDArray[Any]:
-    array = group[name]
-    if not isinstance(array, zarr.Array) or array.ndim != 1 or array.dtype != np.dtype(dtype):
-        raise ValueError(f"'{name}' is not a 1-D array of {dtype}")
-    # Zarr reads a missing chunk as zeros: every chunk must be there.
-    missing = next((chunk for chunk in range(array.nchunks) if f"{name}/c/{chunk}" not in files), None)
-    if missing is not None:
-        raise ValueError(f"chunk {name}/c/{missing} is missing")
-    return np.asarray(array[:])
+def _read_arrays(files: Mapping[str, bytes]) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of the group. Nothing is decompressed before all metadata was found to be what :func:`encode` writes.
+
+    Zarr itself is not asked: it would look up whatever codec the metadata name, and allocate whatever shape they claim.
+    """
+    sizes = _check_metadata(files)
+    budget = DecodingBudget(sum(map(len, files.values())))
+    return {name: _read(files, name, size, budget) for name, size in sizes.items()}
+
+
+def _check_metadata(files: Mapping[str, bytes]) -> dict[str, int]:
+    """The number of elements of each array. Raises ValueError where the files are not those of such arrays."""
+    _check_json(_metadata_of(files, _METADATA), {"zarr_format": 3, "node_type": "group"}, "the group")
+    sizes: dict[str, int] = {}
+    num_chunks: dict[str, int] = {}
+    for name, dtype in _DTYPES.items():
+        metadata = _metadata_of(files, f"{name}/{_METADATA}")
+        if metadata.get("data_type") != dtype.name:
+            raise ValueError(f"'{name}' is not a 1-D array of {dtype.name}")
+        shape = metadata.get("shape")
+        if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 0:
+            raise ValueError(f"'{name}' is not a 1-D array of {dtype.name}")
+        sizes[name] = shape[0]
+        num_chunks[name] = -(-shape[0] // _chunk_of(shape[0]))
+        expected_metadata = _array_metadata(dtype, shape[0])
+        if dtype.itemsize == 1 and metadata.get("codecs") == [{"name": "bytes"}, _ZSTD_METADATA]:
+            # Single bytes have no order: it may be left out.
+            expected_metadata["codecs"] = metadata["codecs"]
+        _check_json(metadata, expected_metadata, f"'{name}'")
+    # As numbers first: a hostile shape has more chunks than there is memory for their names.
+    expected = 1 + len(sizes) + sum(num_chunks.values())
+    if expected != len(files):
+        raise ValueError(f"a file is missing or too many: {len(files)} found, expected {expected}")
+    missing = [f"{name}/c/{k}" for name, n in num_chunks.items() for k in range(n) if f"{name}/c/{k}" not in files]
+    if missing:
+        raise ValueError(f"chunk {missing[0]} is missing")
+    return sizes
+
+
+def _read(files: Mapping[str, bytes], name: str, size: int, budget: DecodingBudget) -> npt.NDArray[Any]:
+    dtype, chunk = _DTYPES[name], _chunk_of(size)
+    parts = [np.empty(0, dtype)]
+    for index, start in enumerate(range(0, size, chunk)):
+        budget.spend(chunk * dtype.itemsize)
+        try:
+            data = zstd.decompress(files[f"{name}/c/{index}"], chunk * dtype.itemsize, checksum=True)
+        except ValueError as error:
+            raise ValueError(f"chunk {name}/c/{index}: {error}") from None
+        # The last chunk is filled up.
+        parts.append(np.frombuffer(data, dtype)[: size - start])
+    return np.concatenate(parts)
+
+
+def _metadata_of(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    data = files.get(name)
+    if data is None or len(data) > _MAX_METADATA_BYTES:
+        raise ValueError(
+            f"{name} is missing" if data is None else f"{name} has {len(data)} bytes, too many for metadata"
+        )
+    metadata = parse_json(data)
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{name} is not a JSON object")
+    return metadata
+
+
+def _array_metadata(dtype: np.dtype[Any], size: int) -> dict[str, Any]:
+    """Section 9 of FORMAT.md."""
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [size],
+        "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [_chunk_of(size)]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0,
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, _ZSTD_METADATA],
+    }
+
+
+def _check_json(found: dict[str, Any], expected: dict[str, Any], where: str) -> None:
+    """Members that say nothing may be there or not."""
+    for key in found.keys() | expected.keys():
+        value = found.get(key)
+        if key in expected and value != expected[key]:
+            raise ValueError(f"{where}: metadata have '{key}' {shortened(value)}, expected {expected[key]}")
+        if key not in expected and (key not in _SILENT or value):
+            raise ValueError(f"{where}: metadata have {shortened(key)} {shortened(value)}, which shards do not")
+
+
+def _chunk_of(size: int) -> int:
+    """Elements in each chunk of an array."""
+    return max(1, min(size, _CHUNK))

@@ -9,7 +9,7 @@ import pytest
 from softlabel_schemas.object_store import ObjectStore
 from tests.support.datasets import CODECS, SHARD_FORMATS
 
-STORES = ("local", "memory")
+STORES = ("local", "memory", "s3")
 
 
 @pytest.fixture(scope="module", params=CODECS)

@@ -247,6 +247,6 @@ def test_verify_names_the_bad_shard_alone(root: Path) -> None:
     bad = next(path for path in files_of(root / "shards") if "000001-" in str(path))
     bad.write_bytes(bad.read_bytes() + b"\0")
     result = verify(root)
-    assert "1 problems" in result.stderr
+    assert "1 problem" in result.stderr
     assert "shard 1: " in result.stderr
     assert "shard 0: " not in result.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -22,10 +21,19 @@ from softlabel_schemas import InputError, open_dataset
 from softlabel_schemas.cli import main as softlabels
 from teacher_service.cli import main as teacher_service
 from teacher_service.config import TeacherConfig
-from teacher_service.job import load_job_corpus, prepare
+from teacher_service.job import prepare
 from teacher_service.pipeline import label_shard
 from teacher_service.teacher import load_teacher
-from tests.support.teachers import Sounds, job_fields, make_job, write_job, write_linear_teacher, write_sounds
+from tests.support.processes import descendants, gone, listening_addresses
+from tests.support.teachers import (
+    INVENTORY,
+    Sounds,
+    job_fields,
+    make_job,
+    write_job,
+    write_linear_teacher,
+    write_sounds,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -34,7 +42,6 @@ NUM_SHARDS = 30
 # A batch takes long enough for a run to be watched, and interrupted, between two shards.
 DELAY_SECONDS = 0.1
 TIMEOUT_SECONDS = 240.0
-_LISTEN = "0A"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +168,7 @@ def test_a_run_publishes_what_the_pipeline_makes(world: World, finished: Watched
     job = prepare(config)
     teacher = load_teacher(world.teacher, weight=1.0, device="cpu", precision="float32")
     spec, storage = dataset.manifest.spec, dataset.manifest.storage
-    expected = label_shard(load_job_corpus(config), replace(job.plan[0], num_rows=2), [teacher], spec, storage)
+    expected = label_shard(job.corpus.read(0, 2), [teacher], spec, storage)
     for found, own in zip(dataset, expected.utterances, strict=False):
         np.testing.assert_array_equal(found.targets.class_ids, own.targets.class_ids)
         assert found.stats.entropy == pytest.approx(own.stats.entropy, rel=1e-5)
@@ -276,6 +283,40 @@ def test_missing_audio_is_one_message(world: World) -> None:
     assert not (world.folder / "broken-labels" / "manifest.json").exists()
 
 
+def test_poisoned_utterances_are_recorded_and_the_rest_is_labelled(world: World, finished: Watched) -> None:
+    """Unreadable audio, posteriors that are not finite, and hard labels of another inventory: one utterance each."""
+    num_loud = 5
+    sounds = write_sounds(world.folder / "poisoned", [0.3] * NUM_SHARDS, loud=[num_loud])
+    (sounds.folder / "utt-003.wav").write_bytes((sounds.folder / "utt-003.wav").read_bytes()[:2000])
+    rows = list(sounds.utterances)
+    assert rows[9].hard_labels is not None
+    rows[9] = replace(rows[9], hard_labels=np.full_like(rows[9].hard_labels, INVENTORY.num_classes))
+    replace(sounds, utterances=tuple(rows)).write()
+    # Of ordinary noise the mean log energy is about 11, of the loud one 20.
+    teacher = write_linear_teacher(world.folder / "nan-teacher", nan_above=16.0)
+    errors = {"on_error": "skip", "max_skipped_fraction": 0.1}
+    changes = {"teachers": [teacher.model_dump()], "errors": errors, "destination__shard_seconds": 3.0}
+    result = run(world.job("poisoned-labels", sounds.manifest, **changes))
+    assert result.code == 0, result.stderr
+    assert "3 utterances were skipped, the first: utterance utt-003: " in result.stdout
+    dataset = open_dataset(world.folder / "poisoned-labels")
+    reasons = {entry.utterance_id: entry.reason for entry in dataset.manifest.skipped}
+    assert list(reasons) == ["utt-003", "utt-005", "utt-009"]
+    assert str(world.folder) not in "".join(reasons.values())
+    assert "not finite" in reasons["utt-005"]
+    assert "12" in reasons["utt-009"]
+    assert CliRunner().invoke(softlabels, ["verify", str(world.folder / "poisoned-labels")]).exit_code == 0
+    # The others have the labels that they have without bad company.
+    undisturbed = {row.utterance_id: row.targets for row in open_dataset(world.folder / "parquet")}
+    for row in dataset:
+        np.testing.assert_array_equal(row.targets.class_ids, undisturbed.pop(row.utterance_id).class_ids)
+    assert undisturbed.keys() == reasons.keys()
+
+    failed = run(world.job("poisoned-fail", sounds.manifest, teachers=[teacher.model_dump()]))
+    assert failed.code == 2
+    assert "hard labels run from" in failed.stderr
+
+
 def test_more_actors_than_the_machine_has_cores_for(world: World) -> None:
     result = run(world.job("actors", resources__num_actors=10_000, resources__cpus_per_actor=2))
     assert (result.code, result.stdout) == (2, "")
@@ -288,62 +329,10 @@ def test_an_actor_that_dies_while_it_starts(world: World) -> None:
     result = run(world.job("dying-labels", teachers=[dying.model_dump()]))
     # Ray writes of its own to stdout here.
     assert result.code == 1
-    assert result.stderr.startswith("error: a labelling actor died while it loaded the teachers: ")
+    assert "error: teachers could not be loaded in 4 attempts, the last: the actor died: " in result.stderr
 
 
 def test_a_job_that_is_not_there(tmp_path: Path) -> None:
     result = CliRunner().invoke(teacher_service, ["run", str(tmp_path / "job.toml")])
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == f"error: {tmp_path}/job.toml does not exist; give the path of a TOML file\n"
-
-
-# Processes and their sockets, from Linux' /proc
-
-
-def descendants(pid: int) -> set[int]:
-    """``pid`` and all processes below it."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # The name in brackets may contain anything.
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(stat.parent.name))
-    found, pending = set(), [pid]
-    while pending:
-        current = pending.pop()
-        found.add(current)
-        pending += children.get(current, [])
-    return found
-
-
-def gone(pid: int) -> bool:
-    """Within ten seconds."""
-    for _ in range(100):
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def listening_addresses(pids: set[int]) -> set[str]:
-    """Addresses, in hexadecimal as the kernel gives them, that these processes accept TCP connections on."""
-    inodes = {link for pid in pids for link in socket_links(pid)}
-    addresses = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == _LISTEN and f"socket:[{fields[9]}]" in inodes:
-                    addresses.add(fields[1].partition(":")[0])
-    return addresses
-
-
-def socket_links(pid: int) -> Iterator[str]:
-    with contextlib.suppress(OSError):
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                yield str(descriptor.readlink())

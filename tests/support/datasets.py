@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from softlabel_schemas.commit import begin, commit_shard, publish
+from softlabel_schemas.commit import begin, commit_shard, publish, read_manifest
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import CommitRecord, Manifest, SkippedUtterance, SpecDocument
 from softlabel_schemas.object_store import ObjectStore
@@ -124,4 +124,5 @@ def write_dataset(
     ranges = cut_evenly(len(rows), num_shards)
     for shard_range in reversed(ranges) if last_shard_first else ranges:
         commit_rows(store, document, shard_range, rows)
-    return Written(url=url, document=document, rows=rows, manifest=publish(store, document))
+    publish(store, document)
+    return Written(url=url, document=document, rows=rows, manifest=read_manifest(store))

@@ -73,8 +73,8 @@ def exported_program(architecture: str, num_mel_bins: int = 40, seed: int = 0) -
     return export(eager_model(architecture, num_mel_bins, seed), num_mel_bins)
 
 
-def export(model: nn.Module, num_features: int) -> bytes:
-    batch, frames = torch.export.Dim("batch", min=1, max=1 << 16), torch.export.Dim("time", min=1, max=1 << 20)
+def export(model: nn.Module, num_features: int, *, min_frames: int = 1) -> bytes:
+    batch, frames = torch.export.Dim("batch", min=1, max=1 << 16), torch.export.Dim("time", min=min_frames, max=1 << 20)
     example = (torch.zeros(2, 32, num_features), torch.tensor([32, 20]))
     with warnings.catch_warnings():
         # torch.export warns about its own internals.
@@ -125,6 +125,50 @@ class ShortModel(LinearModel):
 
 def short_model(num_features: int, num_classes: int) -> LinearModel:
     return ShortModel(num_features, num_classes, nan_above=1e9, delay_seconds=0.0, rank=3)
+
+
+class PaddingModel(LinearModel):
+    """Gives frames beyond the lengths too."""
+
+    def forward(self, features_BTD: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        logits_BTV, _ = super().forward(features_BTD, lengths_B)
+        return nn.functional.pad(logits_BTV, (0, 0, 0, 3)), lengths_B
+
+
+def padding_model(num_features: int, num_classes: int) -> LinearModel:
+    return PaddingModel(num_features, num_classes, nan_above=1e9, delay_seconds=0.0, rank=3)
+
+
+class FaultyModel(LinearModel):
+    """Right, unless an utterance's mean feature is above a threshold. Made by :func:`faulty_model`."""
+
+    def __init__(self, num_features: int, num_classes: int, *, fault: str, above: float) -> None:
+        super().__init__(num_features, num_classes, nan_above=1e9, delay_seconds=0.0, rank=3)
+        self.fault, self.above = fault, above
+
+    def forward(self, features_BTD: Tensor, lengths_B: Tensor) -> Any:
+        logits_BTV, lengths_B = super().forward(features_BTD, lengths_B)
+        loud_B = features_BTD.sum(dim=(1, 2)) / (lengths_B * features_BTD.shape[2]) > self.above
+        if not loud_B.any():
+            return logits_BTV, lengths_B
+        if self.fault == "device":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        answers: dict[str, Any] = {
+            "classes": (logits_BTV[:, :, :-1], lengths_B),
+            "rank": (logits_BTV[0], lengths_B),
+            "one frame less": (logits_BTV, lengths_B - loud_B.long()),
+            "no frames": (logits_BTV, lengths_B * ~loud_B),
+            "beyond": (logits_BTV, lengths_B + 1000 * loud_B),
+            "negative": (logits_BTV, lengths_B - 1000 * loud_B),
+            "real lengths": (logits_BTV, lengths_B.float()),
+            "one length": (logits_BTV, lengths_B[:, None]),
+            "logits alone": logits_BTV,
+        }
+        return answers[self.fault]
+
+
+def faulty_model(num_features: int, num_classes: int, fault: str, above: float) -> LinearModel:
+    return FaultyModel(num_features, num_classes, fault=fault, above=above)
 
 
 def not_a_model(**_: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from softlabel_schemas.object_store import TEMPORARY
+from softlabel_schemas.local_files import TEMPORARY
 
 
 def tree(folder: Path) -> dict[str, bytes]:

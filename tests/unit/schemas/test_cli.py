@@ -83,14 +83,25 @@ def test_a_bad_url_is_one_message(
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("args", [["verify"], ["describe", "a", "--yaml"], ["unknown"]])
+@pytest.mark.parametrize("args", [["verify"], ["gc"], ["describe", "a", "--yaml"], ["unknown"]])
 def test_bad_usage_exits_with_2(args: list[str]) -> None:
     result = softlabels(*args)
     assert result.exit_code == 2
     assert result.stderr.startswith("Usage: ")
 
 
-@pytest.mark.parametrize("args", [[], ["describe"], ["verify"]])
+@pytest.mark.parametrize("num_damaged", [1, 2])
+def test_verify_counts_problems(tmp_path: Path, num_damaged: int) -> None:
+    damaged = write_dataset(str(tmp_path / "labels"), shard_format="parquet")
+    for record in damaged.manifest.shards[:num_damaged]:
+        (tmp_path / "labels" / record.folder / "shard.parquet").write_bytes(b"")
+    result = softlabels("verify", damaged.url)
+    assert result.exit_code == 1
+    what = "1 problem" if num_damaged == 1 else "2 problems"
+    assert f"error: {what} in {damaged.url}:\n  shard 0: " in result.stderr
+
+
+@pytest.mark.parametrize("args", [[], ["describe"], ["verify"], ["gc"]])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_has_an_example(args: list[str], flag: str) -> None:
     result = softlabels(*args, flag)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +19,8 @@ import pytest
 import soundfile
 
 from softlabel_schemas import ClassInventory, Corpus, InputError, Utterance, load_corpus, write_corpus
-from softlabel_schemas.corpus import check_hard_labels
+from softlabel_schemas.corpus import check_hard_labels, split_url
+from softlabel_schemas.corpus_file import CorpusFile
 from softlabel_schemas.front_end import Fbank, Precomputed, UtteranceError, UtteranceReader
 
 INVENTORY = ClassInventory(names=("sil", "a", "b"))
@@ -45,6 +49,12 @@ UTTERANCES = (
         hard_labels=np.array([], dtype=np.int32),
     ),
 )
+
+
+@pytest.fixture(params=["load_corpus", "CorpusFile"])
+def load(request: pytest.FixtureRequest) -> Callable[[Path], object]:
+    """Both readers of a manifest check it alike."""
+    return load_corpus if request.param == "load_corpus" else lambda path: CorpusFile(path).scan(60.0)
 
 
 def write_and_load(path: Path, utterances: tuple[Utterance, ...] = UTTERANCES, **kwargs: Any) -> Corpus:
@@ -91,6 +101,28 @@ class TestManifest:
         corpus = write_and_load(tmp_path / "c.parquet")
         assert "/".join(corpus.resolve(location)) == location
 
+    @pytest.mark.parametrize(
+        ("url", "folder", "name"),
+        [
+            ("c.parquet", ".", "c.parquet"),
+            ("a/c.parquet", "a", "c.parquet"),
+            ("/c.parquet", "/", "c.parquet"),
+            ("memory://c.parquet", "memory://", "c.parquet"),
+            ("memory:///c.parquet", "memory://", "c.parquet"),
+            ("memory://a/c.parquet", "memory://a", "c.parquet"),
+            ("s3://bucket/c.parquet", "s3://bucket", "c.parquet"),
+        ],
+    )
+    def test_folder_and_name(self, url: str, folder: str, name: str) -> None:
+        assert split_url(url) == (folder, name)
+
+    def test_row_groups(self, tmp_path: Path) -> None:
+        """A reader holds one at a time."""
+        utterances = tuple(replace(UTTERANCES[1], utterance_id=str(index)) for index in range(4097))
+        write_and_load(tmp_path / "c.parquet", utterances)
+        metadata = pq.ParquetFile(tmp_path / "c.parquet").metadata
+        assert [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)] == [4096, 1]
+
     def test_splits(self, tmp_path: Path) -> None:
         corpus = write_and_load(tmp_path / "c.parquet")
         chosen = corpus.select_splits(["train"])
@@ -112,7 +144,13 @@ class TestManifest:
         ],
     )
     def test_a_bad_row_is_named_by_writer_and_reader(
-        self, tmp_path: Path, row: int, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+        self,
+        tmp_path: Path,
+        load: Callable[[Path], object],
+        row: int,
+        changes: dict[str, Any],
+        message: str,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         path = tmp_path / "c.parquet"
         utterances = list(UTTERANCES)
@@ -124,7 +162,7 @@ class TestManifest:
             patched.setattr("softlabel_schemas.corpus._check", lambda *_: None)
             write_and_load(path, tuple(utterances))
         with pytest.raises(InputError, match=f"c.parquet: {message}"):
-            load_corpus(path)
+            load(path)
 
     def test_an_empty_corpus(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="a corpus needs at least one utterance"):
@@ -135,48 +173,55 @@ class TestManifest:
         with pytest.raises(InputError, match="give the inventory and hard_label_frame_shift_ms too"):
             write_and_load(tmp_path / "c.parquet", **{left_out: None})
 
-    def test_a_missing_file(self, tmp_path: Path) -> None:
+    def test_a_missing_file(self, tmp_path: Path, load: Callable[[Path], object]) -> None:
         with pytest.raises(InputError, match=r"corpus manifest .*/c.parquet does not exist$"):
-            load_corpus(tmp_path / "c.parquet")
+            load(tmp_path / "c.parquet")
 
-    def test_what_is_not_parquet(self, tmp_path: Path) -> None:
+    def test_what_is_not_parquet(self, tmp_path: Path, load: Callable[[Path], object]) -> None:
         (tmp_path / "c.parquet").write_bytes(b"id,audio\n")
         with pytest.raises(InputError, match=r"c.parquet is not a readable Parquet file: "):
-            load_corpus(tmp_path / "c.parquet")
+            load(tmp_path / "c.parquet")
 
-    def test_a_flipped_bit(self, tmp_path: Path) -> None:
+    def test_a_flipped_bit(self, tmp_path: Path, load: Callable[[Path], object]) -> None:
         path = tmp_path / "c.parquet"
         write_and_load(path)
         data = bytearray(path.read_bytes())
         data[len(data) // 4] ^= 1
         path.write_bytes(data)
         with pytest.raises(InputError, match=r"c.parquet is not a readable Parquet file: "):
-            load_corpus(path)
+            load(path)
 
-    def test_another_parquet_file(self, tmp_path: Path) -> None:
+    def test_another_parquet_file(self, tmp_path: Path, load: Callable[[Path], object]) -> None:
         pq.write_table(pa.table({"id": ["a"]}), tmp_path / "c.parquet")
         with pytest.raises(InputError, match=r"is not a corpus manifest of version 1: columns \['id'\], expected"):
-            load_corpus(tmp_path / "c.parquet")
+            load(tmp_path / "c.parquet")
 
     @pytest.mark.parametrize(
         ("column", "values"),
         [
             ("sample_rate", pa.array(["16k", "16k", "16k"])),
             ("split", pa.array(["train", None, "dev"])),
+            # As nothing but a broken writer would have it.
+            ("text", pa.array([b"a", b"\xff", b"b"]).view(pa.string())),
+            ("utterance_id", pa.array([b"a", b"\xff", b"b"]).view(pa.string())),
         ],
     )
-    def test_a_column_of_another_type(self, tmp_path: Path, column: str, values: pa.Array) -> None:
+    def test_a_column_of_another_type(
+        self, tmp_path: Path, load: Callable[[Path], object], column: str, values: pa.Array
+    ) -> None:
         path = tmp_path / "c.parquet"
         write_and_load(path)
         table = pq.read_table(path)
         pq.write_table(table.set_column(table.schema.get_field_index(column), column, values), path)
         with pytest.raises(InputError, match=r"c.parquet is not a corpus manifest of version 1: (?!columns)"):
-            load_corpus(path)
+            load(path)
 
 
 class TestHardLabels:
     @pytest.mark.parametrize("frame_shift", [None, b"0.0", b"nan", b"ten"])
-    def test_need_their_metadata(self, tmp_path: Path, frame_shift: bytes | None) -> None:
+    def test_need_their_metadata(
+        self, tmp_path: Path, load: Callable[[Path], object], frame_shift: bytes | None
+    ) -> None:
         path = tmp_path / "c.parquet"
         write_and_load(path)
         table = pq.read_table(path)
@@ -185,16 +230,16 @@ class TestHardLabels:
             metadata[b"softlabels.hard_label_frame_shift_ms"] = frame_shift
         pq.write_table(table.replace_schema_metadata(metadata), path)
         with pytest.raises(InputError, match=r"c.parquet (has hard labels, so|is not a corpus manifest)"):
-            load_corpus(path)
+            load(path)
 
-    def test_a_null_among_them(self, tmp_path: Path) -> None:
+    def test_a_null_among_them(self, tmp_path: Path, load: Callable[[Path], object]) -> None:
         path = tmp_path / "c.parquet"
         write_and_load(path)
         table = pq.read_table(path)
         labels = pa.array([[0, None], None, None], pa.list_(pa.int32()))
         pq.write_table(table.set_column(table.schema.get_field_index("hard_labels"), "hard_labels", labels), path)
         with pytest.raises(InputError, match="a null among the hard labels; a frame without one has -1"):
-            load_corpus(path)
+            load(path)
 
     def test_of_another_inventory(self, tmp_path: Path) -> None:
         corpus = write_and_load(tmp_path / "c.parquet")
@@ -310,6 +355,33 @@ def npz(array: Any) -> bytes:
     return sink.getvalue()
 
 
+def flac(num_samples: int, *, says: int | None = None) -> bytes:
+    """Silence, a thousandth of its size in memory; ``says`` replaces the number of samples in its header."""
+    sink = io.BytesIO()
+    with soundfile.SoundFile(sink, "w", 16_000, 1, "PCM_16", format="FLAC") as file:
+        for start in range(0, num_samples, 1 << 20):
+            file.write(np.zeros(min(1 << 20, num_samples - start), dtype=np.int16))
+    data = bytearray(sink.getvalue())
+    if says is not None:
+        # 36 bits in the STREAMINFO block.
+        data[21:26] = bytes([data[21] & 0xF0 | says >> 32]) + (says & 0xFFFFFFFF).to_bytes(4, "big")
+    return bytes(data)
+
+
+def float_wav(*values: float) -> bytes:
+    sink = io.BytesIO()
+    soundfile.write(sink, np.array(values * 8_000, dtype=np.float32), 16_000, format="WAV", subtype="FLOAT")
+    return sink.getvalue()
+
+
+def npy_header(header: str, values: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header.encode() + b"\n" + values
+
+
+def npy_of(shape: str, descr: str = "'<f4'") -> bytes:
+    return npy_header(f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}", bytes(96))
+
+
 FEATURES = np.arange(24, dtype=np.float32).reshape(6, 4)
 
 
@@ -324,6 +396,10 @@ class TestReading:
         assert features_TD.shape == (front_end.num_frames(num_samples), 40 * stack)
         assert features_TD.dtype == np.float32
         assert np.isfinite(features_TD).all()
+
+    def test_loud_samples(self, read: Callable[..., np.ndarray]) -> None:
+        """Just within what is taken; floats are not always within 1."""
+        assert np.isfinite(read(FBANK, float_wav(9e9, -9e9))).all()
 
     def test_normalised_features(self, read: Callable[..., np.ndarray]) -> None:
         features_TD = read(FBANK, wav())
@@ -410,7 +486,62 @@ REFUSALS: dict[str, tuple[Fbank | Precomputed, bytes | None, dict[str, Any], str
         STORED,
         npy(np.array([{}, []], dtype=object), allow_pickle=True),
         {},
-        "Object arrays cannot be loaded when allow_pickle=False",
+        "features are object, expected float32",
+    ),
+    "audio cut off": (FBANK, wav()[:20_000], {}, "(16000, 9978, 1), the corpus manifest says (16000, 16000, 1)"),
+    "compressed audio cut off": (FBANK, flac(16_000)[:-10], {}, "utterance is not readable audio: "),
+    "audio that does not say how long it is": (
+        FBANK,
+        flac(16_000, says=0),
+        {},
+        "the corpus manifest says (16000, 16000, 1)",
+    ),
+    "audio that says it is longer than it is": (FBANK, flac(16_000, says=16_001), {}, "(16000, 16001, 1), the corpus"),
+    "samples that are no numbers": (FBANK, float_wav(0.5, np.nan), {}, "utterance has samples that are not finite"),
+    "samples that overflow": (FBANK, float_wav(0.5, 1e36), {}, "samples that are not finite or beyond 1e+10"),
+    "infinite samples": (FBANK, float_wav(0.5, np.inf), {}, "utterance has samples that are not finite"),
+    "a file too large for its row": (
+        FBANK,
+        bytes((16 << 20) + 8 * 100 + 1),
+        {"num_samples": 100},
+        "utterance has more than 16778016 bytes, too many for the 0.00625 s that the corpus manifest says",
+    ),
+    "features too large for their row": (
+        STORED,
+        bytes((16 << 20) + 4 * 4 * 101 + 1),
+        {"num_samples": 80},
+        "utterance has more than 16778832 bytes, too many for the 0.005 s that the corpus manifest says",
+    ),
+    "a name that no file has": (FBANK, None, {"audio": "a\0b"}, "a\0b does not exist"),
+    "a name too long for a file": (FBANK, None, {"audio": "a" * 300}, "cannot be the name of a file"),
+    "an unknown protocol": (
+        FBANK,
+        None,
+        {"audio": "nosuch://a/b.wav"},
+        "nosuch://a/b.wav: cannot use the URL nosuch://a",
+    ),
+    "more values than memory": (
+        STORED,
+        npy_of("(1000000000000, 4)"),
+        {},
+        "1000000000000 frames of features are too many",
+    ),
+    "more frames than seconds": (
+        STORED,
+        npy(np.zeros((301, 4), np.float32)),
+        {},
+        "301 frames of features are too many for the 1 s that the corpus manifest says, at 10 ms each",
+    ),
+    "a negative number of frames": (STORED, npy_of("(-6, 4)"), {}, "features have shape (-6, 4)"),
+    "a header of another language": (STORED, npy_header("(" * 9000), {}, "utterance is not a .npy array: "),
+    "a header that is too deep": (STORED, npy_of("(" + "-" * 9000 + "1, 4)"), {}, "utterance is not a .npy array: "),
+    "a type that is none": (STORED, npy_of("(6, 4)", "()"), {}, "utterance is not a .npy array: "),
+    "an unknown version": (STORED, npy(FEATURES).replace(b"Y\x01", b"Y\x09", 1), {}, "utterance is not a .npy array: "),
+    "features that are no numbers": (
+        STORED,
+        npy(np.full((6, 4), np.nan, np.float32)),
+        {},
+        "utterance has values that are not finite",
     ),
     "several arrays": (STORED, npz(FEATURES), {}, "utterance is not a .npy array: "),
     "another width": (STORED, npy(FEATURES[:, :3]), {}, "features have shape (6, 3), expected [frames, 4]"),
@@ -427,3 +558,41 @@ def test_an_unusable_utterance_is_refused(read: Callable[..., np.ndarray], name:
         read(front_end, data, **row)
     assert str(caught.value).startswith("utterance u1: ")
     assert message in str(caught.value)
+
+
+def test_a_file_of_ten_hours_for_a_row_of_a_second(read: Callable[..., np.ndarray]) -> None:
+    """Half an hour here. It is refused by its header: decoded, it would take 115 MB."""
+    data = flac(30 * 60 * 16_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            UtteranceError, match=re.escape("(16000, 28800000, 1), the corpus manifest says (16000, 16000, 1)")
+        ):
+            read(FBANK, data)
+        assert tracemalloc.get_traced_memory()[1] < 40e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_system_that_this_machine_lacks_is_no_utterances_fault(read: Callable[..., np.ndarray]) -> None:
+    """Another machine may have its package."""
+    missing = next(name for name in ("dropbox", "gdrive", "oci") if not importable(name))
+    with pytest.raises(InputError, match="cannot use the URL") as caught:
+        read(FBANK, audio=f"{missing}://a/b.wav")
+    assert not isinstance(caught.value, UtteranceError)
+
+
+def importable(protocol: str) -> bool:
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError:
+        return False
+    return True
+
+
+def test_stored_features_in_other_layouts(read: Callable[..., np.ndarray]) -> None:
+    for data in (npy(np.asfortranarray(FEATURES)), npy(FEATURES) + b"more"):
+        found_TD = read(STORED, data)
+        np.testing.assert_array_equal(found_TD, FEATURES, strict=True)
+        assert found_TD.flags.c_contiguous
+        assert found_TD.flags.writeable

@@ -89,6 +89,16 @@ class TestLoad:
         assert config.soft_labels is not None
         assert config.soft_labels.url == str(folder / "labels")
 
+    def test_so_is_the_cache(self, tmp_path: Path) -> None:
+        config = load_config(write(tmp_path, LONG))
+        assert config.soft_labels is not None
+        assert (config.soft_labels.cache, config.soft_labels.cache_gib) == (None, 50.0)
+        for cache, expected in (("cache", f"{tmp_path}/cache"), ("/cache", "/cache"), ("s3://b/c", "s3://b/c")):
+            more = f'num_heads = 2\ncache = "{cache}"\ncache_gib = 0.5'
+            config = load_config(write(tmp_path, LONG.replace("num_heads = 2", more)))
+            assert config.soft_labels is not None
+            assert (config.soft_labels.cache, config.soft_labels.cache_gib) == (expected, 0.5)
+
     def test_absolute_paths_and_urls_stay(self, tmp_path: Path) -> None:
         text = LONG.replace('"labels"', '"s3://bucket/labels"').replace('"corpus.parquet"', '"/data/corpus.parquet"')
         config = load_config(write(tmp_path, text))
@@ -104,6 +114,7 @@ class TestLoad:
             ("epochs = 3", "epochs = 0", "training.epochs: "),
             ("weight = 0.7", "weight = 1.1", "soft_labels.weight: "),
             ("weight = 0.7", "weight = 0.0", "soft_labels.weight: "),
+            ("weight = 0.7", "cache_gib = 0", "soft_labels.cache_gib: "),
             ("num_heads = 2", "num_heads = 3", "soft_labels.num_heads: "),
             ('"to_hard_label"', '"drop"', "soft_labels.tail: "),
             ('name = "student"', 'name = "a/b"', "name must be a plain, non-empty name"),
@@ -121,8 +132,10 @@ class TestLoad:
 
 
 class TestDigest:
-    def test_only_the_output_folder_is_left_out(self, tmp_path: Path) -> None:
+    def test_only_the_output_folder_and_the_cache_are_left_out(self, tmp_path: Path) -> None:
         config = load_config(write(tmp_path, LONG))
+        cached = LONG.replace("num_heads = 2", 'num_heads = 2\ncache = "cache"\ncache_gib = 1.0')
+        assert load_config(write(tmp_path, cached)).digest() == config.digest()
         assert config.model_copy(update={"output": "elsewhere"}).digest() == config.digest()
         replacements = {
             'name = "student"': 'name = "other"',

@@ -197,7 +197,7 @@ class TestDataset:
         ).url
         other = save_corpus(tmp_path, [replace(u, split=f"test-{index}") for index, u in enumerate(test)])
         with pytest.raises(
-            InputError, match=f"no soft targets for utterance {test[0].utterance_id}: it was skipped: broken"
+            InputError, match=f"for any of 1 utterances, all were skipped: {test[0].utterance_id}: broken"
         ):
             evaluate_dataset(url, other.manifest, ["test-0"], str(tmp_path / "x.json"))
         with pytest.raises(InputError, match=f"{num_frames + 1} frames of soft targets, {num_frames} of hard labels"):

@@ -69,7 +69,7 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], message: str) -> None:
 
 
 def test_a_job_without_teachers() -> None:
-    with pytest.raises(InputError, match="teachers: Tuple should have at least 1 item"):
+    with pytest.raises(InputError, match="teachers: at least one teacher is needed, found none"):
         make_job("corpus.parquet", [], "labels")
 
 
@@ -106,3 +106,27 @@ def test_a_file_that_is_not_there_or_not_toml(tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text("[corpus")
     with pytest.raises(InputError, match=r"job\.toml is not valid TOML"):
         load_job(tmp_path / "job.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("corpus.manifest", {"corpus__manifest": "s3://AKIA:hunter2@bucket/corpus.parquet"}),
+        ("teachers.0.bundle", {"teachers": [{"bundle": "https://host/teacher?X-Amz-Signature=hunter2"}]}),
+        ("teachers.0.bundle", {"teachers": [{"bundle": "https://hunter2@host/teacher"}]}),
+        ("destination.url", {"destination__url": "s3://AKIA:hunter2@bucket/labels"}),
+        ("destination.url", {"destination__url": "https://[hunter2/labels"}),
+        ("storage_options.endpoint_url", {"destination__storage_options": {"endpoint_url": "https://u:hunter2@host"}}),
+        ("storage_options.a.b", {"destination__storage_options": {"a": {"b": ["x", "http://hunter2@host"]}}}),
+    ],
+)
+def test_credentials_in_urls_are_refused_without_being_repeated(name: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"the \w+:// URL (holds|cannot be read)") as caught:
+        make_job("corpus.parquet", TEACHERS, "labels", **changes)
+    assert name in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_users_and_containers_in_urls_pass() -> None:
+    url = "abfs://container@account.dfs.core.windows.net/labels"
+    assert make_job("sftp://me@host/corpus.parquet", TEACHERS, url).destination.url == url

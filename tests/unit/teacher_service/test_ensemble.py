@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 import numpy as np
@@ -12,8 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softlabel_schemas import InputError
-from teacher_service.ensemble import check_same_lengths, combine
+from teacher_service.ensemble import combine, disagreements
 
 Method = Literal["arithmetic", "log_linear"]
 
@@ -70,9 +68,11 @@ def test_logits_of_half_precision_are_combined_in_float32() -> None:
     torch.testing.assert_close(found_BTV, logits_BTV.float().log_softmax(dim=-1))
 
 
-def test_lengths() -> None:
+def test_disagreements() -> None:
     first, second = torch.tensor([5, 9, 3]), torch.tensor([5, 8, 2])
-    check_same_lengths([first, first.clone()], ["tdnn", "blstm"])
-    message = "teachers disagree on the frames of an utterance: 'tdnn' gives 9, 'conformer' 8"
-    with pytest.raises(InputError, match=re.escape(message)):
-        check_same_lengths([first, first, second], ["tdnn", "blstm", "conformer"])
+    assert disagreements([first, first.clone()], ["tdnn", "blstm"]) == {}
+    assert disagreements([first, first, second, second - 1], ["tdnn", "blstm", "conformer", "last"]) == {
+        0: "teachers disagree on its frames: 'tdnn' gives 5, 'last' 4",
+        1: "teachers disagree on its frames: 'tdnn' gives 9, 'conformer' 8",
+        2: "teachers disagree on its frames: 'tdnn' gives 3, 'conformer' 2",
+    }

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from softlabel_schemas import ClassInventory, InputError
 from softlabel_schemas.bundle import BundleReader
+from softlabel_schemas.commit import read_manifest
 from softlabel_schemas.manifest import SkippedUtterance
+from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.selection import TopK
 from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
 from teacher_service.config import TeacherConfig
 from teacher_service.job import PreparedJob, missing_shards, prepare, publish_job
 from tests.support.datasets import commit_rows
+from tests.support.manifests import SECONDS as SECONDS_EACH
+from tests.support.manifests import write_large_manifest
 from tests.support.targets import random_targets
 from tests.support.teachers import INVENTORY, LINEAR_FACTORY, Sounds, make_job, write_linear_teacher, write_sounds
 
@@ -46,6 +54,8 @@ def test_what_a_job_is_a_function_of(sounds: Sounds, teacher: TeacherConfig, tmp
     assert job.seconds_of_shard == pytest.approx([1.5, 0.5, 1.2])
     assert (storage.num_shards, storage.num_rows, storage.shard_format) == (3, 6, "parquet")
     assert not (tmp_path / "labels").exists()
+    rows = job.corpus.read(3, 2)
+    assert [row.utterance_id for row in rows] == ["utt-003", "utt-004"]
 
 
 def test_splits_are_selected(sounds: Sounds, teacher: TeacherConfig, tmp_path: Path) -> None:
@@ -91,6 +101,20 @@ def test_hard_labels_of_another_inventory(teacher: TeacherConfig, tmp_path: Path
         f"but the inventory given is {INVENTORY.digest()[:12]} with 12 classes"
     )
     check_refused(message, sounds.manifest, [teacher], tmp_path)
+
+
+def test_hard_labels_outside_the_inventory(teacher: TeacherConfig, tmp_path: Path) -> None:
+    """The whole corpus is refused before work is paid for, unless single utterances may be left out."""
+    sounds = write_sounds(tmp_path / "sounds", SECONDS)
+    rows = list(sounds.utterances)
+    rows[3] = replace(rows[3], hard_labels=np.array([0, 12], dtype=np.int32))
+    sounds = replace(sounds, utterances=tuple(rows)).write()
+    message = f"{sounds.manifest}: hard labels run from -1 to 12, expected -1 (none) to 11"
+    check_refused(message, sounds.manifest, [teacher], tmp_path)
+    job = prepare(make_job(sounds.manifest, [teacher], tmp_path / "labels", errors__on_error="skip"))
+    assert job.document.storage.num_rows == len(SECONDS)
+    # Rows that are not labelled do not count.
+    prepare(make_job(sounds.manifest, [teacher], tmp_path / "labels", corpus__splits=["test"]))
 
 
 def test_a_destination_in_memory(sounds: Sounds, teacher: TeacherConfig) -> None:
@@ -169,9 +193,69 @@ def test_publishing_allows_a_share_of_skipped_utterances(
     job = prepare(make_job(sounds.manifest, [teacher], tmp_path / "labels", errors=errors))
     commit_all(job, num_skipped=2)
     if allowed == 0.34:
-        assert [entry.utterance_id for entry in publish_job(job).skipped] == ["utt-000", "utt-001"]
+        assert publish_job(job).num_skipped == 2
+        assert [entry.utterance_id for entry in read_manifest(job.store()).skipped] == ["utt-000", "utt-001"]
         return
     message = f"2 of 6 utterances could not be labelled, more than errors.max_skipped_fraction = {allowed:g} allows"
     with pytest.raises(InputError, match=re.escape(message)):
         publish_job(job)
     assert not (tmp_path / "labels" / "manifest.json").exists()
+
+
+def test_publishing_reads_each_commit_record_once(
+    sounds: Sounds, teacher: TeacherConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = {"on_error": "skip", "max_skipped_fraction": 0.5}
+    job = prepare(make_job(sounds.manifest, [teacher], tmp_path / "labels", errors=errors))
+    commit_all(job, num_skipped=2)
+    read, found = ObjectStore.read, list[str]()
+
+    def reading(store: ObjectStore, key: str, **kwargs: Any) -> bytes:
+        found.append(key)
+        return read(store, key, **kwargs)
+
+    monkeypatch.setattr(ObjectStore, "read", reading)
+    publish_job(job)
+    commits = sorted(key for key in found if key.startswith("commits/"))
+    assert commits == [f"commits/{index:06d}.json" for index in range(len(job.plan))]
+
+
+def test_a_store_without_conditional_writes_is_accepted_by_the_job(
+    sounds: Sounds, teacher: TeacherConfig, tmp_path: Path
+) -> None:
+    for accepted in (False, True):
+        job = prepare(
+            make_job(
+                sounds.manifest,
+                [teacher],
+                tmp_path / "labels",
+                destination__storage_options={"auto_mkdir": True},
+                destination__accept_last_writer_wins=accepted,
+            )
+        )
+        remote = job.config.destination.model_copy(update={"url": f"memory://{tmp_path.name}", "storage_options": {}})
+        job = replace(job, config=job.config.model_copy(update={"destination": remote}))
+        assert job.store().last_writer_wins is accepted
+
+
+# Memory
+
+
+def test_a_prepared_job_does_not_grow_with_the_corpus(tmp_path: Path, teacher: TeacherConfig) -> None:
+    """What is held after the same number of shards is planned for a corpus and for one eight times as large."""
+    held = []
+    for num_rows in (4_096, 32_768):
+        manifest = write_large_manifest(tmp_path / f"{num_rows}.parquet", num_rows, INVENTORY)
+        config = make_job(
+            str(manifest), [teacher], tmp_path / "labels", destination__shard_seconds=num_rows * SECONDS_EACH / 512
+        )
+        prepare(config)
+        tracemalloc.start()
+        before = pa.total_allocated_bytes()
+        job = prepare(config)
+        held.append(tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - before)
+        tracemalloc.stop()
+        assert len(job.plan) == 512
+        assert job.corpus.read(num_rows - 1, 1)[0].utterance_id.endswith(f"{num_rows - 1:08d}")
+    # Seven more blocks of the manifest, of about 300 bytes each. Its ids alone would take a megabyte.
+    assert held[1] < held[0] + 20_000

@@ -1,0 +1,143 @@
+"""Connection: the requests of an object store, each tried again after a failure that may pass.
+
+The file systems that fsspec runs asynchronously (S3, Google Cloud Storage, Azure, HTTP) get a time limit for each attempt, so
+that a stuck transfer is noticed and nothing waits for ever; others (SFTP, HDFS) have what limits their own packages give them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from softlabel_schemas.errors import InputError
+from softlabel_schemas.retrying import call_with_retries, error_code, is_refusal
+
+# An attempt may take this long, and so much longer for each MiB: a slower transfer is as good as stuck.
+_ATTEMPT_SECONDS = 30.0
+_SECONDS_PER_MIB = 1.0
+_SIGNED = ("signature", "sig=", "token", "x-amz-", "credential")
+
+
+class Connection:
+    """A file system and a place in it, by URL.
+
+    Raises:
+        InputError: the URL's protocol is unknown or its package is missing, or the URL holds a credential.
+    """
+
+    def __init__(self, url: str | Path, storage_options: Mapping[str, Any] | None) -> None:
+        # "memory://" and "/" are places too.
+        self.url = str(url) if str(url).endswith("://") or str(url) == "/" else str(url).rstrip("/")
+        refuse_credentials(self.url)
+        self._options = dict(storage_options or {})
+        self._is_s3 = self.url.startswith(("s3://", "s3a://"))
+        if self._is_s3:
+            # botocore's own retries would multiply ours; "max_attempts" would be the number of repetitions.
+            self._options["config_kwargs"] = {"retries": {"total_max_attempts": 1}} | dict(
+                self._options.get("config_kwargs", {})
+            )
+        self._lock = threading.Lock()
+        self._connect()
+        self.is_local = isinstance(self._fs, LocalFileSystem)
+
+    def _connect(self) -> None:
+        try:
+            self._fs, root = fsspec.core.url_to_fs(self.url, **self._options)
+        except (ValueError, ImportError) as error:
+            raise InputError(f"cannot use the URL {self.url}: {error}") from None
+        if self._is_s3:
+            # How often s3fs makes a request, five times by default, on top of botocore and of ours.
+            self._fs.retries = 1
+        self._root = root.rstrip("/")
+        self._pid = os.getpid()
+
+    def path(self, key: str) -> str:
+        return f"{self._root}/{key}" if key else self._root
+
+    def describe(self, key: str) -> str:
+        """The object's address for messages."""
+        return f"{self.url}/{key}"
+
+    def _call(
+        self, method: str, key: str | None, num_bytes: int = 0, *args: Any, seconds: float = 0.0, **kwargs: Any
+    ) -> Any:
+        """A method of the file system on one object (``key`` None: on none), tried again where that may help.
+
+        Raises:
+            FileNotFoundError, PermissionError, OSError: with the object's address.
+        """
+        where = self.url if key is None else self.describe(key)
+        paths = () if key is None else (self.path(key),)
+
+        def request(file_system: Any) -> Any:
+            limit = {}
+            if isinstance(file_system, AsyncFileSystem):
+                limit = {"timeout": seconds or _ATTEMPT_SECONDS + _SECONDS_PER_MIB * num_bytes / 2**20}
+            return getattr(file_system, method)(*paths, *args, **kwargs, **limit)
+
+        def attempt() -> Any:
+            if self._pid != os.getpid():
+                # Forked: the parent's connections and event loop are not ours.
+                self._connect()
+            file_system = self._fs
+            try:
+                return request(file_system)
+            except Exception as error:
+                if self.is_local or not is_refusal(error):
+                    raise
+            # Temporary credentials expire: a new connection reads them anew from wherever they come from.
+            self._reconnect(file_system)
+            try:
+                return request(self._fs)
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                raise PermissionError(str(error)) from error
+
+        try:
+            return attempt() if self.is_local else call_with_retries(attempt, where=where)
+        except FileNotFoundError as error:
+            if method == "pipe_file" or error_code(error) == "NoSuchBucket":
+                where = f"the bucket or folder of {where}"
+            raise FileNotFoundError(f"{where} does not exist") from None
+        except PermissionError as error:
+            raise PermissionError(
+                f"{where}: access was refused ({error_code(error) or error}); credentials may be missing, expired or not meant "
+                "for this: renew them where the process gets them from, and run again"
+            ) from error
+        except OSError as error:
+            named = self.is_local or error.errno is None
+            if named or isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError):
+                raise
+            # A full destination, for instance, is reported without its name.
+            raise OSError(error.errno, f"{where}: {error.strerror or error}") from error
+
+    def _reconnect(self, failed: Any) -> None:
+        with self._lock:
+            if self._fs is failed:
+                type(failed).clear_instance_cache()
+                self._connect()
+
+
+def refuse_credentials(url: str) -> None:
+    """Addresses stand in messages, logs and reports. Raises InputError, without the URL."""
+    for each in url.split("::"):
+        if "://" not in each:
+            continue
+        parts = urlsplit(each)
+        user, separator, _ = parts.netloc.rpartition("@")
+        # To HTTP servers a token can be the user; for others "container@account" is an address.
+        in_user = separator and (":" in user or parts.scheme in ("http", "https"))
+        if in_user or any(word in parts.query.lower() for word in _SIGNED):
+            raise InputError(
+                f"the {parts.scheme}:// URL holds a credential; leave it out and set it in the environment instead "
+                "(for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role)"
+            )

@@ -1,0 +1,108 @@
+"""ShardQueue: which shard is made next, and when a failing one is given up. Knows nothing of Ray.
+
+A failed shard waits for a random pause that grows with its attempts ("full jitter"), so that a destination in trouble is not
+hammered. One that fails three times is given up and reported, while the others are made. Where nothing succeeds any more, the
+fault is not in a shard: the queue ends the job before more labelling is wasted on a full or forbidden destination.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import time
+from collections.abc import Callable, Sequence
+
+from softlabel_schemas.plan import ShardRange
+
+MAX_ATTEMPTS = 3
+# A lost actor (a reclaimed machine, a killed process) is seldom the fault of the shard it was making.
+MAX_LOSSES = 10
+# In a row, with no shard made in between; more where there are many actors, since an outage fails all of their shards at once.
+_MAX_IN_A_ROW, _MAX_IN_A_ROW_PER_ACTOR = 12, 3
+_FIRST_PAUSE_SECONDS = 2.0
+_LONGEST_PAUSE_SECONDS = 60.0
+
+
+class GaveUpError(RuntimeError):
+    """Shards could not be made; what was committed stays, and the same job resumes."""
+
+
+class ShardQueue:
+    """The shards of a run that are not made yet.
+
+    Args:
+        num_actors: that make them.
+        clock: seconds; a test's own.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[ShardRange],
+        *,
+        num_actors: int = 1,
+        seed: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        # (not before, index): in order, failed ones later.
+        self._waiting = [(0.0, shard.index, shard) for shard in shards]
+        heapq.heapify(self._waiting)
+        self._clock, self._rng = clock, random.Random(seed)  # noqa: S311 - pauses, not secrets
+        self._attempts: dict[int, int] = {}
+        self._losses: dict[int, int] = {}
+        self._max_in_a_row = max(_MAX_IN_A_ROW, _MAX_IN_A_ROW_PER_ACTOR * num_actors)
+        self.num_in_a_row = 0
+        self.num_done = 0
+        self.num_retries = 0
+        self.given_up: dict[int, str] = {}
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def next(self) -> ShardRange | None:
+        """A shard to make now; None where none is left or all that are left still pause."""
+        if not self._waiting or self._waiting[0][0] > self._clock():
+            return None
+        return heapq.heappop(self._waiting)[2]
+
+    def done(self) -> None:
+        self.num_done += 1
+        self.num_in_a_row = 0
+
+    def put_back(self, shard: ShardRange) -> None:
+        """Not attempted: it was waiting for an actor that died."""
+        heapq.heappush(self._waiting, (0.0, shard.index, shard))
+
+    def lost(self, shard: ShardRange, reason: str) -> None:
+        """The actor that made it died or was stuck. Raises GaveUpError as :meth:`failed`."""
+        self._losses[shard.index] = self._losses.get(shard.index, 0) + 1
+        self._again(shard, reason, self._losses[shard.index], MAX_LOSSES)
+
+    def failed(self, shard: ShardRange, reason: str) -> None:
+        """Raises GaveUpError where nothing has succeeded for too many failures and losses in a row."""
+        self._attempts[shard.index] = self._attempts.get(shard.index, 0) + 1
+        self._again(shard, reason, self._attempts[shard.index], MAX_ATTEMPTS)
+
+    def _again(self, shard: ShardRange, reason: str, count: int, limit: int) -> None:
+        self.num_in_a_row += 1
+        if self.num_in_a_row >= self._max_in_a_row:
+            raise GaveUpError(
+                f"stopped: the last {self.num_in_a_row} attempts at shards all failed, the last one: {reason}"
+            )
+        if count >= limit:
+            self.given_up[shard.index] = reason
+            return
+        self.num_retries += 1
+        heapq.heappush(self._waiting, (self._clock() + self.pause(count), shard.index, shard))
+
+    def pause(self, count: int) -> float:
+        """Seconds before the ``count``-th repetition: random, up to a bound that doubles each time ("full jitter")."""
+        return self._rng.uniform(0, min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** min(count - 1, 10)))
+
+    def check(self) -> None:
+        """Raises GaveUpError naming each shard that was given up, with its last error."""
+        if self.given_up:
+            listed = "\n".join(f"  shard {index}: {reason}" for index, reason in sorted(self.given_up.items()))
+            raise GaveUpError(
+                f"{len(self.given_up)} shards were given up after repeated failures, the others are done:\n{listed}"
+            )

@@ -1,0 +1,76 @@
+"""Processes and their sockets, from Linux' /proc."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_LISTEN = "0A"
+
+
+def descendants(pid: int) -> set[int]:
+    """``pid`` and all processes below it."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # The name in brackets may contain anything.
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found, pending = set(), [pid]
+    while pending:
+        current = pending.pop()
+        found.add(current)
+        pending += children.get(current, [])
+    return found
+
+
+def title(pid: int) -> str:
+    """The command line, as the process itself may have changed it; empty where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that the process has to itself, without pages it shares (Ray's object store, libraries); 0 where it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in fields if line.startswith("Private_"))
+
+
+def gone(pid: int) -> bool:
+    """Within ten seconds."""
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def listening_addresses(pids: set[int]) -> set[str]:
+    """Addresses, in hexadecimal as the kernel gives them, that these processes accept TCP connections on."""
+    inodes = {link for pid in pids for link in _socket_links(pid)}
+    addresses = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == _LISTEN and f"socket:[{fields[9]}]" in inodes:
+                    addresses.add(fields[1].partition(":")[0])
+    return addresses
+
+
+def _socket_links(pid: int) -> Iterator[str]:
+    with contextlib.suppress(OSError):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                yield str(descriptor.readlink())

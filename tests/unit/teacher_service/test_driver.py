@@ -1,0 +1,241 @@
+"""The driver's decisions over hours of simulated time: actors that die, have no room, or never answer.
+
+Only Ray and the clock are simulated; what a real cluster does within minutes is in ``tests/e2e/test_cluster.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+
+from softlabel_schemas.plan import ShardRange
+from teacher_service import ray_job
+from teacher_service.job import PreparedJob, prepare
+from teacher_service.labelling_actor import Beat, Receipt
+from teacher_service.ray_job import _Driver
+from teacher_service.shard_queue import GaveUpError, ShardQueue
+from tests.support.teachers import make_job, write_linear_teacher, write_sounds
+
+NEVER = math.inf
+SHARD_SECONDS = 7200.0
+LOAD_SECONDS = 60.0
+
+
+@dataclass(eq=False)
+class Reference:
+    actor: Actor
+    at: float
+    value: Any
+
+    @property
+    def when(self) -> float:
+        return min(self.at, self.actor.dies_at)
+
+
+@dataclass(eq=False)
+class Actor:
+    """The ``number``-th that was started; the test sets the times of what goes wrong."""
+
+    cluster: SimulatedRay
+    number: int
+    room_at: float
+    dies_at: float = NEVER
+    label_seconds: float = SHARD_SECONDS
+    busy_until: float = 0.0
+    on_label: Callable[[Actor], None] = field(default=lambda _actor: None)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("start", "load", "label", "beat"):
+            raise AttributeError(name)
+        return _Method(self, name)
+
+    def call(self, name: str) -> Reference:
+        now = self.cluster.now
+        if name == "start":
+            return Reference(self, self.room_at, self.number)
+        if name == "load":
+            return Reference(self, now + LOAD_SECONDS, None)
+        if name == "beat":
+            return Reference(self, now, Beat(seconds_done=0.0, idle_seconds=0.0))
+        self.on_label(self)
+        self.busy_until = max(self.busy_until, now) + self.label_seconds
+        return Reference(self, self.busy_until, Receipt(num_frames=1, num_skipped=0))
+
+
+class _Method:
+    def __init__(self, actor: Actor, name: str) -> None:
+        self._actor, self._name = actor, name
+
+    def options(self, **_: Any) -> _Method:
+        return self
+
+    def remote(self, *_: Any) -> Reference:
+        return self._actor.call(self._name)
+
+
+class SimulatedRay:
+    """What the driver uses of ray and of time."""
+
+    def __init__(self, on_start: Callable[[Actor], None]) -> None:
+        self.now = 1000.0
+        self.started: list[Actor] = []
+        self._on_start = on_start
+
+    def remote(self, **_: Any) -> Callable[[type], SimulatedRay]:
+        return lambda _actor_class: _ActorClass(self)  # type: ignore[return-value]
+
+    def start(self) -> Actor:
+        actor = Actor(cluster=self, number=len(self.started), room_at=self.now + 1)
+        self.started.append(actor)
+        self._on_start(actor)
+        return actor
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def wait(self, references: Sequence[Reference], num_returns: int = 1, timeout: float = 0.0) -> Any:
+        for seconds in (0.0, timeout):
+            self.now += seconds
+            ready = [reference for reference in references if reference.when <= self.now]
+            if ready:
+                break
+        return ready, [reference for reference in references if reference not in ready]
+
+    def get(self, reference: Reference, timeout: float) -> Any:
+        if reference.actor.dies_at < reference.at:
+            raise ActorDiedError
+        return reference.value
+
+    def kill(self, actor: Actor) -> None:
+        actor.dies_at = min(actor.dies_at, self.now)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class _ActorClass:
+    def __init__(self, cluster: SimulatedRay) -> None:
+        self._cluster = cluster
+
+    def remote(self, *_: Any) -> Actor:
+        return self._cluster.start()
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> PreparedJob:
+    folder = tmp_path_factory.mktemp("job")
+    return prepare(make_job(_manifest(folder), [write_linear_teacher(folder / "teacher")], folder / "labels"))
+
+
+def _manifest(folder: Path) -> str:
+    return write_sounds(folder / "sounds", [0.3]).manifest
+
+
+@pytest.fixture
+def simulate(
+    job: PreparedJob, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[Actor], None], int, int], tuple[SimulatedRay, float]]:
+    """A function: run so many shards on so many actors, and return Ray and the hours it took."""
+
+    def run(on_start: Callable[[Actor], None], num_shards: int, num_actors: int) -> tuple[SimulatedRay, float]:
+        ray = SimulatedRay(on_start)
+        monkeypatch.setattr(ray_job, "ray", ray)
+        monkeypatch.setattr(ray_job, "time", ray)
+        resources = job.config.resources.model_copy(update={"num_actors": num_actors})
+        plan = [ShardRange(index=index, first_row=index, num_rows=1) for index in range(num_shards)]
+        simulated = replace(
+            job,
+            config=job.config.model_copy(update={"resources": resources}),
+            plan=plan,
+            seconds_of_shard=[1.0] * num_shards,
+        )
+        driver = _Driver(simulated, plan)
+        driver._queue = ShardQueue(plan, num_actors=num_actors, seed=1, clock=ray.monotonic)
+        began = ray.now
+        driver.run()
+        return ray, (ray.now - began) / 3600
+
+    return run
+
+
+def test_a_node_that_is_lost_while_its_actors_load_does_not_end_the_job(simulate: Any) -> None:
+    """8 of 64 actors die at once; 56 are well."""
+
+    def on_start(actor: Actor) -> None:
+        if actor.number < 8:
+            actor.dies_at = actor.cluster.now + 30
+
+    ray, hours = simulate(on_start, 128, 64)
+    assert len(ray.started) == 72
+    assert hours < 4.2
+
+
+def test_replacements_that_die_while_they_load_do_not_end_a_job_that_works(simulate: Any) -> None:
+    def on_start(actor: Actor) -> None:
+        if actor.number in (0, 8, 9, 10, 11, 12):
+            actor.dies_at = actor.cluster.now + (100 if actor.number == 0 else 20)
+
+    ray, _ = simulate(on_start, 16, 8)
+    assert len(ray.started) == 14
+
+
+def test_teachers_that_never_load_end_the_job(simulate: Any) -> None:
+    def on_start(actor: Actor) -> None:
+        actor.dies_at = actor.cluster.now + 30
+
+    with pytest.raises(GaveUpError, match="teachers could not be loaded in 4 attempts"):
+        simulate(on_start, 16, 8)
+
+
+def test_the_only_actor_with_room_is_lost_and_a_node_joins_later(simulate: Any) -> None:
+    """There is room for one of two actors; the one at work dies after forty minutes, and room comes ten minutes later."""
+
+    def on_start(actor: Actor) -> None:
+        actor.label_seconds = 600.0
+        if actor.number == 0:
+            actor.dies_at = actor.cluster.now + 2400
+        elif actor.number == 1:
+            actor.room_at = NEVER
+        else:
+            actor.room_at = actor.cluster.now + 600
+
+    _, hours = simulate(on_start, 12, 2)
+    assert hours < 3
+
+
+def test_no_room_for_any_actor_ends_the_job_after_half_an_hour(simulate: Any) -> None:
+    def on_start(actor: Actor) -> None:
+        actor.room_at = NEVER
+
+    with pytest.raises(GaveUpError, match=r"no node of the Ray cluster had 1 CPU and 0 GPU free .* within 30 min"):
+        simulate(on_start, 4, 2)
+
+
+def test_a_model_that_kills_every_actor_ends_the_job_soon(simulate: Any) -> None:
+    def die(actor: Actor) -> None:
+        actor.dies_at = min(actor.dies_at, actor.cluster.now + 30)
+
+    cluster: list[SimulatedRay] = []
+
+    def on_start(actor: Actor) -> None:
+        cluster[:] = [actor.cluster]
+        actor.on_label = die
+
+    with pytest.raises(GaveUpError, match="the last 12 attempts at shards all failed"):
+        simulate(on_start, 25_000, 4)
+    assert len(cluster[0].started) < 20
+    assert cluster[0].now - 1000 < 3600
+
+
+def test_no_actor_waits_with_a_second_shard_while_another_idles(simulate: Any) -> None:
+    _, hours = simulate(lambda _actor: None, 2, 2)
+    assert hours == pytest.approx(SHARD_SECONDS / 3600, abs=0.05)
