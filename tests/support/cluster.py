@@ -77,8 +77,6 @@ def ray_cluster(
         port = free.getsockname()[1]
     # Ray guards a cluster with a token of its own unless one is given.
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    # Entry points of submitted jobs are found as in a cluster's image.
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     environment |= variables or {}
     options = [f"--nodes={nodes}", f"--cpus={cpus}", f"--head-cpus={head_cpus}", f"--dashboard-port={port}", "--json"]
     with (
