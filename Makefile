@@ -19,8 +19,12 @@ demo: $(VENV)/.installed-demo
 speechocean762: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/speechocean762.py $(SPEECHOCEAN762) $(SPEECHOCEAN762_OUTPUT)
 
+# Clusters of several nodes find each other's addresses in Ray's shared folder: those tests run one after the other, by themselves.
+CLUSTER_TESTS := tests/e2e/test_cluster.py tests/crash/test_storm.py
+
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(addprefix --ignore=,$(CLUSTER_TESTS))
+	$(BIN)/python -m pytest $(CLUSTER_TESTS)
 
 storm: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.storm --kills $(KILLS) --seed $(SEED) $(if $(FORMAT),--format $(FORMAT)) $(if $(URL),--url $(URL))
