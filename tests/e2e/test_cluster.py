@@ -174,7 +174,7 @@ def test_a_stopped_job_ends_with_130_and_leaves_what_it_committed(stopped_and_re
     assert code == 130, stderr
     assert 2 <= stopped_and_resumed["left"] < NUM_SHARDS
     # The log was followed.
-    assert "label: " in stdout
+    assert "interrupted: " in stdout
 
 
 def test_a_submitted_job_resumes_to_the_same_labels(world: World, stopped_and_resumed: dict[str, Any]) -> None:
