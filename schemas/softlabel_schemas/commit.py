@@ -130,9 +130,9 @@ def commit_shard(
     """
     codec, container = build_codec(document.spec), CONTAINERS[document.storage.shard_format]
     where = f"shard {shard_range.index}"
-    files = container.encode(encode_columns(utterances, codec))
+    files = container.encode(encode_columns(utterances, codec), codec.zstd_level)
     # Read back what is about to be stored: a label that cannot be read never gets a commit record.
-    shard = decode_columns(container.decode(files, where=where), codec, where=where)
+    shard = decode_columns(container.decode(files, codec.streams, where=where), codec, where=where)
     label_hash = LabelHash()
     for digest in shard.label_digests():
         label_hash.add_utterance(digest)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from softlabel_schemas import parquet_shard, zarr_shard
-from softlabel_schemas.shard import ShardColumns
+from softlabel_schemas.shard import Block, ShardColumns
 from softlabel_schemas.spec import ShardFormat
 
 
 class Container(Protocol):
     """See :mod:`softlabel_schemas.shard`."""
 
-    def encode(self, columns: ShardColumns) -> dict[str, bytes]: ...
+    def encode(self, columns: ShardColumns, zstd_level: int) -> dict[str, bytes]: ...
 
-    def decode(self, files: Mapping[str, bytes], *, where: str) -> ShardColumns: ...
+    def decode(self, files: Mapping[str, bytes], streams: Sequence[str], *, where: str) -> ShardColumns: ...
+
+    def blocks(self, files: Mapping[str, bytes]) -> list[Block]:
+        """The parts that can be read alone, all rows in order; none where only the whole shard can be."""
+
+    def decode_block(self, data: bytes, num_rows: int, streams: Sequence[str], *, where: str) -> ShardColumns: ...
 
 
 CONTAINERS: dict[ShardFormat, Container] = {"parquet": parquet_shard, "zarr": zarr_shard}

@@ -86,7 +86,7 @@ class SoftLabelDataset:
         record = self.manifest.shards[index]
         where = f"{self.store.describe(record.folder)} (shard {index})"
         files = self._read_files(record, where)
-        columns = CONTAINERS[self.manifest.storage.shard_format].decode(files, where=where)
+        columns = CONTAINERS[self.manifest.storage.shard_format].decode(files, self._codec.streams, where=where)
         shard = decode_columns(columns, self._codec, where=where)
         found = (len(shard), shard.targets.num_frames, shard.targets.num_entries)
         expected = (record.num_utterances, record.num_frames, record.num_entries)

@@ -18,7 +18,9 @@ import numpy.typing as npt
 
 from softlabel_schemas import zstd
 from softlabel_schemas.limits import MAX_UTTERANCES_PER_SHARD, DecodingBudget
+from softlabel_schemas.parquet_kernels import split_byte_arrays
 from softlabel_schemas.strict import shortened
+from softlabel_schemas.targets import offsets_of
 from softlabel_schemas.thrift import Struct, read_struct
 
 _MAGIC = b"PAR1"
@@ -45,33 +47,18 @@ class Column:
     optional: bool = False
 
 
-class ParquetColumns:
-    """The columns of a file whose schema was found to be the expected one.
+class PageColumns:
+    """Columns as pages, wherever these lie.
 
-    Raises:
-        ValueError: the file, its schema or its metadata are not those of a shard.
+    Args:
+        data: of the pages, perhaps among others; sets how much they may decompress to.
     """
 
     def __init__(self, data: bytes, expected: Sequence[Column]) -> None:
         self._data = memoryview(data)
         self._budget = DecodingBudget(len(data))
-        self._unread = len(data)
-        footer = _read_footer(self._data)
-        found = [_column(element) for element in _field(footer, 2, list)[1:]]
-        if found != list(expected):
-            raise SchemaError(found, expected)
         self._expected = expected
         self._columns = {column.name: position for position, column in enumerate(expected)}
-        groups = [_checked(group, dict) for group in _field(footer, 4, list)]
-        self._group_rows = [_field(group, 3, int) for group in groups]
-        self.num_rows: int = _field(footer, 3, int)
-        if min(self._group_rows, default=0) < 0 or sum(self._group_rows) != self.num_rows:
-            raise ValueError(f"row groups of {self._group_rows[:3]}... rows are not {self.num_rows} rows")
-        if self.num_rows > MAX_UTTERANCES_PER_SHARD:
-            raise ValueError(f"{self.num_rows} rows are too many, expected at most {MAX_UTTERANCES_PER_SHARD}")
-        self._chunks = [_field(group, 1, list) for group in groups]
-        if any(len(chunks) != len(expected) for chunks in self._chunks):
-            raise ValueError(f"a row group has not {len(expected)} columns")
 
     def numbers(self, name: str) -> npt.NDArray[Any]:
         """A required column, int32 or float32 [N]."""
@@ -91,15 +78,58 @@ class ParquetColumns:
 
     def strings(self, name: str) -> Strings:
         """A required column of bytes: its values joined, and int64 [N + 1] offsets into them."""
-        values: list[memoryview] = []
-        for page, count in self._pages(name):
-            values.extend(_byte_arrays(page, count))
-        offsets = np.zeros(len(values) + 1, dtype=np.int64)
-        np.cumsum([len(value) for value in values], out=offsets[1:])
-        return memoryview(b"".join(values)), offsets
+        parts = [_byte_arrays(page, count) for page, count in self._pages(name)]
+        lengths = np.concatenate([np.empty(0, np.int64), *(lengths for _, lengths in parts)])
+        values = parts[0][0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *(v for v, _ in parts)])
+        return memoryview(values), offsets_of(lengths)
 
     def _pages(self, name: str) -> Iterator[tuple[memoryview, int]]:
         """The decompressed pages of a column, and the number of rows in each."""
+        raise NotImplementedError
+
+    def _page(self, start: int, stop: int) -> tuple[memoryview, int, int]:
+        """The page at ``start``: decompressed, its number of rows, and where the next one begins."""
+        header, start = read_struct(self._data, start, stop, max_values=_MAX_PAGE_HEADER_VALUES)
+        size, compressed = _field(header, 2, int), _field(header, 3, int)
+        if compressed < 0 or size < 0 or start + compressed > stop:
+            raise ValueError(f"a page of {compressed} bytes, {size} uncompressed, is not within its column chunk")
+        payload = self._data[start : start + compressed]
+        if 4 in header and zlib.crc32(payload) != _field(header, 4, int) & 0xFFFFFFFF:
+            raise ValueError("a page does not have its checksum (CRC-32)")
+        self._budget.spend(size)
+        return (
+            memoryview(zstd.decompress(payload, size) if size else b""),
+            _page_rows(header),
+            start + compressed,
+        )
+
+
+class ParquetColumns(PageColumns):
+    """The columns of a file whose schema was found to be the expected one.
+
+    Raises:
+        ValueError: the file, its schema or its metadata are not those of a shard.
+    """
+
+    def __init__(self, data: bytes, expected: Sequence[Column]) -> None:
+        super().__init__(data, expected)
+        self._unread = len(data)
+        footer = _read_footer(self._data)
+        found = [_column(element) for element in _field(footer, 2, list)[1:]]
+        if found != list(expected):
+            raise SchemaError(found, expected)
+        groups = [_checked(group, dict) for group in _field(footer, 4, list)]
+        self._group_rows = [_field(group, 3, int) for group in groups]
+        self.num_rows: int = _field(footer, 3, int)
+        if min(self._group_rows, default=0) < 0 or sum(self._group_rows) != self.num_rows:
+            raise ValueError(f"row groups of {self._group_rows[:3]}... rows are not {self.num_rows} rows")
+        if self.num_rows > MAX_UTTERANCES_PER_SHARD:
+            raise ValueError(f"{self.num_rows} rows are too many, expected at most {MAX_UTTERANCES_PER_SHARD}")
+        self._chunks = [_field(group, 1, list) for group in groups]
+        if any(len(chunks) != len(expected) for chunks in self._chunks):
+            raise ValueError(f"a row group has not {len(expected)} columns")
+
+    def _pages(self, name: str) -> Iterator[tuple[memoryview, int]]:
         position = self._columns[name]
         for rows, chunks in zip(self._group_rows, self._chunks, strict=True):
             yield from self._chunk_pages(_field(_checked(chunks[position], dict), 3, dict), rows)
@@ -117,22 +147,41 @@ class ParquetColumns:
         if self._unread < 0:
             raise ValueError("column chunks overlap")
         while start < stop:
-            header, start = read_struct(self._data, start, stop, max_values=_MAX_PAGE_HEADER_VALUES)
-            size, compressed = _field(header, 2, int), _field(header, 3, int)
-            if compressed < 0 or size < 0 or start + compressed > stop:
-                raise ValueError(f"a page of {compressed} bytes, {size} uncompressed, is not within its column chunk")
-            payload = self._data[start : start + compressed]
-            start += compressed
-            if 4 in header and zlib.crc32(payload) != _field(header, 4, int) & 0xFFFFFFFF:
-                raise ValueError("a page does not have its checksum (CRC-32)")
-            count = _page_rows(header)
+            page, count, start = self._page(start, stop)
             rows -= count
             if rows < 0:
                 raise ValueError("the pages of a column chunk have more rows than the row group")
-            self._budget.spend(size)
-            yield memoryview(zstd.decompress(payload, size) if size else b""), count
+            yield page, count
         if rows:
             raise ValueError(f"the pages of a column chunk have {rows} rows fewer than the row group")
+
+
+class RowGroup(PageColumns):
+    """One row group from its bytes alone: its pages, column after column. Each column is read once, in order.
+
+    Raises:
+        ValueError: the bytes are not the pages of ``num_rows`` rows.
+    """
+
+    def __init__(self, data: bytes, num_rows: int, expected: Sequence[Column]) -> None:
+        super().__init__(data, expected)
+        if not 0 < num_rows <= MAX_UTTERANCES_PER_SHARD:
+            raise ValueError(f"{num_rows} rows in a row group, expected 1 to {MAX_UTTERANCES_PER_SHARD}")
+        self._pages_of: dict[str, list[tuple[memoryview, int]]] = {}
+        start = 0
+        for column in expected:
+            pages, rows = self._pages_of.setdefault(column.name, []), num_rows
+            while rows > 0:
+                page, count, start = self._page(start, len(data))
+                if not 0 < count <= rows:
+                    raise ValueError(f"a page of column '{column.name}' has {count} rows, {rows} are left")
+                pages.append((page, count))
+                rows -= count
+        if start != len(data):
+            raise ValueError(f"{len(data) - start} bytes follow the last page")
+
+    def _pages(self, name: str) -> Iterator[tuple[memoryview, int]]:
+        yield from self._pages_of[name]
 
 
 class SchemaError(ValueError):
@@ -199,17 +248,15 @@ def _numbers(page: memoryview, count: int, dtype: np.dtype[Any]) -> npt.NDArray[
     return np.frombuffer(page, dtype)
 
 
-def _byte_arrays(page: memoryview, count: int) -> Iterator[memoryview]:
-    """PLAIN: each value after its length in four bytes."""
-    position = 0
-    for _ in range(count):
-        start = position + 4
-        position = start + int.from_bytes(page[start - 4 : start], "little")
-        if start > len(page) or position > len(page):
-            break
-        yield page[start:position]
-    if position != len(page):
+def _byte_arrays(page: memoryview, count: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """PLAIN: each value after its length in four bytes. The values joined, and their lengths."""
+    if count * 4 > len(page):
+        raise ValueError(f"{count} values are not in a page of {len(page)} bytes")
+    data = np.frombuffer(page, np.uint8)
+    values, lengths = np.empty(len(page) - 4 * count, np.uint8), np.empty(count, np.int64)
+    if not split_byte_arrays(data, values, lengths):
         raise ValueError(f"the values of a page do not fill its {len(page)} bytes")
+    return values, lengths
 
 
 def _definition_levels(page: memoryview, count: int) -> tuple[npt.NDArray[np.bool_], memoryview]:

@@ -2,7 +2,7 @@
 
 A container is a pair of pure functions between a shard's encoded columns and named files in memory::
 
-    encode: ShardColumns -> {file name: bytes}        decode: {file name: bytes} -> ShardColumns
+    encode: ShardColumns -> {file name: bytes}        decode: {file name: bytes}, stream names -> ShardColumns
 
 Keeping storage out of it lets one conformance suite test both, and lets every file be checked against its digest
 before any parser sees it.
@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from softlabel_schemas.codec import STREAMS, PackedCodec
+from softlabel_schemas.codec import Codec, check_encodable
 from softlabel_schemas.errors import IntegrityError
-from softlabel_schemas.targets import SoftTargets, labels_digest, offsets_of
+from softlabel_schemas.streams import Streams
+from softlabel_schemas.targets import SoftTargets, concatenate, labels_digest, offsets_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ class ShardColumns:
     Attributes:
         num_frames, num_entries: int32 [N].
         kept_mass, entropy, agreement: float32 [N], see :class:`UtteranceStats`.
-        streams: for each of the codec's streams the bytes of all utterances joined, and int64 [N + 1] offsets.
+        streams: the codec's.
     """
 
     utterance_ids: tuple[str, ...]
@@ -59,7 +60,18 @@ class ShardColumns:
     kept_mass: npt.NDArray[np.float32]
     entropy: npt.NDArray[np.float32]
     agreement: npt.NDArray[np.float32]
-    streams: dict[str, tuple[memoryview, npt.NDArray[np.int64]]]
+    streams: Streams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Utterances of a shard whose bytes lie together: ``start`` to ``stop - 1`` of a file."""
+
+    file: str
+    start: int
+    stop: int
+    first_row: int
+    num_rows: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,16 +114,20 @@ class Shard:
             yield labels_digest(utterance.utterance_id, utterance.targets)
 
 
-def encode_columns(utterances: Sequence[LabelledUtterance], codec: PackedCodec) -> ShardColumns:
+def encode_columns(utterances: Sequence[LabelledUtterance], codec: Codec) -> ShardColumns:
     """Validate and encode. Raises ValueError naming the utterance whose targets break an invariant."""
-    pieces: dict[str, list[bytes]] = {stream: [] for stream in STREAMS}
-    for utterance in utterances:
-        try:
-            encoded = codec.encode(utterance.targets.validate())
-        except ValueError as error:
-            raise ValueError(f"utterance {utterance.utterance_id}: {error}") from error
-        for stream in STREAMS:
-            pieces[stream].append(encoded[stream])
+    frame_offsets = offsets_of([utterance.targets.num_frames for utterance in utterances])
+    try:
+        joined = concatenate([_no_targets(codec), *(utterance.targets for utterance in utterances)])
+        check_encodable(joined, codec)
+        streams = codec.encode(joined, frame_offsets)
+    except ValueError:
+        for utterance in utterances:
+            try:
+                check_encodable(utterance.targets.validate(), codec)
+            except ValueError as error:
+                raise ValueError(f"utterance {utterance.utterance_id}: {error}") from error
+        raise
     return ShardColumns(
         utterance_ids=tuple(utterance.utterance_id for utterance in utterances),
         num_frames=np.array([u.targets.num_frames for u in utterances], dtype=np.int32),
@@ -119,14 +135,11 @@ def encode_columns(utterances: Sequence[LabelledUtterance], codec: PackedCodec) 
         kept_mass=np.array([u.stats.kept_mass for u in utterances], dtype=np.float32),
         entropy=np.array([u.stats.entropy for u in utterances], dtype=np.float32),
         agreement=np.array([u.stats.agreement for u in utterances], dtype=np.float32),
-        streams={
-            stream: (memoryview(b"".join(parts)), offsets_of([len(part) for part in parts]))
-            for stream, parts in pieces.items()
-        },
+        streams=streams,
     )
 
 
-def decode_columns(columns: ShardColumns, codec: PackedCodec, *, where: str) -> Shard:
+def decode_columns(columns: ShardColumns, codec: Codec, *, where: str) -> Shard:
     """Decode and check every invariant.
 
     Raises:
@@ -143,10 +156,9 @@ def decode_columns(columns: ShardColumns, codec: PackedCodec, *, where: str) -> 
                 raise ValueError(f"{name} is not finite")
         if np.isinf(columns.agreement).any():
             raise ValueError("agreement is infinite")
-        joined = {stream: data for stream, (data, _) in columns.streams.items()}
-        targets = codec.decode(joined, int(frame_offsets[-1]))
-        _check_boundaries(columns, targets, frame_offsets, codec)
-        targets.validate(mass_tolerance=codec.mass_tolerance)
+        targets = codec.decode(columns.streams, frame_offsets)
+        if not np.array_equal(np.diff(targets.offsets[frame_offsets]), columns.num_entries):
+            raise ValueError("num_entries does not match the stored counts")
     except ValueError as error:
         raise IntegrityError(f"{where}: {error}") from error
     return Shard(
@@ -159,19 +171,12 @@ def decode_columns(columns: ShardColumns, codec: PackedCodec, *, where: str) -> 
     )
 
 
-def _check_boundaries(
-    columns: ShardColumns, targets: SoftTargets, frame_offsets: npt.NDArray[np.int64], codec: PackedCodec
-) -> None:
-    """Each utterance's own bytes must be as long as its frames and entries say, not just their sum."""
-    entry_offsets = targets.offsets[frame_offsets]
-    if not np.array_equal(np.diff(entry_offsets), columns.num_entries):
-        raise ValueError("num_entries does not match the stored counts")
-    expected = {
-        "counts": frame_offsets * codec.count_dtype.itemsize,
-        "class_ids": entry_offsets * codec.id_dtype.itemsize,
-        "log_probs": entry_offsets * codec.log_prob_dtype.itemsize,
-        "tail_mass": frame_offsets * codec.tail_dtype.itemsize * len(codec.temperatures),
-    }
-    for stream, (_, offsets) in columns.streams.items():
-        if not np.array_equal(offsets, expected[stream]):
-            raise ValueError(f"stream '{stream}' is cut at other places than the utterances are")
+def _no_targets(codec: Codec) -> SoftTargets:
+    return SoftTargets(
+        num_classes=codec.num_classes,
+        temperatures=codec.temperatures,
+        offsets=np.zeros(1, np.int64),
+        class_ids=np.empty(0, np.int32),
+        log_probs=np.empty(0, np.float32),
+        tail_mass=np.empty((0, len(codec.temperatures)), np.float32),
+    )

@@ -18,7 +18,7 @@ from softlabel_schemas.strict import StrictModel, shortened
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ShardFormat = Literal["parquet", "zarr"]
-CodecName = Literal["packed-u8", "packed-f32"]
+CodecName = Literal["mtf-sqrt", "packed-u8", "packed-f32"]
 
 
 class TeacherSpec(StrictModel):
@@ -33,6 +33,7 @@ class DatasetSpec(StrictModel):
     """What the labels are a function of.
 
     Attributes:
+        format_version: written is 2; 1 had neither the codec "mtf-sqrt" nor an utterance index.
         corpus_digest: of the labelled utterances (see ``Corpus.digest``).
         inventory_digest: of the class inventory all teachers share.
         combination: "arithmetic" averages posteriors, "log_linear" averages log-posteriors and renormalises.
@@ -40,7 +41,7 @@ class DatasetSpec(StrictModel):
         precision: floating point type the teachers ran in.
     """
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     corpus_digest: Sha256
     inventory_digest: Sha256
     num_classes: Annotated[int, Field(gt=0, lt=2**31)]
@@ -55,6 +56,8 @@ class DatasetSpec(StrictModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_temperatures(self.temperatures)
+        if self.format_version == 1 and self.codec == "mtf-sqrt":
+            raise ValueError("format version 1 has no codec 'mtf-sqrt'")
         total = sum(teacher.weight for teacher in self.teachers)
         if abs(total - 1) > 1e-6:
             raise ValueError(f"the teachers' weights add up to {total:g}, expected 1")

@@ -81,11 +81,7 @@ class SoftTargets:
         if num_entries and int(self.class_ids.max()) >= self.num_classes:
             raise ValueError(f"class id {int(self.class_ids.max())} found, but there are {self.num_classes} classes")
         frames_E = np.repeat(np.arange(num_frames, dtype=np.int64), counts_T)
-        keys_E = np.sort(frames_E * self.num_classes + self.class_ids)
-        repeated = np.flatnonzero(keys_E[1:] == keys_E[:-1])
-        if len(repeated):
-            frame, class_id = divmod(int(keys_E[repeated[0]]), self.num_classes)
-            raise ValueError(f"frame {frame}: class id {class_id} is kept twice")
+        check_distinct(self.class_ids, self.offsets, self.num_classes)
         _first_bad(~np.isfinite(self.log_probs) | (self.log_probs > 0), frames_E, self.log_probs, "log_prob", "<= 0")
         rising = np.zeros(num_entries, dtype=bool)
         rising[1:] = (self.log_probs[1:] > self.log_probs[:-1]) & (frames_E[1:] == frames_E[:-1])
@@ -180,6 +176,16 @@ def offsets_of(counts: npt.ArrayLike) -> Int64:
     return offsets
 
 
+def check_distinct(class_ids: Int32, offsets: Int64, num_classes: int) -> None:
+    """Raises ValueError where a class is kept twice in a frame; ids are in 0 .. num_classes - 1."""
+    frames_E = np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
+    keys_E = np.sort(frames_E * num_classes + class_ids)
+    repeated = np.flatnonzero(keys_E[1:] == keys_E[:-1])
+    if len(repeated):
+        frame, class_id = divmod(int(keys_E[repeated[0]]), num_classes)
+        raise ValueError(f"frame {frame}: class id {class_id} is kept twice")
+
+
 def segment_sum(values_E: npt.NDArray[np.float64], offsets: Int64) -> npt.NDArray[np.float64]:
     """Sum of each segment, float64 [T]; an empty segment sums to 0.
 
@@ -201,10 +207,13 @@ def concatenate(parts: Sequence[SoftTargets]) -> SoftTargets:
                 f"cannot join targets of {part.num_classes} classes at temperatures {part.temperatures} "
                 f"with {first.num_classes} classes at {first.temperatures}"
             )
+    # One difference for all: a shard has a thousand parts.
+    starts = np.cumsum([len(part.offsets) for part in parts[:-1]], dtype=np.int64)
+    counts_T = np.delete(np.diff(np.concatenate([part.offsets for part in parts])), starts - 1)
     return SoftTargets(
         num_classes=first.num_classes,
         temperatures=first.temperatures,
-        offsets=offsets_of(np.concatenate([part.counts_T for part in parts])),
+        offsets=offsets_of(counts_T),
         class_ids=np.concatenate([part.class_ids for part in parts]),
         log_probs=np.concatenate([part.log_probs for part in parts]),
         tail_mass=np.concatenate([part.tail_mass for part in parts]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
+_INTEGERS = (_I16, _I32, _I64)
 # Parquet nests seven deep.
 _MAX_DEPTH = 16
 
@@ -49,15 +50,21 @@ class _Reader:
             if field_id in fields:
                 raise ValueError(f"Thrift field {field_id} is repeated")
             kind = header & 15
-            # In a field, and there alone, a boolean is its type.
-            boolean = kind in (_TRUE, _FALSE)
-            fields[field_id] = self._counted(kind == _TRUE) if boolean else self._value(kind, depth + 1)
+            if kind in _INTEGERS:
+                # Most fields: nothing is called for them that need not be.
+                self._counted(None)
+                fields[field_id] = self._zigzag()
+            elif kind in (_TRUE, _FALSE):
+                # In a field, and there alone, a boolean is its type.
+                fields[field_id] = self._counted(kind == _TRUE)
+            else:
+                fields[field_id] = self._value(kind, depth + 1)
 
     def _value(self, kind: int, depth: int) -> Any:
         self._counted(None)
         if depth > _MAX_DEPTH:
             raise ValueError(f"Thrift metadata is nested more than {_MAX_DEPTH} deep")
-        if kind in (_I16, _I32, _I64):
+        if kind in _INTEGERS:
             return self._zigzag()
         if kind == _BINARY:
             return self._bytes(self._varint())
@@ -97,7 +104,11 @@ class _Reader:
         return bytes(self._data[start : self.position])
 
     def _zigzag(self) -> int:
-        value = self._varint()
+        value = self._data[self.position]
+        if value < 0x80:
+            self.position += 1
+        else:
+            value = self._varint()
         return value >> 1 ^ -(value & 1)
 
     def _varint(self) -> int:

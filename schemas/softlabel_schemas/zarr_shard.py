@@ -10,7 +10,7 @@ from a stranger (see ``_read_arrays``).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,89 +20,87 @@ from zarr.codecs import BytesCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from softlabel_schemas import zstd
-from softlabel_schemas.codec import STREAMS
 from softlabel_schemas.digest import parse_json
 from softlabel_schemas.errors import IntegrityError
 from softlabel_schemas.limits import DecodingBudget
-from softlabel_schemas.shard import ShardColumns
+from softlabel_schemas.shard import Block, ShardColumns
 from softlabel_schemas.strict import shortened
 
 _STATS = ("kept_mass", "entropy", "agreement")
 _COUNTS = ("num_frames", "num_entries")
-# The rows of ``lengths``, in order.
-_JOINED = ("utterance_id", *STREAMS)
-_DTYPES: dict[str, np.dtype[Any]] = {
-    **dict.fromkeys(_JOINED, np.dtype("u1")),
-    **dict.fromkeys(_COUNTS, np.dtype("<i4")),
-    **dict.fromkeys(_STATS, np.dtype("<f4")),
-    "lengths": np.dtype("<i8"),
-}
 _METADATA = "zarr.json"
 _MAX_METADATA_BYTES = 64 << 10
 # Members of the metadata that may be there if they are empty.
 _SILENT = ("attributes", "storage_transformers", "dimension_names", "consolidated_metadata")
-_LEVEL = 3
-_ZSTD_METADATA = {"name": "zstd", "configuration": {"level": _LEVEL, "checksum": True}}
+# Of zstd, as codecs ask for.
+_LEVELS = (1, 3)
 # Bytes (or elements) in one chunk: large enough for zstd to find repeats, small enough for partial reads.
 _CHUNK = 1 << 20
 
 
-def encode(columns: ShardColumns) -> dict[str, bytes]:
+def encode(columns: ShardColumns, zstd_level: int) -> dict[str, bytes]:
     files: dict[str, Any] = {}
     # Users can configure how zarr writes its metadata; the bytes of a shard must not depend on that.
     with zarr.config.set({"json_indent": 2}):
-        _write_group(files, columns)
+        _write_group(files, columns, ZstdCodec(level=zstd_level, checksum=True))
     return {name: buffer.to_bytes() for name, buffer in sorted(files.items())}
 
 
-def _write_group(files: dict[str, Any], columns: ShardColumns) -> None:
+def _write_group(files: dict[str, Any], columns: ShardColumns, compressor: ZstdCodec) -> None:
     group = zarr.create_group(MemoryStore(files), zarr_format=3)
     ids = [utterance_id.encode() for utterance_id in columns.utterance_ids]
-    _write(group, "utterance_id", np.frombuffer(b"".join(ids), dtype=np.uint8))
+    _write(group, "utterance_id", np.frombuffer(b"".join(ids), dtype=np.uint8), compressor)
     for name in _COUNTS:
-        _write(group, name, getattr(columns, name).astype("<i4"))
+        _write(group, name, getattr(columns, name).astype("<i4"), compressor)
     for name in _STATS:
-        _write(group, name, getattr(columns, name).astype("<f4"))
+        _write(group, name, getattr(columns, name).astype("<f4"), compressor)
     lengths = [np.array([len(encoded) for encoded in ids], dtype="<i8")]
-    for stream in STREAMS:
-        data, offsets = columns.streams[stream]
-        _write(group, stream, np.frombuffer(data, dtype=np.uint8))
+    for stream, (data, offsets) in columns.streams.items():
+        _write(group, stream, np.frombuffer(data, dtype=np.uint8), compressor)
         lengths.append(np.diff(offsets))
-    _write(group, "lengths", np.stack(lengths).astype("<i8").reshape(-1))
+    _write(group, "lengths", np.stack(lengths).astype("<i8").reshape(-1), compressor)
 
 
-def _write(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
+def _write(group: zarr.Group, name: str, values: npt.NDArray[Any], compressor: ZstdCodec) -> None:
     group.create_array(
         name,
         shape=values.shape,
         dtype=values.dtype,
         chunks=(max(1, min(len(values), _CHUNK)),),
         serializer=BytesCodec(endian="little"),
-        compressors=ZstdCodec(level=_LEVEL, checksum=True),
+        compressors=compressor,
         fill_value=0,
         # A chunk of zeros is written like any other: a missing chunk then always means damage.
         config={"write_empty_chunks": True},
     )[:] = values
 
 
-def decode(files: Mapping[str, bytes], *, where: str) -> ShardColumns:
-    """Raises IntegrityError where the files are not a shard of format version 1."""
-    unknown = sorted({name.partition("/")[0] for name in files} - {*_DTYPES, _METADATA})
+def decode(files: Mapping[str, bytes], streams: Sequence[str], *, where: str) -> ShardColumns:
+    """Raises IntegrityError where the files are not a shard with these streams."""
+    # The rows of ``lengths``, in order.
+    joined = ("utterance_id", *streams)
+    dtypes: dict[str, np.dtype[Any]] = {
+        **dict.fromkeys(joined, np.dtype("u1")),
+        **dict.fromkeys(_COUNTS, np.dtype("<i4")),
+        **dict.fromkeys(_STATS, np.dtype("<f4")),
+        "lengths": np.dtype("<i8"),
+    }
+    unknown = sorted({name.partition("/")[0] for name in files} - {*dtypes, _METADATA})
     if unknown:
-        raise IntegrityError(f"{where}: unexpected files {unknown}, expected the arrays {sorted(_DTYPES)}")
+        raise IntegrityError(f"{where}: unexpected files {unknown}, expected the arrays {sorted(dtypes)}")
     try:
-        arrays = _read_arrays(files)
+        arrays = _read_arrays(files, dtypes)
         num_utterances = len(arrays["num_frames"])
         for name in (*_COUNTS, *_STATS):
             if len(arrays[name]) != num_utterances:
                 raise ValueError(f"array '{name}' has {len(arrays[name])} elements, expected {num_utterances}")
         lengths = arrays["lengths"]
-        if len(lengths) != len(_JOINED) * num_utterances:
-            raise ValueError(f"array 'lengths' has {len(lengths)} elements, expected {len(_JOINED)} x {num_utterances}")
-        lengths = lengths.reshape(len(_JOINED), num_utterances)
-        offsets = np.zeros((len(_JOINED), num_utterances + 1), dtype=np.int64)
+        if len(lengths) != len(joined) * num_utterances:
+            raise ValueError(f"array 'lengths' has {len(lengths)} elements, expected {len(joined)} x {num_utterances}")
+        lengths = lengths.reshape(len(joined), num_utterances)
+        offsets = np.zeros((len(joined), num_utterances + 1), dtype=np.int64)
         np.cumsum(lengths, axis=1, out=offsets[:, 1:])
-        for name, row, end in zip(_JOINED, lengths, offsets[:, -1], strict=True):
+        for name, row, end in zip(joined, lengths, offsets[:, -1], strict=True):
             size = len(arrays[name])
             # A sum may wrap: none of its terms may be larger than it.
             if size != end or ((row < 0) | (row > size)).any():
@@ -119,26 +117,36 @@ def decode(files: Mapping[str, bytes], *, where: str) -> ShardColumns:
         kept_mass=arrays["kept_mass"],
         entropy=arrays["entropy"],
         agreement=arrays["agreement"],
-        streams={stream: (arrays[stream].data, offsets[row]) for row, stream in enumerate(STREAMS, start=1)},
+        streams={stream: (arrays[stream].data, offsets[row]) for row, stream in enumerate(streams, start=1)},
     )
 
 
-def _read_arrays(files: Mapping[str, bytes]) -> dict[str, npt.NDArray[Any]]:
+def blocks(files: Mapping[str, bytes]) -> list[Block]:
+    """None: each stream is an object of its own, so an utterance alone would take as many requests as all of them."""
+    return []
+
+
+def decode_block(data: bytes, num_rows: int, streams: Sequence[str], *, where: str) -> ShardColumns:
+    """Raises IntegrityError: there are no blocks."""
+    raise IntegrityError(f"{where}: a Zarr shard has no blocks")
+
+
+def _read_arrays(files: Mapping[str, bytes], dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, npt.NDArray[Any]]:
     """All arrays of the group. Nothing is decompressed before all metadata was found to be what :func:`encode` writes.
 
     Zarr itself is not asked: it would look up whatever codec the metadata name, and allocate whatever shape they claim.
     """
-    sizes = _check_metadata(files)
+    sizes = _check_metadata(files, dtypes)
     budget = DecodingBudget(sum(map(len, files.values())))
-    return {name: _read(files, name, size, budget) for name, size in sizes.items()}
+    return {name: _read(files, name, dtypes[name], size, budget) for name, size in sizes.items()}
 
 
-def _check_metadata(files: Mapping[str, bytes]) -> dict[str, int]:
+def _check_metadata(files: Mapping[str, bytes], dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, int]:
     """The number of elements of each array. Raises ValueError where the files are not those of such arrays."""
     _check_json(_metadata_of(files, _METADATA), {"zarr_format": 3, "node_type": "group"}, "the group")
     sizes: dict[str, int] = {}
     num_chunks: dict[str, int] = {}
-    for name, dtype in _DTYPES.items():
+    for name, dtype in dtypes.items():
         metadata = _metadata_of(files, f"{name}/{_METADATA}")
         if metadata.get("data_type") != dtype.name:
             raise ValueError(f"'{name}' is not a 1-D array of {dtype.name}")
@@ -148,8 +156,7 @@ def _check_metadata(files: Mapping[str, bytes]) -> dict[str, int]:
         sizes[name] = shape[0]
         num_chunks[name] = -(-shape[0] // _chunk_of(shape[0]))
         expected_metadata = _array_metadata(dtype, shape[0])
-        if dtype.itemsize == 1 and metadata.get("codecs") == [{"name": "bytes"}, _ZSTD_METADATA]:
-            # Single bytes have no order: it may be left out.
+        if metadata.get("codecs") in _codecs(dtype):
             expected_metadata["codecs"] = metadata["codecs"]
         _check_json(metadata, expected_metadata, f"'{name}'")
     # As numbers first: a hostile shape has more chunks than there is memory for their names.
@@ -162,8 +169,10 @@ def _check_metadata(files: Mapping[str, bytes]) -> dict[str, int]:
     return sizes
 
 
-def _read(files: Mapping[str, bytes], name: str, size: int, budget: DecodingBudget) -> npt.NDArray[Any]:
-    dtype, chunk = _DTYPES[name], _chunk_of(size)
+def _read(
+    files: Mapping[str, bytes], name: str, dtype: np.dtype[Any], size: int, budget: DecodingBudget
+) -> npt.NDArray[Any]:
+    chunk = _chunk_of(size)
     parts = [np.empty(0, dtype)]
     for index, start in enumerate(range(0, size, chunk)):
         budget.spend(chunk * dtype.itemsize)
@@ -198,8 +207,21 @@ def _array_metadata(dtype: np.dtype[Any], size: int) -> dict[str, Any]:
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [_chunk_of(size)]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": 0,
-        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, _ZSTD_METADATA],
+        "codecs": _codecs(dtype)[0],
     }
+
+
+def _codecs(dtype: np.dtype[Any]) -> list[list[dict[str, Any]]]:
+    """Those that an array may have; what is written comes first."""
+    orders = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    if dtype.itemsize == 1:
+        # Single bytes have no order: it may be left out.
+        orders.append({"name": "bytes"})
+    return [
+        [order, {"name": "zstd", "configuration": {"level": level, "checksum": True}}]
+        for level in _LEVELS
+        for order in orders
+    ]
 
 
 def _check_json(found: dict[str, Any], expected: dict[str, Any], where: str) -> None:

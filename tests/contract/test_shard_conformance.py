@@ -32,7 +32,7 @@ from tests.support.datasets import (
     random_rows,
     write_dataset,
 )
-from tests.support.targets import assert_same_targets, assert_within_u8_bound
+from tests.support.targets import assert_within_bound
 
 NewUrl = Callable[[str], str]
 NUM_SHARDS = 3
@@ -55,8 +55,7 @@ def assert_same_utterance(found: LabelledUtterance, expected: LabelledUtterance,
     assert found.utterance_id == expected.utterance_id
     assert (found.stats.kept_mass, found.stats.entropy) == (expected.stats.kept_mass, expected.stats.entropy)
     assert found.stats.agreement == pytest.approx(expected.stats.agreement, abs=0, nan_ok=True)
-    check = assert_within_u8_bound if codec == "packed-u8" else assert_same_targets
-    check(found.targets, expected.targets)
+    assert_within_bound(codec, found.targets, expected.targets)
 
 
 class TestReading:

@@ -15,11 +15,11 @@ from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.plan import ShardRange
 from softlabel_schemas.selection import TopK
 from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
-from softlabel_schemas.spec import DatasetSpec, StorageSpec, TeacherSpec
+from softlabel_schemas.spec import CodecName, DatasetSpec, StorageSpec, TeacherSpec
 from tests.support.targets import random_targets
 
 SHARD_FORMATS = ("parquet", "zarr")
-CODECS = ("packed-u8", "packed-f32")
+CODECS: tuple[CodecName, ...] = ("mtf-sqrt", "packed-u8", "packed-f32")
 NUM_CLASSES = 50
 TEMPERATURES = (1.0, 2.0, 4.0)
 INVENTORY = ClassInventory(names=tuple(f"senone-{index}" for index in range(NUM_CLASSES)))

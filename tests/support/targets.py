@@ -12,9 +12,13 @@ Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
 
-def random_log_posterior(rng: np.random.Generator, num_frames: int, num_classes: int, scale: float = 3.0) -> Float32:
+def random_log_posterior(
+    rng: np.random.Generator, num_frames: int, num_classes: int, scale: float = 3.0, slowness: float = 0.0
+) -> Float32:
     """Log-posterior float32 [T, V]; a larger ``scale`` makes it more peaked, 0 makes it uniform."""
     logits_TV = scale * rng.standard_normal((num_frames, num_classes))
+    for frame in range(1, num_frames) if slowness else ():
+        logits_TV[frame] = slowness * logits_TV[frame - 1] + np.sqrt(1 - slowness**2) * logits_TV[frame]
     return np.log(dense_posterior(logits_TV, 1.0)).astype(np.float32)
 
 
@@ -53,9 +57,14 @@ def random_targets(
     max_entries: int = 8,
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0),
     scale: float = 3.0,
+    slowness: float = 0.0,
 ) -> SoftTargets:
-    """Each frame keeps its 0 to ``max_entries`` likeliest classes, and sometimes a less likely one in place of the last."""
-    log_posterior_TV = random_log_posterior(rng, num_frames, num_classes, scale)
+    """Each frame keeps its 0 to ``max_entries`` likeliest classes, and sometimes a less likely one in place of the last.
+
+    Args:
+        slowness: correlation of the logits of neighbouring frames.
+    """
+    log_posterior_TV = random_log_posterior(rng, num_frames, num_classes, scale, slowness)
     ranked_TV = ranking(log_posterior_TV)
     kept_TV = np.zeros(log_posterior_TV.shape, dtype=bool)
     for frame, count in enumerate(rng.integers(0, min(max_entries, num_classes), num_frames, endpoint=True)):
@@ -75,17 +84,25 @@ def assert_same_targets(found: SoftTargets, expected: SoftTargets) -> None:
         np.testing.assert_array_equal(found_array, expected_array, err_msg=name, strict=True)
 
 
-def assert_within_u8_bound(found: SoftTargets, expected: SoftTargets) -> None:
-    """The error bound that ``PackedCodec`` states for packed-u8."""
+def assert_within_bound(codec: str, found: SoftTargets, expected: SoftTargets) -> None:
+    """The error bounds that FORMAT.md states for the codecs."""
+    if codec == "packed-f32":
+        assert_same_targets(found, expected)
+        return
     assert (found.num_classes, found.temperatures) == (expected.num_classes, expected.temperatures)
     np.testing.assert_array_equal(found.offsets, expected.offsets)
     np.testing.assert_array_equal(found.class_ids, expected.class_ids)
-    exact_E = expected.log_probs.astype(np.float64)
-    error_E = np.abs(found.log_probs - exact_E)
-    assert (error_E[exact_E >= -15.9375] <= 1 / 32).all()
-    assert (found.log_probs[exact_E < -15.9375] == -15.9375).all()
-    exact_TK = expected.tail_mass.astype(np.float64)
-    error_TK = np.abs(np.sqrt(found.tail_mass.astype(np.float64)) - np.sqrt(exact_TK))
-    bound_TK = np.where(exact_TK > 0.99996, 1 / 65_535, 1 / 131_070)
-    # 1e-7: the decoded tail is rounded to float32.
-    assert (error_TK <= bound_TK + 1e-7).all()
+    exact_E, found_E = expected.log_probs.astype(np.float64), found.log_probs.astype(np.float64)
+    exact_TK, found_TK = expected.tail_mass.astype(np.float64), found.tail_mass.astype(np.float64)
+    if codec == "packed-u8":
+        assert (np.abs(found_E - exact_E)[exact_E >= -15.9375] <= 1 / 32).all()
+        assert (found_E[exact_E < -15.9375] == -15.9375).all()
+        bound_TK = np.where(exact_TK > 0.99996, 1 / 65_535, 1 / 131_070)
+        # 1e-7: the decoded tail is rounded to float32.
+        assert (np.abs(np.sqrt(found_TK) - np.sqrt(exact_TK)) <= bound_TK + 1e-7).all()
+        return
+    assert codec == "mtf-sqrt"
+    assert (np.abs(np.exp(found_E / 2) - np.exp(exact_E / 2)) <= 1 / 384 + 1e-7).all()
+    bound_TK = np.where(exact_TK > 0.9999, np.pi / 510, np.pi / 1020)
+    # Near 1 the angle of a float32 is no more exact than that.
+    assert (np.abs(np.arcsin(np.sqrt(found_TK)) - np.arcsin(np.sqrt(exact_TK))) <= bound_TK + 4e-4).all()
