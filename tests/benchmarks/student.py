@@ -1,4 +1,4 @@
-"""The student: what soft targets add to a step, whether the loader keeps ahead, memory, and an epoch against on-line distillation.
+"""The student: what soft targets add to a step, the wait for the loader, memory, and an epoch against on-line distillation.
 
     python -m tests.benchmarks.student [--json] [--repeats 15]
 
@@ -21,7 +21,7 @@ from student_trainer.batch import Batch, collate
 from student_trainer.train import _Trainer
 from tests.benchmarks.figures import Figure, interleaved, median_and_spread, to_json
 from tests.benchmarks.student_feeding import feeding_figures
-from tests.benchmarks.student_parts import BATCH_SECONDS, STUDENTS, make_trainer, random_examples
+from tests.benchmarks.student_parts import BATCH_SECONDS, STUDENTS, TOP_K, make_trainer, random_examples
 
 CLASSES = (660, 9_000)
 # The default first.
@@ -32,6 +32,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "uniform": {"tail": "uniform"},
     "ghost, temperature 2": {"tail": "ghost", "temperature": 2.0},
     "ghost, two heads": {"tail": "ghost", "num_heads": 2},
+}
+# What the hard-only step has not.
+_WHY = {
+    "ghost, temperature 2": "; a second normalisation over the classes",
+    "ghost, two heads": "; a second output layer, and a second normalisation",
 }
 
 
@@ -72,7 +77,7 @@ def step_figures(student: str, num_classes: int, batch_seconds: float, repeats: 
             target="ratio <= 1.05",
             met=median <= 1.05 * baseline[0],
             spread=spread,
-            note=f"{len(hard.labels_N):,} frames, top {examples[0].soft.counts_T.max() if examples[0].soft else 0}",
+            note=f"{len(hard.labels_N):,} frames, top {TOP_K}" + _WHY.get(name, ""),
         )
         for name, (median, spread) in zip(VARIANTS, found, strict=True)
     ]

@@ -10,10 +10,12 @@ import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
+import torch
+
 from softlabel_schemas.corpus import Corpus
 from softlabel_schemas.manifest import SpecDocument
 from softlabel_schemas.shard import LabelledUtterance
-from student_trainer.batch import collate
+from student_trainer.batch import Example, collate
 from student_trainer.data import Step, TrainingData
 from student_trainer.order import Order
 from student_trainer.train import _Trainer
@@ -77,8 +79,12 @@ def _run_epoch(steps: Generator[Step, None, None], trainer: _Trainer) -> tuple[f
 def _waiting(toy: ToyCorpus, student: str, repeats: int) -> list[Figure]:
     """Baseline: the same work in the step loop, as a share of the epoch that it would then take."""
     found = []
-    for what, num_pools in (("in memory", 1), ("read again each epoch", 4)):
-        data = toy.data()
+    for what, num_pools, stored in (
+        ("corpus in memory", 1, False),
+        ("pools of stored features", 4, True),
+        ("pools of audio", 4, False),
+    ):
+        data = toy.data(stored_features=stored)
         order, trainer = _order(data, num_pools), make_trainer(student, NUM_CLASSES, tail="ghost")
         steps = data.steps(order, temperature=1.0, num_epochs=repeats + 2)
         # The first epoch loads a corpus that fits into one pool.
@@ -154,8 +160,6 @@ def _memory(large: ToyCorpus, student: str, pool_seconds: float) -> Figure:
 
 
 def _measure_memory(folder: Path, student: str, pool_seconds: float) -> dict[str, int]:
-    import torch
-
     torch.set_num_threads(1)
     toy = ToyCorpus(folder=folder, num_classes=NUM_CLASSES)
     data, trainer = toy.data(), make_trainer(student, NUM_CLASSES, tail="ghost")
@@ -165,13 +169,17 @@ def _measure_memory(folder: Path, student: str, pool_seconds: float) -> dict[str
     for step in data.steps(order, temperature=1.0, num_epochs=1):
         trainer._step(step.batch, 0.0)
         peak = max(peak, resident_bytes(os.getpid()))
-    examples = data.load([row for rows in order.pools(data.seconds_N, 0)[0] for row in rows]).values()
-    arrays = [example.features for example in examples]
-    arrays += [array for example in examples if example.hard_labels is not None for array in [example.hard_labels]]
-    soft = [example.soft for example in examples if example.soft is not None]
-    pool = sum(array.nbytes for array in arrays)
-    pool += sum(t.offsets.nbytes + t.class_ids.nbytes + t.log_probs.nbytes + t.tail_mass.nbytes for t in soft)
+    examples = data.load([row for rows in order.pools(data.seconds_N, 0)[0] for row in rows])
+    pool = sum(_num_bytes(example) for example in examples.values())
     return {"idle": idle, "peak": peak, "pool": pool}
+
+
+def _num_bytes(example: Example) -> int:
+    assert example.soft is not None
+    assert example.hard_labels is not None
+    soft = example.soft
+    arrays = (soft.offsets, soft.class_ids, soft.log_probs, soft.tail_mass, example.features, example.hard_labels)
+    return sum(array.nbytes for array in arrays)
 
 
 if __name__ == "__main__":

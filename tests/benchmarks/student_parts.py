@@ -14,7 +14,7 @@ import torch
 
 from softlabel_schemas import ClassInventory, Corpus, Utterance, load_corpus, open_dataset, write_corpus
 from softlabel_schemas.commit import begin, publish
-from softlabel_schemas.front_end import Fbank
+from softlabel_schemas.front_end import Fbank, Precomputed
 from softlabel_schemas.manifest import SpecDocument
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.selection import TopK
@@ -29,6 +29,7 @@ from student_trainer.train import Progress, _Trainer
 from tests.support.datasets import SPEC, commit_rows, cut_evenly
 
 FRONT_END = Fbank(stack=3)
+STORED = Precomputed(num_features=FRONT_END.num_features, frame_shift_ms=FRONT_END.output_frame_shift_ms)
 BATCH_SECONDS = 40.0
 TOP_K = 20
 # As in deploy/local/speechocean762.py.
@@ -109,19 +110,22 @@ class ToyCorpus:
     def corpus(self) -> Corpus:
         return load_corpus(str(self.folder / "corpus.parquet"))
 
-    def data(self, *, soft: bool = True) -> TrainingData:
+    def data(self, *, soft: bool = True, stored_features: bool = False) -> TrainingData:
+        """Features are computed from the audio, or read from the files that hold them."""
         corpus, url = self.corpus, str(self.folder / "labels")
         digest = inventory(self.num_classes).digest()
         labels = SoftLabels(open_dataset(url), SoftLabelConfig(url=url), corpus, digest) if soft else None
-        return TrainingData(corpus, FRONT_END, labels)
+        return TrainingData(corpus, STORED if stored_features else FRONT_END, labels)
 
 
 def write_toy_corpus(folder: Path, *, seconds: float, num_classes: int, label: Label) -> ToyCorpus:
-    """``label`` gives the soft labels of all rows, in order. Rows share eight files, as only their number costs."""
+    """``label`` gives the soft labels of all rows, in order. Rows share eight files: which ones
+    does not change what reading costs."""
     rng = np.random.default_rng(0)
     sounds = (rng.uniform(0.5, 1.5, 8) * _MEAN_SECONDS * FRONT_END.sample_rate).astype(int)
     for index, num_samples in enumerate(sounds):
-        samples = 0.1 * rng.standard_normal(num_samples)
+        samples = 0.1 * rng.standard_normal(num_samples).astype(np.float32)
+        np.save(folder / f"{index}.npy", FRONT_END.compute(32_768 * samples))
         soundfile.write(folder / f"{index}.wav", samples, FRONT_END.sample_rate, subtype="PCM_16")
     rows = []
     for index in range(max(8, round(seconds / _MEAN_SECONDS))):
@@ -131,6 +135,7 @@ def write_toy_corpus(folder: Path, *, seconds: float, num_classes: int, label: L
             Utterance(
                 utterance_id=f"utt-{index:06d}",
                 audio=f"{index % 8}.wav",
+                features=f"{index % 8}.npy",
                 sample_rate=FRONT_END.sample_rate,
                 num_samples=num_samples,
                 split="train",
