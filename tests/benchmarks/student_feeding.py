@@ -104,7 +104,7 @@ def _waiting(toy: ToyCorpus, student: str, repeats: int) -> list[Figure]:
                 target="<= 0.01",
                 met=share <= 0.01,
                 spread=spread,
-                note=f"an epoch's steps {stepping:.2f} s; processor time: steps {stepping_alone:.2f} s, feeding {feeding:.2f} s",
+                note=f"epoch's steps {stepping:.2f} s; processor time: steps {stepping_alone:.2f} s, feeding {feeding:.2f} s",
             )
         )
     return found
