@@ -16,10 +16,12 @@ from softlabel_schemas.dataset import open_dataset
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.targets import SoftTargets
-from student_trainer.data import Batch, Example, TrainingData, collate
+from student_trainer.batch import Batch, Example, collate
+from student_trainer.data import TrainingData
 from student_trainer.left_out import leave_out_skipped, say_what_is_left_out, to_json
 from student_trainer.metrics import FramePosteriors, Metrics
 from student_trainer.models import AcousticModel
+from student_trainer.prefetch import prefetched
 from student_trainer.run_folder import RunFolder, set_threads
 
 # Padded speech in a batch.
@@ -102,6 +104,11 @@ def model_posteriors(
     model: AcousticModel, data: TrainingData
 ) -> Iterator[tuple[list[tuple[str, npt.NDArray[np.int64]]], list[FramePosteriors]]]:
     """Posteriors of the decoding head, batch by batch, utterances in order of length."""
+    for examples, batch in prefetched(_batches(data), depth=1):
+        yield _batch_posteriors(model, examples, batch)
+
+
+def _batches(data: TrainingData) -> Iterator[tuple[list[Example], Batch]]:
     order = np.argsort(data.seconds_N, kind="stable")
     start = 0
     while start < len(order):
@@ -109,15 +116,14 @@ def model_posteriors(
         while stop < len(order) and data.seconds_N[order[stop]] * (stop + 1 - start) <= _BATCH_SECONDS:
             stop += 1
         examples = list(data.load([int(row) for row in order[start:stop]]).values())
-        yield _batch_posteriors(model, examples)
+        yield examples, collate(examples)
         start = stop
 
 
 @torch.no_grad()
 def _batch_posteriors(
-    model: AcousticModel, examples: Sequence[Example]
+    model: AcousticModel, examples: Sequence[Example], batch: Batch
 ) -> tuple[list[tuple[str, npt.NDArray[np.int64]]], list[FramePosteriors]]:
-    batch = collate(examples)
     logits_BTV, lengths_B = model(batch.features_BTD, batch.lengths_B)
     check_lengths(batch, lengths_B)
     log_probs_BTV = logits_BTV.float().log_softmax(dim=-1)

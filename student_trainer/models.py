@@ -215,9 +215,13 @@ class AcousticModel(nn.Module):
         return self.heads[0](hidden_BTH), lengths_B
 
     def all_heads(self, features_BTD: Tensor, lengths_B: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Hidden states of the encoder once, through each head: logits_BTV of head 0, of head 1."""
+        """Valid frames of all utterances, in order, through each head: logits_NV of head 0, of head 1.
+
+        Padding is left out before the heads: over thousands of classes, to copy logits costs as much as a loss.
+        """
         hidden_BTH, lengths_B = self.encoder(features_BTD, lengths_B)
-        return [head(hidden_BTH) for head in self.heads], lengths_B
+        hidden_NH = hidden_BTH[frame_mask(lengths_B, hidden_BTH.shape[1])]
+        return [head(hidden_NH) for head in self.heads], lengths_B
 
 
 def build_acoustic_model(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,14 +26,16 @@ from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import SkippedUtterance
+from student_trainer.batch import Batch
 from student_trainer.config import TrainConfig
-from student_trainer.data import Batch, Pool, SoftLabels, TrainingData, collate
+from student_trainer.data import SoftLabels, Step, TrainingData
 from student_trainer.evaluate import check_lengths, load_evaluation_corpus, model_posteriors
 from student_trainer.interrupts import interrupts_held
 from student_trainer.left_out import leave_out_skipped, say_what_is_left_out, to_json
-from student_trainer.loss import hard_loss, soft_loss
+from student_trainer.loss import hard_and_soft_loss, hard_loss
 from student_trainer.metrics import Metrics
 from student_trainer.models import ENCODERS, AcousticModel
+from student_trainer.order import Order
 from student_trainer.run_folder import RUN, RunFolder, build_model, set_threads
 
 
@@ -112,7 +114,7 @@ class _Trainer:
     ) -> None:
         self.config, self.folder, self.identity, self.left_out = config, folder, identity, left_out
         self.model, self.optimizer, self.at = model, optimizer, at
-        self.last_checkpoint = time.monotonic()
+        self.last_checkpoint = self.last_step = time.monotonic()
         self.saved = (at.epoch, at.step)
         # Whether the weights are those of ``at``: not so within a step.
         self.is_whole = True
@@ -126,41 +128,42 @@ class _Trainer:
             raise
 
     def _run(self, data: TrainingData, dev: TrainingData | None, inventory: ClassInventory) -> None:
-        settings, at = self.config.training, self.at
-        pools = data.pools(
-            seed=self.config.seed,
-            first_epoch=at.epoch,
-            num_epochs=settings.epochs,
-            batch_seconds=settings.batch_seconds,
-            pool_seconds=settings.pool_seconds,
-        )
+        settings, at, soft = self.config.training, self.at, self.config.soft_labels
+        order = Order(seed=self.config.seed, batch_seconds=settings.batch_seconds, pool_seconds=settings.pool_seconds)
         seconds = float(data.seconds_N.sum())
         with progress(f"train {self.config.name}", settings.epochs * seconds, "s of speech") as advance:
             advance(at.epoch * seconds)
-            for pool in pools:
-                self._train_pool(pool, lambda epochs_done: advance(epochs_done * seconds))
-                if pool.ends_epoch:
+            if at.step and at.step == data.num_steps(order, at.epoch):
+                # Interrupted after the last step of an epoch, before its end.
+                self._epoch_end(dev, inventory)
+            steps = data.steps(
+                order,
+                temperature=soft.temperature if soft else 1.0,
+                num_epochs=settings.epochs,
+                first_epoch=at.epoch,
+                first_step=at.step,
+            )
+            self.last_step = time.monotonic()
+            for step in steps:
+                self._take(step)
+                advance((step.epoch + at.step / step.num_steps) * seconds)
+                if step.ends_epoch:
                     self._epoch_end(dev, inventory)
                     advance(at.epoch * seconds, _note(at.history[-1]))
+                    self.last_step = time.monotonic()
 
-    def _train_pool(self, pool: Pool, advance: Callable[[float], None]) -> None:
-        """The steps of one pool, less those done before the checkpoint that was resumed."""
-        at, started = self.at, time.monotonic()
-        temperature = self.config.soft_labels.temperature if self.config.soft_labels else 1.0
-        for step, rows in enumerate(pool.batches, start=pool.first_step):
-            if step < at.step:
-                continue
-            batch = collate([pool.examples[row] for row in rows], temperature=temperature)
-            with self._changing():
-                losses = self._step(batch, pool.epoch + step / pool.num_steps)
-                for name, value in losses.items():
-                    at.loss_sums[name] = at.loss_sums.get(name, 0.0) + value
-                at.step = step + 1
-                now = time.monotonic()
-                at.seconds, started = at.seconds + now - started, now
-            advance(pool.epoch + at.step / pool.num_steps)
-            if now - self.last_checkpoint > 60 * self.config.training.checkpoint_minutes:
-                self._checkpoint()
+    def _take(self, step: Step) -> None:
+        at = self.at
+        with self._changing():
+            losses = self._step(step.batch, step.epoch + step.step / step.num_steps)
+            for name, value in losses.items():
+                at.loss_sums[name] = at.loss_sums.get(name, 0.0) + value
+            at.step = step.step + 1
+            now = time.monotonic()
+            at.seconds += now - self.last_step
+            self.last_step = now
+        if now - self.last_checkpoint > 60 * self.config.training.checkpoint_minutes:
+            self._checkpoint()
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
@@ -180,17 +183,20 @@ class _Trainer:
         self.model.train()
         logits, lengths_B = self.model.all_heads(batch.features_BTD, batch.lengths_B)
         check_lengths(batch, lengths_B)
-        mask_BT = torch.arange(logits[0].shape[1])[None, :] < lengths_B[:, None]
-        hard_NV = logits[0][mask_BT]
-        hard = hard_loss(hard_NV, batch.labels_N)
-        loss, losses = hard, {"hard_loss": float(hard.detach())}
-        if soft is not None:
+        if soft is None:
+            loss = hard_loss(logits[0], batch.labels_N)
+            losses = {"hard_loss": float(loss.detach())}
+        else:
             assert batch.targets is not None
-            soft_NV = hard_NV if len(logits) == 1 else logits[1][mask_BT]
-            distillation = soft_loss(
-                soft_NV, batch.targets, temperature=soft.temperature, tail=soft.tail, labels_N=batch.labels_N
+            hard, distillation = hard_and_soft_loss(
+                logits[0],
+                logits[-1],
+                batch.targets,
+                temperature=soft.temperature,
+                tail=soft.tail,
+                labels_N=batch.labels_N,
             )
-            losses["soft_loss"] = float(distillation.detach())
+            losses = {"hard_loss": float(hard.detach()), "soft_loss": float(distillation.detach())}
             loss = (1 - soft.weight) * hard + soft.weight * distillation
         if not torch.isfinite(loss):
             raise InputError(

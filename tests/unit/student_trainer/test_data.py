@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +19,11 @@ from softlabel_schemas import InputError, open_dataset
 from softlabel_schemas.front_end import UtteranceError
 from softlabel_schemas.selection import Mass, TopK
 from softlabel_schemas.targets import SoftTargets, concatenate
+from student_trainer import data as data_module
+from student_trainer.batch import Batch, Example, collate, sparse_targets
 from student_trainer.config import SoftLabelConfig
-from student_trainer.data import Example, SoftLabels, TrainingData, collate, epoch_pools, sparse_targets
+from student_trainer.data import SoftLabels, Step, TrainingData
+from student_trainer.order import Order
 from tests.support.speech import (
     FRONT_END,
     INVENTORY,
@@ -61,6 +66,10 @@ def training_data(speech: Speech, soft_labels: SoftLabels | None = None) -> Trai
     return TrainingData(speech.corpus.select_splits(["train"]), FRONT_END, soft_labels)
 
 
+def steps(data: TrainingData, order: Order, num_epochs: int = 2, **settings: Any) -> list[Step]:
+    return list(data.steps(order, temperature=2.0, num_epochs=num_epochs, **settings))
+
+
 durations = st.lists(st.floats(0.05, 20.0), min_size=1, max_size=60)
 
 
@@ -76,8 +85,8 @@ class TestOrder:
         self, seconds: list[float], seed: int, epoch: int, batch_seconds: float, pool_seconds: float
     ) -> None:
         seconds_N = np.array(seconds)
-        settings = {"seed": seed, "epoch": epoch, "batch_seconds": batch_seconds, "pool_seconds": pool_seconds}
-        pools = epoch_pools(seconds_N, **settings)
+        order = Order(seed=seed, batch_seconds=batch_seconds, pool_seconds=pool_seconds)
+        pools = order.pools(seconds_N, epoch)
         assert sorted(row for pool in pools for rows in pool for row in rows) == list(range(len(seconds)))
         for pool in pools:
             assert pool
@@ -86,12 +95,12 @@ class TestOrder:
             assert in_pool <= pool_seconds + 8 * max(seconds) + 1e-6
             for rows in pool:
                 assert len(rows) == 1 or len(rows) * max(seconds[row] for row in rows) <= batch_seconds
-        assert epoch_pools(seconds_N, **settings) == pools
+        assert order.pools(seconds_N, epoch) == pools
 
     def test_another_seed_or_epoch_is_another_order(self) -> None:
         seconds_N = np.random.default_rng(0).uniform(1, 9, 100)
         orders = [
-            str(epoch_pools(seconds_N, seed=seed, epoch=epoch, batch_seconds=30.0, pool_seconds=100.0))
+            str(Order(seed=seed, batch_seconds=30.0, pool_seconds=100.0).pools(seconds_N, epoch))
             for seed in (0, 1)
             for epoch in (0, 1)
         ]
@@ -101,7 +110,7 @@ class TestOrder:
         seconds_N = np.random.default_rng(0).uniform(1, 9, 400)
         batches = []
         for epoch in (0, 1):
-            (pool,) = epoch_pools(seconds_N, seed=0, epoch=epoch, batch_seconds=60.0, pool_seconds=1e9)
+            (pool,) = Order(seed=0, batch_seconds=60.0, pool_seconds=1e9).pools(seconds_N, epoch)
             padded = sum(len(rows) * seconds_N[rows].max() for rows in pool)
             assert padded < 1.2 * seconds_N.sum()
             batches.append({frozenset(rows) for rows in pool})
@@ -111,50 +120,124 @@ class TestOrder:
     def test_the_same_with_and_without_soft_labels(
         self, speech: Speech, labels: SoftDataset, pool_seconds: float
     ) -> None:
-        settings = {"seed": 1, "first_epoch": 0, "num_epochs": 2, "batch_seconds": 1.5, "pool_seconds": pool_seconds}
-        without = [pool.batches for pool in training_data(speech).pools(**settings)]
-        with_soft = [pool.batches for pool in training_data(speech, join(speech, labels.url)).pools(**settings)]
-        assert without == with_soft
+        order = Order(seed=1, batch_seconds=1.5, pool_seconds=pool_seconds)
+        without = steps(training_data(speech), order)
+        with_soft = steps(training_data(speech, join(speech, labels.url)), order)
+        assert [step.batch.utterance_ids for step in without] == [step.batch.utterance_ids for step in with_soft]
 
 
-class TestPools:
-    def test_small_pools_give_the_examples_of_one_large_pool(self, speech: Speech, labels: SoftDataset) -> None:
+class TestSteps:
+    ORDER = Order(seed=1, batch_seconds=1.5, pool_seconds=1.0)
+
+    def test_are_the_batches_of_the_order(self, speech: Speech, labels: SoftDataset) -> None:
         data = training_data(speech, join(speech, labels.url))
-        settings = {"seed": 1, "first_epoch": 1, "num_epochs": 3, "batch_seconds": 1.5}
-        (whole, last) = data.pools(**settings, pool_seconds=36_000.0)
-        assert (whole.epoch, last.epoch) == (1, 2)
-        assert last.examples is whole.examples
-        pools = list(data.pools(**settings, pool_seconds=1.0))
-        assert len(pools) == 6
-        for epoch in (1, 2):
-            of_epoch = [pool for pool in pools if pool.epoch == epoch]
-            assert sorted(row for pool in of_epoch for row in pool.examples) == list(range(20))
-            assert [pool.ends_epoch for pool in of_epoch] == [False] * (len(of_epoch) - 1) + [True]
-            step = 0
-            for pool in of_epoch:
-                assert pool.first_step == step
-                assert sorted(row for rows in pool.batches for row in rows) == sorted(pool.examples)
-                step += len(pool.batches)
-                for row, example in pool.examples.items():
-                    assert_same_example(example, whole.examples[row])
-            assert {pool.num_steps for pool in of_epoch} == {step}
+        found = iter(steps(data, self.ORDER))
+        for epoch in (0, 1):
+            pools = self.ORDER.pools(data.seconds_N, epoch)
+            assert len(pools) == 3
+            batches = [rows for pool in pools for rows in pool]
+            assert data.num_steps(self.ORDER, epoch) == len(batches)
+            for number, rows in enumerate(batches):
+                step = next(found)
+                assert (step.epoch, step.step, step.num_steps) == (epoch, number, len(batches))
+                assert step.ends_epoch == (number + 1 == len(batches))
+                examples = data.load(rows)
+                assert_same_batch(step.batch, collate([examples[row] for row in rows], temperature=2.0))
+        assert next(found, None) is None
+
+    @pytest.mark.parametrize("pool_seconds", [1.0, 36_000.0])
+    def test_can_begin_anywhere(self, speech: Speech, labels: SoftDataset, pool_seconds: float) -> None:
+        data = training_data(speech, join(speech, labels.url))
+        order = Order(seed=1, batch_seconds=1.5, pool_seconds=pool_seconds)
+        everything = steps(data, order)
+        for start, first in enumerate(everything):
+            for step, expected in zip(
+                steps(data, order, first_epoch=first.epoch, first_step=first.step), everything[start:], strict=True
+            ):
+                assert (step.epoch, step.step, step.num_steps) == (expected.epoch, expected.step, expected.num_steps)
+                assert_same_batch(step.batch, expected.batch)
+        after = steps(data, order, first_epoch=0, first_step=everything[0].num_steps)
+        assert [step.epoch for step in after] == [1] * data.num_steps(order, 1)
+
+    def test_a_corpus_of_one_pool_is_loaded_once(
+        self, speech: Speech, labels: SoftDataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        load, calls = TrainingData.load, []
+
+        def counting(self: TrainingData, *args: Any) -> Any:
+            calls.append(args)
+            return load(self, *args)
+
+        monkeypatch.setattr(TrainingData, "load", counting)
+        data = training_data(speech, join(speech, labels.url))
+        steps(data, Order(seed=1, batch_seconds=1.5, pool_seconds=36_000.0), num_epochs=3)
+        assert len(calls) == 1
+        steps(data, self.ORDER, num_epochs=3)
+        assert len(calls) == 1 + 9
+
+    def test_all_are_made_by_other_threads(
+        self, speech: Speech, labels: SoftDataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        here, makers = threading.get_ident(), set()
+        load = TrainingData.load
+
+        def recording(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                makers.add((function, threading.get_ident()))
+                return function(*args, **kwargs)
+
+            return call
+
+        monkeypatch.setattr(TrainingData, "load", recording(load))
+        monkeypatch.setattr(data_module, "collate", recording(collate))
+        steps(training_data(speech, join(speech, labels.url)), self.ORDER)
+        assert {function for function, _ in makers} == {load, collate}
+        assert len({thread for _, thread in makers} | {here}) == 3
 
     def test_an_unreadable_file_ends_the_iteration(self, speech: Speech, tmp_path: Path) -> None:
         utterances = speech.located("train")
         utterances[6] = replace(utterances[6], audio="missing.wav")
         data = training_data(save_corpus(tmp_path, utterances))
-        pools = data.pools(seed=0, first_epoch=0, num_epochs=1, batch_seconds=1.5, pool_seconds=1.0)
         with pytest.raises(UtteranceError, match=r"utterance train-06: missing\.wav does not exist"):
-            list(pools)
+            steps(data, self.ORDER)
+
+    def test_nothing_is_loaded_after_it_was_left(
+        self, speech: Speech, labels: SoftDataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A load that was under way stops at its next utterance."""
+        load, events = TrainingData.load, []
+        loads, left = threading.Event(), threading.Event()
+
+        def slow(self: TrainingData, rows: list[int], given_up: threading.Event) -> Any:
+            if len(events) == 1:
+                loads.set()
+                assert left.wait(30)
+                events.append(len(load(self, rows, given_up)))
+                return {}
+            events.append(len(rows))
+            return load(self, rows, given_up)
+
+        monkeypatch.setattr(TrainingData, "load", slow)
+        threads = threading.active_count()
+        found = training_data(speech, join(speech, labels.url)).steps(self.ORDER, temperature=2.0, num_epochs=2)
+        next(found)
+        assert loads.wait(30)
+        found.close()
+        left.set()
+        while threading.active_count() > threads:
+            time.sleep(0.001)
+        assert len(events) == 2
+        assert events[1] == 0
 
 
-def assert_same_example(found: Example, expected: Example) -> None:
-    assert found.utterance_id == expected.utterance_id
-    np.testing.assert_array_equal(found.features, expected.features, strict=True)
-    np.testing.assert_array_equal(found.hard_labels, expected.hard_labels, strict=True)
-    assert found.soft is not None
-    assert expected.soft is not None
-    assert_same_targets(found.soft, expected.soft)
+def assert_same_batch(found: Batch, expected: Batch) -> None:
+    assert found.utterance_ids == expected.utterance_ids
+    for name in ("features_BTD", "lengths_B", "labels_N", "label_lengths_B"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert found.targets is not None
+    assert expected.targets is not None
+    for name in ("ids_NK", "probs_NK", "tail_N"):
+        assert torch.equal(getattr(found.targets, name), getattr(expected.targets, name)), name
 
 
 class TestJoin:

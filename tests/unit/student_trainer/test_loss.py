@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from softlabel_schemas.targets import SoftTargets
+from student_trainer.batch import sparse_targets
 from student_trainer.config import TailMode
-from student_trainer.data import sparse_targets
-from student_trainer.loss import SparseTargets, hard_loss, soft_loss
+from student_trainer.loss import SparseTargets, hard_and_soft_loss, hard_loss, soft_loss
 from tests.support.targets import dense_posterior, random_log_posterior, targets_from_dense
 
 TAIL_MODES: tuple[TailMode, ...] = get_args(TailMode)
@@ -216,13 +216,35 @@ class TestTail:
         assert value == 0
         assert gradient_NV.abs().max() == 0
 
-    def test_ghost_holds_the_tail_of_a_student_that_left_none_at_one_in_a_million(self) -> None:
-        logits_NV = torch.tensor([[60.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_ghost_pulls_a_student_that_left_next_to_nothing_outside(self, dtype: torch.dtype) -> None:
+        """By hand: two classes outside, at exp(-60) each; in float32 one minus the kept posterior is 0."""
+        logits_NV = torch.tensor([[60.0, 0.0, 0.0]], dtype=dtype, requires_grad=True)
         targets = SparseTargets(
             ids_NK=torch.tensor([[0]]), probs_NK=torch.tensor([[0.75]]), tail_N=torch.tensor([0.25])
         )
         loss = soft_loss(logits_NV, targets, temperature=1.0, tail="ghost", labels_N=torch.tensor([-1]))
-        assert float(loss.detach()) == pytest.approx(-0.25 * math.log(1e-6), rel=1e-6)
+        value, gradient_NV = value_and_gradient(loss, logits_NV)
+        assert value == pytest.approx(0.25 * (60 - math.log(2)), rel=1e-6)
+        assert gradient_NV[0].tolist() == pytest.approx([0.25, -0.125, -0.125], rel=1e-6)
+
+    @pytest.mark.parametrize("tail", TAIL_MODES)
+    @settings(max_examples=40)
+    @given(seed=seeds, scale=st.sampled_from([10.0, 60.0]))
+    def test_over_confident_students_in_float32(self, tail: TailMode, seed: int, scale: float) -> None:
+        case = random_case(seed, num_classes=9, max_entries=8)
+        kept_NV, labels_N = torch.from_numpy(case["kept_NV"]), case["labels_N"]
+        # The likeliest class is one of the kept, where there are any.
+        logits_NV = (scale * (kept_NV + 0.1 * case["logits_NV"].detach())).float().requires_grad_()
+        targets = sparse(case, 1.0)
+        found = value_and_gradient(
+            soft_loss(logits_NV, targets, temperature=1.0, tail=tail, labels_N=labels_N), logits_NV
+        )
+        logits64_NV = logits_NV.detach().double().requires_grad_()
+        dense = (dense_targets(targets, kept_NV), kept_NV, targets.tail_N.double(), labels_N, 1.0, tail)
+        expected = value_and_gradient(dense_loss(logits64_NV, *dense), logits64_NV)
+        assert found[0] == pytest.approx(expected[0], rel=1e-5, abs=1e-5)
+        torch.testing.assert_close(found[1].double(), expected[1], atol=1e-5, rtol=0)
 
     def test_the_tail_goes_where_the_mode_says(self) -> None:
         """By hand: p = 0.6 and 0.1 of four classes, the student is uniform but for one class."""
@@ -258,6 +280,44 @@ class TestHardLoss:
         assert gradient_NV.abs().max() == 0
 
 
+class TestBothLosses:
+    @pytest.mark.parametrize("tail", TAIL_MODES)
+    @pytest.mark.parametrize("temperature", TEMPERATURES)
+    @settings(max_examples=40)
+    @given(seed=seeds, max_entries=st.integers(1, 9), weight=st.sampled_from([0.0, 0.3, 1.0]))
+    def test_of_shared_logits_are_those_of_each_alone(
+        self, tail: TailMode, temperature: float, seed: int, max_entries: int, weight: float
+    ) -> None:
+        """Against the library's cross-entropy, with frames that have no entry, or no label, or neither."""
+        case = random_case(seed, num_classes=9, max_entries=max_entries)
+        logits_NV, labels_N = case["logits_NV"], case["labels_N"]
+        targets = as_float64(sparse(case, temperature))
+        options: dict[str, Any] = {"temperature": temperature, "tail": tail, "labels_N": labels_N}
+        hard, soft = hard_and_soft_loss(logits_NV, logits_NV, targets, **options)
+        hard_alone, soft_alone = hard_loss(logits_NV, labels_N), soft_loss(logits_NV, targets, **options)
+        assert float(hard.detach()) == pytest.approx(float(hard_alone.detach()), abs=1e-12)
+        assert float(soft.detach()) == pytest.approx(float(soft_alone.detach()), abs=1e-12)
+        _, found_NV = value_and_gradient((1 - weight) * hard + weight * soft, logits_NV)
+        _, expected_NV = value_and_gradient((1 - weight) * hard_alone + weight * soft_alone, logits_NV)
+        torch.testing.assert_close(found_NV, expected_NV, atol=1e-12, rtol=0)
+
+    def test_of_two_heads(self) -> None:
+        case = random_case(1, num_classes=9, max_entries=4)
+        hard_NV, soft_NV, labels_N = case["logits_NV"], 2 * case["logits_NV"].detach(), case["labels_N"]
+        options: dict[str, Any] = {"temperature": 1.0, "tail": "ghost", "labels_N": labels_N}
+        hard, soft = hard_and_soft_loss(hard_NV, soft_NV, sparse(case, 1.0), **options)
+        assert torch.equal(hard, hard_loss(hard_NV, labels_N))
+        assert torch.equal(soft, soft_loss(soft_NV, sparse(case, 1.0), **options))
+
+    def test_a_second_backward_pass_is_refused(self) -> None:
+        """The gradient was made where the softmax stood."""
+        case = random_case(1, num_classes=9, max_entries=4)
+        loss = soft_loss(case["logits_NV"], sparse(case, 1.0), temperature=1.0, tail="ghost", labels_N=case["labels_N"])
+        torch.autograd.grad(loss, case["logits_NV"], retain_graph=True)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(loss, case["logits_NV"])
+
+
 class _LargeOutputs(TorchDispatchMode):
     """Names of the operators whose result has ``num_elements`` or more."""
 
@@ -274,17 +334,25 @@ class _LargeOutputs(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("tail", TAIL_MODES)
-def test_no_target_over_all_classes_is_made(tail: TailMode) -> None:
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_no_target_over_all_classes_is_made(tail: TailMode, temperature: float) -> None:
     num_frames, num_classes = 16, 1_000
     rng = np.random.default_rng(0)
     log_posterior_NV = random_log_posterior(rng, num_frames, num_classes)
     kept_NV = log_posterior_NV >= np.sort(log_posterior_NV)[:, [-5]]
-    targets = sparse_targets(targets_from_dense(log_posterior_NV, kept_NV, TEMPERATURES), 2.0)
-    logits_NV, labels_N = torch.zeros(num_frames, num_classes), torch.zeros(num_frames, dtype=torch.int64)
+    targets = sparse_targets(targets_from_dense(log_posterior_NV, kept_NV, TEMPERATURES), temperature)
+    logits_NV = torch.zeros(num_frames, num_classes, requires_grad=True)
+    labels_N = torch.zeros(num_frames, dtype=torch.int64)
     with _LargeOutputs(num_frames * num_classes) as large:
-        soft_loss(logits_NV, targets, temperature=2.0, tail=tail, labels_N=labels_N)
-    # The student's own logits, divided by the temperature.
-    assert large.found == ["div"]
+        loss = soft_loss(logits_NV, targets, temperature=temperature, tail=tail, labels_N=labels_N)
+    # A copy of the student's own logits, without the kept classes, and its softmax.
+    assert large.found == ["clone" if temperature == 1 else "div", "scatter_", "_softmax"]
+    with _LargeOutputs(num_frames * num_classes) as large:
+        loss.backward()
+    # In place of the softmax.
+    in_place = ["mul_", "add_", "scatter_add_"] if tail == "uniform" else ["mul_", "scatter_add_"]
+    assert [name for name in large.found if name != "detach"] == in_place
+    assert not logits_NV.grad.isnan().any()
 
 
 def test_sparse_targets_pads_ragged_frames() -> None:

@@ -1,0 +1,87 @@
+"""A batch: ragged utterances -> padded tensors. It is made by the loader's thread, so it is all numpy, whose copies need no
+threads of torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from softlabel_schemas.selection import NO_LABEL
+from softlabel_schemas.targets import SoftTargets, concatenate
+from student_trainer.loss import SparseTargets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One utterance: features float32 [T, D], hard labels int64 [T] or None, soft targets or None."""
+
+    utterance_id: str
+    features: npt.NDArray[np.float32]
+    hard_labels: npt.NDArray[np.int64] | None
+    soft: SoftTargets | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """B utterances; N is the sum of their label frames, in order.
+
+    Attributes:
+        features_BTD: float32, zero-padded; lengths_B int64.
+        labels_N: int64, -1 where a frame has no hard label; label_lengths_B int64.
+        targets: soft targets of the N frames, or None.
+    """
+
+    utterance_ids: tuple[str, ...]
+    features_BTD: Tensor
+    lengths_B: Tensor
+    labels_N: Tensor
+    label_lengths_B: Tensor
+    targets: SparseTargets | None
+
+
+def collate(examples: Sequence[Example], *, temperature: float = 1.0) -> Batch:
+    """Pad features, join label frames."""
+    # A copy for each utterance takes half as long as one through a mask of all frames.
+    lengths = [len(example.features) for example in examples]
+    num_features = examples[0].features.shape[1]
+    features_BTD = np.zeros((len(examples), max(lengths), num_features), dtype=np.float32)
+    for row, example in enumerate(examples):
+        features_BTD[row, : lengths[row]] = example.features
+    labels, label_lengths = [], []
+    for example in examples:
+        if example.hard_labels is not None:
+            labels.append(example.hard_labels)
+        else:
+            assert example.soft is not None
+            labels.append(np.full(example.soft.num_frames, NO_LABEL, dtype=np.int64))
+        label_lengths.append(len(labels[-1]))
+    soft = [example.soft for example in examples if example.soft is not None]
+    return Batch(
+        utterance_ids=tuple(example.utterance_id for example in examples),
+        features_BTD=torch.from_numpy(features_BTD),
+        lengths_B=torch.tensor(lengths),
+        labels_N=torch.from_numpy(np.concatenate(labels)),
+        label_lengths_B=torch.tensor(label_lengths),
+        targets=sparse_targets(concatenate(soft), temperature) if soft else None,
+    )
+
+
+def sparse_targets(targets: SoftTargets, temperature: float) -> SparseTargets:
+    """Pad the ragged entries to [N, K] tensors at ``temperature``."""
+    log_probs_E, tail_N = targets.at_temperature(temperature)
+    counts_N = targets.counts_T
+    mask_NK = np.arange(int(counts_N.max(initial=1))) < counts_N[:, None]
+    ids_NK = np.zeros(mask_NK.shape, dtype=np.int64)
+    probs_NK = np.zeros(mask_NK.shape, dtype=np.float32)
+    ids_NK[mask_NK] = targets.class_ids
+    probs_NK[mask_NK] = np.exp(log_probs_E)
+    return SparseTargets(
+        ids_NK=torch.from_numpy(ids_NK),
+        probs_NK=torch.from_numpy(probs_NK),
+        tail_N=torch.from_numpy(tail_N.copy()),
+    )

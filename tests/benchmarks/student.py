@@ -1,0 +1,112 @@
+"""The student: what soft targets add to a step, the wait for the loader, memory, and an epoch against on-line distillation.
+
+    python -m tests.benchmarks.student [--json] [--repeats 15]
+
+One thread for the model, as in the recipes; the loader's threads have what is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from student_trainer.batch import Batch, collate
+from student_trainer.train import _Trainer
+from tests.benchmarks.figures import Figure, interleaved, median_and_spread, to_json
+from tests.benchmarks.student_feeding import feeding_figures
+from tests.benchmarks.student_parts import BATCH_SECONDS, STUDENTS, TOP_K, make_trainer, random_examples
+
+CLASSES = (660, 9_000)
+# The default first.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ghost": {"tail": "ghost"},
+    "renormalize": {"tail": "renormalize"},
+    "to_hard_label": {"tail": "to_hard_label"},
+    "uniform": {"tail": "uniform"},
+    "ghost, temperature 2": {"tail": "ghost", "temperature": 2.0},
+    "ghost, two heads": {"tail": "ghost", "num_heads": 2},
+}
+# What the hard-only step has not.
+_WHY = {
+    "ghost, temperature 2": "; a second normalisation over the classes",
+    "ghost, two heads": "; a second output layer, and a second normalisation",
+}
+
+
+def figures(
+    *,
+    classes: tuple[int, ...] = CLASSES,
+    students: tuple[str, ...] = tuple(STUDENTS),
+    batch_seconds: float = BATCH_SECONDS,
+    repeats: int = 15,
+    corpus_seconds: float = 480.0,
+    pool_seconds: float = 3_600.0,
+) -> list[Figure]:
+    torch.set_num_threads(1)
+    found = []
+    for num_classes in classes:
+        for student in students:
+            found += step_figures(student, num_classes, batch_seconds, repeats)
+    with tempfile.TemporaryDirectory(prefix="student-") as folder:
+        found += feeding_figures(Path(folder), students, corpus_seconds, pool_seconds, max(2, repeats // 3))
+    return found
+
+
+def step_figures(student: str, num_classes: int, batch_seconds: float, repeats: int) -> list[Figure]:
+    examples = random_examples(num_classes, batch_seconds)
+    hard = collate([replace(example, soft=None) for example in examples])
+    steps = [_timed(make_trainer(student, num_classes), hard)]
+    for settings in VARIANTS.values():
+        batch = collate(examples, temperature=settings.get("temperature", 1.0))
+        steps.append(_timed(make_trainer(student, num_classes, **settings), batch))
+    baseline, *found = map(median_and_spread, interleaved(steps, repeats))
+    return [
+        Figure(
+            name=f"step, {student} student, V={num_classes:,}, {name}",
+            unit="ms",
+            value=1e3 * median,
+            baseline=1e3 * baseline[0],
+            baseline_name="hard-only step, one head",
+            target="ratio <= 1.05",
+            met=median <= 1.05 * baseline[0],
+            spread=spread,
+            note=f"{len(hard.labels_N):,} frames, top {TOP_K}" + _WHY.get(name, ""),
+        )
+        for name, (median, spread) in zip(VARIANTS, found, strict=True)
+    ]
+
+
+def _timed(trainer: _Trainer, batch: Batch) -> Callable[[], float]:
+    def step() -> float:
+        # Of this thread, which does all of it: what other processes take does not count.
+        started = time.thread_time()
+        trainer._step(batch, 0.5)
+        return time.thread_time() - started
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--repeats", type=int, default=15)
+    arguments = parser.parse_args()
+    found = figures(repeats=arguments.repeats)
+    if arguments.json:
+        print(to_json(found))
+        return
+    for figure in found:
+        ratio = "" if figure.ratio is None else f"{figure.ratio:8.3f} of {figure.baseline:.4g} {figure.baseline_name}"
+        met = {True: "met", False: "not met", None: ""}[figure.met]
+        print(f"{figure.name:<58}{figure.value:>10.4g} {figure.unit:<6}{ratio:<55}{figure.target} {met}  {figure.note}")
+
+
+if __name__ == "__main__":
+    main()
