@@ -22,7 +22,7 @@ from softlabel_schemas.codec import build_codec
 from softlabel_schemas.containers import CONTAINERS
 from softlabel_schemas.digest import LabelHash, canonical_json, seal_canonical, sha256_hex
 from softlabel_schemas.errors import InputError, IntegrityError
-from softlabel_schemas.index_builder import IndexBuilder, put_buckets
+from softlabel_schemas.index_builder import IndexBuilder, check_room, put_buckets
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import (
     CommitRecord,
@@ -249,6 +249,7 @@ def publish(
             f"{store.url} cannot be published: {len(missing)} of {len(wanted)} shards are not committed, "
             f"the first is shard {missing[0]}; run the job again to make them"
         )
+    check_room(document.storage.num_rows)
     with IndexBuilder(document.storage.num_rows) as index:
         return _publish_committed(store, document, index, check)
 

@@ -225,7 +225,7 @@ def open_dataset(
     """Open a published dataset on a folder or any fsspec URL.
 
     Args:
-        cache: keeps the files of shards that are read on a local disk.
+        cache: keeps the files and blocks of shards that are read on a local disk.
 
     Raises:
         InputError: nothing is published there; says whether a run was begun.

@@ -23,8 +23,19 @@ from softlabel_schemas.utterance_index import ENTRY, BucketTable, ShardIndex, le
 
 # Open files; a process may have 1,024, or 256 on some systems.
 _MAX_PARTITIONS = 128
-_BUFFER_BYTES = 1 << 16
+# In memory while smaller, so that a small dataset needs no disk.
+_SPOOLED_BYTES = 1 << 16
 _BUCKETS_AT_ONCE = 64
+
+
+def check_room(num_rows: int) -> None:
+    """Raises InputError where the disk of temporary files has no room for the entries of so many utterances."""
+    folder, needed = tempfile.gettempdir(), num_rows * ENTRY.itemsize
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise InputError(
+            f"the utterance index is sorted on disk: {needed} bytes are needed in {folder}, {free} are free; "
+            "set TMPDIR to a folder with more room"
+        )
 
 
 class IndexBuilder:
@@ -32,21 +43,12 @@ class IndexBuilder:
 
     Args:
         num_rows: corpus rows of the dataset, no fewer than its utterances.
-
-    Raises:
-        InputError: the disk of temporary files has no room for the entries.
     """
 
     def __init__(self, num_rows: int) -> None:
-        folder, needed = tempfile.gettempdir(), num_rows * ENTRY.itemsize
-        if (free := shutil.disk_usage(folder).free) < needed:
-            raise InputError(
-                f"the utterance index is sorted on disk: {needed} bytes are needed in {folder}, {free} are free; "
-                "set TMPDIR to a folder with more room"
-            )
         self.num_buckets = num_buckets(num_rows)
         self._partitions: list[IO[bytes]] = [
-            tempfile.TemporaryFile(buffering=_BUFFER_BYTES)  # noqa: SIM115 - closed in __exit__
+            tempfile.SpooledTemporaryFile(_SPOOLED_BYTES)  # noqa: SIM115 - closed in __exit__
             for _ in range(min(self.num_buckets, _MAX_PARTITIONS))
         ]
 

@@ -6,9 +6,10 @@
     index/NNNNNN-*: entries of all utterances whose keys begin alike        bucket       sorted by key
     manifest:       number of entries and sha256 of each bucket             BucketTable
 
-A key is eight bytes of a hash and not the id: those of 360 million utterances take 3.8 GB in commit records, ids of 40 characters
-would take 14. Two ids share one with a probability of 0.4% among so many, so a reader compares the id that it finds. A bucket has
-at most about 4,096 entries, 160 kB: less than a block, so that the first of the two requests of a cold access is not the slower one.
+A key is eight bytes of a hash and not the id: those of 360 million utterances take 3.8 GB in commit records, ids of 40
+characters would take 14. Two ids share one with a probability of 0.4% among so many, so a reader compares the id that it finds.
+A bucket has at most about 4,096 entries, 160 kB: less than a block, so that the first of the two requests of a cold access is
+not the slower one.
 """
 
 from __future__ import annotations

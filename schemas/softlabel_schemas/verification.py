@@ -119,8 +119,11 @@ def _verify_index(dataset: SoftLabelDataset, made: IndexBuilder | None) -> Itera
         return ""
 
     problems = read_ahead(problem, range(len(table)), num_parallel=_BUCKETS_AT_ONCE)
-    for bucket, (sha256, coming) in enumerate(zip(expected, problems, strict=True)):
-        if sha256 != table.sha256(bucket):
-            yield f"bucket {bucket} of the utterance index does not hold the utterances of the shards"
-        if found := coming.result():
-            yield found
+    try:
+        for bucket, (sha256, coming) in enumerate(zip(expected, problems, strict=True)):
+            if sha256 != table.sha256(bucket):
+                yield f"bucket {bucket} of the utterance index does not hold the utterances of the shards"
+            if found := coming.result():
+                yield found
+    except InputError as error:
+        yield str(error)

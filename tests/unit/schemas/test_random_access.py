@@ -354,6 +354,11 @@ class TestVerify:
         assert index is None
         assert problem == "bucket 0 of the utterance index does not hold the utterances of the shards"
 
+    def test_more_utterances_than_a_bucket_may_have(self, own: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("softlabel_schemas.index_builder.MAX_BUCKET_ENTRIES", 398)
+        ((index, problem),) = self.problems(own)
+        assert (index, problem) == (None, "399 utterances share a bucket of the index; at most 398 may")
+
     @pytest.mark.parametrize("where", ["key", "digest", "length"])
     def test_a_commit_record_with_another_index(self, own: Written, where: str) -> None:
         store, dataset = ObjectStore(own.url), open_dataset(own.url)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabel_schemas import InputError, IntegrityError, index_builder, utterance_index
-from softlabel_schemas.index_builder import IndexBuilder
+from softlabel_schemas.index_builder import IndexBuilder, check_room
 from softlabel_schemas.lru import LruCache
 from softlabel_schemas.shard import Block
 from softlabel_schemas.utterance_index import (
@@ -194,7 +194,7 @@ def test_a_bucket_beyond_what_readers_take_is_not_written(monkeypatch: pytest.Mo
 def test_a_disk_without_room_is_noticed_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3999))
     with pytest.raises(InputError, match=r"4000 bytes are needed in .*, 3999 are free; set TMPDIR"):
-        IndexBuilder(100)
+        check_room(100)
 
 
 class TestLruCache:
