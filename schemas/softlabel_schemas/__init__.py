@@ -13,11 +13,12 @@ Needs neither torch nor ray. ``FORMAT.md`` specifies every stored byte.
 """
 
 from softlabel_schemas.corpus import Corpus, Utterance, load_corpus, write_corpus
-from softlabel_schemas.dataset import SoftLabelDataset, open_dataset, verify
+from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.shard import LabelledUtterance, Shard, UtteranceStats
 from softlabel_schemas.targets import SoftTargets
+from softlabel_schemas.verification import verify
 
 __all__ = [
     "ClassInventory",

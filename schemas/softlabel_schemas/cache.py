@@ -1,9 +1,10 @@
-"""FileCache: files of shards kept on a local disk, by digest, for any number of processes at once.
+"""FileCache: files and blocks of shards kept on a local disk, by digest, for any number of processes at once.
 
 ::
 
     <folder>/lock                    held while files are added or evicted; holds the number of bytes below
-    <folder>/<2 hex>/<sha256>        a file; its modification time is when it was last used
+    <folder>/<2 hex>/<sha256>        a file, or a block by the half of its digest that the utterance index has; the modification
+                                     time is when it was last used
 
 Reading takes no lock: whatever is found is compared with its digest, and what does not fit is dropped and counts as not
 there. So nothing needs to be flushed, a kill can do no harm, and a file that another process evicts is read whole or not found.
@@ -26,8 +27,8 @@ from softlabel_schemas.errors import InputError
 from softlabel_schemas.local_files import TEMPORARY
 
 _LOG = logging.getLogger(__name__)
-_NAME = re.compile(r"^[0-9a-f]{64}$")
-_LEFTOVER = re.compile(r"^[0-9a-f]{64}" + re.escape(TEMPORARY) + r"[0-9a-f]{32}$")
+_NAME = re.compile(r"^([0-9a-f]{32}){1,2}$")
+_LEFTOVER = re.compile(r"^([0-9a-f]{32}){1,2}" + re.escape(TEMPORARY) + r"[0-9a-f]{32}$")
 # Eviction looks at every file, so it makes room for more than the next one.
 _EVICT_TO = 7 / 8
 # A temporary name this old was left by a killed process: writing one file takes seconds.
@@ -57,14 +58,18 @@ class FileCache:
         self._writable = True
 
     def get(self, sha256: str, num_bytes: int) -> bytes | None:
-        """The file, or None where it is not here (any more) as it should be; never raises for what it finds."""
+        """The file, or None where it is not here (any more) as it should be; never raises for what it finds.
+
+        Args:
+            sha256: the digest's hex digits, or the first 32 of them.
+        """
         path = self._path(sha256)
         try:
             with path.open("rb") as file:
                 data = file.read(num_bytes + 1)
         except OSError:
             return None
-        if len(data) != num_bytes or sha256_hex(data) != sha256:
+        if len(data) != num_bytes or not sha256_hex(data).startswith(sha256):
             with contextlib.suppress(OSError):
                 path.unlink()
             return None

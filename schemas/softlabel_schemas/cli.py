@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from softlabel_schemas.command_line import CheckFailedError, CommandGroup, progress
-from softlabel_schemas.dataset import SoftLabelDataset, open_dataset, verify
+from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.gc import Finding, delete_garbage, find_garbage
 from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.verification import verify
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -119,9 +120,9 @@ def verify_command(url: str) -> None:
 def gc_command(url: str, delete: bool, as_json: bool) -> None:
     """List, or delete, what attempts that died or lost have left at URL; safe beside running jobs.
 
-    Garbage is a folder of a shard that was committed with another folder, a temporary file more than an hour old, and on S3
-    an upload in parts more than a day old. Folders of shards that are not committed yet are kept: a job that is resumed makes
-    use of them.
+    Garbage is a folder of a shard that was committed with another folder, a bucket of the utterance index that the manifest
+    does not name, a temporary file more than an hour old, and on S3 an upload in parts more than a day old. Folders of shards
+    that are not committed yet are kept: a job that is resumed makes use of them.
 
     \b
     Examples:

@@ -2,7 +2,8 @@
 
 1. ``begin`` puts ``spec.json`` if absent; a destination begun with other settings is refused.
 2. ``commit_shard`` puts the shard's files under a folder named by their content, then its commit record if absent.
-3. ``publish`` puts ``manifest.json`` if absent, once every shard has its record.
+3. ``publish`` puts the utterance index under names that its content gives, and then ``manifest.json`` if absent, once every
+   shard has its record.
 
 Everything written is a function of the spec and the labels, so a retry after a crash or a lost response writes the same
 bytes to the same names, and "it exists with my bytes" is success. A record with other bytes means that another writer, on
@@ -21,6 +22,7 @@ from softlabel_schemas.codec import build_codec
 from softlabel_schemas.containers import CONTAINERS
 from softlabel_schemas.digest import LabelHash, canonical_json, seal_canonical, sha256_hex
 from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.index_builder import IndexBuilder, check_room, put_buckets
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import (
     CommitRecord,
@@ -37,7 +39,9 @@ from softlabel_schemas.manifest import (
 from softlabel_schemas.object_store import MAX_DOCUMENT_BYTES, ConditionalWriteError, ObjectStore
 from softlabel_schemas.plan import ShardRange
 from softlabel_schemas.shard import LabelledUtterance, decode_columns, encode_columns
+from softlabel_schemas.shard_blocks import check_index
 from softlabel_schemas.spec import check_same_spec
+from softlabel_schemas.utterance_index import ShardIndex
 
 # Writers that create the spec at once to find out whether only one of them does.
 _PROVING_WRITERS = 4
@@ -132,7 +136,10 @@ def commit_shard(
     where = f"shard {shard_range.index}"
     files = container.encode(encode_columns(utterances, codec), codec.zstd_level)
     # Read back what is about to be stored: a label that cannot be read never gets a commit record.
-    shard = decode_columns(container.decode(files, codec.streams, where=where), codec, where=where)
+    columns = container.decode(files, codec.streams, where=where)
+    shard = decode_columns(columns, codec, where=where)
+    index = ShardIndex.of(shard.utterance_ids, container.blocks(files), files)
+    check_index(index, columns, files, container, where=where)
     label_hash = LabelHash()
     for digest in shard.label_digests():
         label_hash.add_utterance(digest)
@@ -160,6 +167,7 @@ def commit_shard(
             files=records,
         ),
         label_hash=label_hash.to_base64(),
+        index=index.to_base64() if document.spec.format_version >= 2 else None,
     )
     folder = layout.shard_folder(shard_range.index, shard_digest(records))
     key = layout.commit_record(shard_range.index)
@@ -201,6 +209,8 @@ def _read_commit(data: bytes, document: SpecDocument, index: int, *, where: str)
             f"{where}: is of shard {record.shard.index} with fingerprint {record.fingerprint[:12]}, "
             f"expected shard {index} with {document.spec.fingerprint()[:12]}"
         )
+    if (record.index is None) != (document.spec.format_version == 1):
+        raise IntegrityError(f"{where}: an index of the shard belongs to format version 2, and version 2 has one")
     return record
 
 
@@ -223,13 +233,13 @@ def publish(
     """Write the manifest, once every shard is committed; publishing again changes nothing.
 
     The manifest is put together from the canonical JSON of one record after the other: as objects, the records of 25,000 Zarr
-    shards would take half a gigabyte.
+    shards would take half a gigabyte. The utterance index is sorted on the disk of temporary files.
 
     Args:
         check: told the number of skipped utterances before the manifest is created; what it raises ends the publication.
 
     Raises:
-        InputError: shards are missing; says how many and the first few.
+        InputError: shards are missing (says how many and the first), or there is no room to sort the index.
         IntegrityError: a commit record is damaged, or another manifest was published from the same spec.
     """
     wanted = range(document.storage.num_shards)
@@ -239,6 +249,15 @@ def publish(
             f"{store.url} cannot be published: {len(missing)} of {len(wanted)} shards are not committed, "
             f"the first is shard {missing[0]}; run the job again to make them"
         )
+    check_room(document.storage.num_rows)
+    with IndexBuilder(document.storage.num_rows) as index:
+        return _publish_committed(store, document, index, check)
+
+
+def _publish_committed(
+    store: ObjectStore, document: SpecDocument, index: IndexBuilder, check: Callable[[int], None]
+) -> Published:
+    wanted = range(document.storage.num_shards)
     label_hash, pieces = LabelHash(), []
     num_skipped, next_row, first_reason = 0, 0, None
     for start in range(0, len(wanted), _COMMITS_AT_ONCE):
@@ -251,6 +270,8 @@ def publish(
                 )
             next_row += shard.num_rows
             label_hash.update(LabelHash.from_base64(commit.label_hash))
+            if commit.index is not None:
+                index.add(shard.index, commit.shard_index())
             num_skipped += len(shard.skipped)
             if first_reason is None and shard.skipped:
                 first_reason = shard.skipped[0].reason
@@ -267,6 +288,8 @@ def publish(
         "spec": canonical_json(document.spec.model_dump(mode="json")),
         "storage": canonical_json(document.storage.model_dump(mode="json")),
     }
+    if document.spec.format_version >= 2:
+        fields["index"] = canonical_json(put_buckets(store, index).to_base64())
     pieces.clear()
     data = seal_canonical(
         b"{" + b",".join(canonical_json(name) + b":" + fields.pop(name) for name in sorted(fields)) + b"}"

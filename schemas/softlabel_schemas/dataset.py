@@ -1,4 +1,4 @@
-"""Open, read and verify a published dataset.
+"""Open and read a published dataset.
 
 >>> dataset = open_dataset("s3://bucket/labels")               # doctest: +SKIP
 >>> dataset["utterance-17"].targets.top1_T()                   # doctest: +SKIP
@@ -6,37 +6,41 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from softlabel_schemas import layout
 from softlabel_schemas.cache import FileCache
-from softlabel_schemas.codec import build_codec
-from softlabel_schemas.commit import read_commits, read_manifest, read_spec
-from softlabel_schemas.containers import CONTAINERS
-from softlabel_schemas.digest import LabelHash, sha256_hex
+from softlabel_schemas.commit import read_manifest
 from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.index_reader import IndexReader
 from softlabel_schemas.inventory import ClassInventory
-from softlabel_schemas.manifest import FileRecord, Manifest, ShardRecord, SpecDocument
+from softlabel_schemas.lru import LruCache
+from softlabel_schemas.manifest import Manifest
 from softlabel_schemas.object_store import MAX_DOCUMENT_BYTES, ObjectStore
 from softlabel_schemas.read_ahead import read_ahead
-from softlabel_schemas.shard import LabelledUtterance, Shard, decode_columns
+from softlabel_schemas.shard import LabelledUtterance, Shard
+from softlabel_schemas.shard_reader import ShardReader
 from softlabel_schemas.strict import printable
 from softlabel_schemas.targets import concatenate, offsets_of
+from softlabel_schemas.transfers import undamaged
+from softlabel_schemas.utterance_index import Place
 
-# Decoded shards kept for access by utterance: neighbours are usually asked for next.
-_CACHED_SHARDS = 2
+# Decoded blocks kept for access by utterance: neighbours are usually asked for next.
+_CACHED_BYTES = 64 << 20
 # Enough to hide the latency of an object store behind the decoding.
 _READ_AHEAD = 4
-
-ResultT = TypeVar("ResultT")
+# Blocks are small: their latency is hidden behind that of the others.
+_BLOCKS_AT_ONCE = 16
+# Of a shard's bytes: if more are needed, one request for all of them is less than one for each block.
+_MOST = 0.5
 
 
 class SoftLabelDataset:
@@ -45,11 +49,10 @@ class SoftLabelDataset:
     def __init__(self, store: ObjectStore, manifest: Manifest, cache: FileCache | None = None) -> None:
         self.store = store
         self.manifest = manifest
-        self._files = cache
-        self._codec = build_codec(manifest.spec)
+        self.shards = ShardReader(store, manifest, cache)
         self._utterance_offsets = offsets_of([shard.num_utterances for shard in manifest.shards])
-        self._cache: OrderedDict[int, Shard] = OrderedDict()
-        self._lock = threading.Lock()
+        self._index = None if manifest.index is None else IndexReader(store, manifest)
+        self._decoded_places: LruCache[Place, tuple[Shard, dict[str, int]]] = LruCache(_CACHED_BYTES)
 
     def __len__(self) -> int:
         """Number of labelled utterances."""
@@ -61,7 +64,7 @@ class SoftLabelDataset:
 
     @cached_property
     def inventory(self) -> ClassInventory:
-        return _undamaged(self.store, self._read_inventory)
+        return undamaged(self.store, self._read_inventory)
 
     def _read_inventory(self) -> ClassInventory:
         where = self.store.describe(layout.INVENTORY)
@@ -81,18 +84,7 @@ class SoftLabelDataset:
             IndexError: there is no such shard.
             IntegrityError: a file is missing, is not as it was written, or breaks an invariant.
         """
-        if not 0 <= index < self.num_shards:
-            raise IndexError(f"shard {index} asked for, the dataset has {self.num_shards}")
-        record = self.manifest.shards[index]
-        where = f"{self.store.describe(record.folder)} (shard {index})"
-        files = self._read_files(record, where)
-        columns = CONTAINERS[self.manifest.storage.shard_format].decode(files, self._codec.streams, where=where)
-        shard = decode_columns(columns, self._codec, where=where)
-        found = (len(shard), shard.targets.num_frames, shard.targets.num_entries)
-        expected = (record.num_utterances, record.num_frames, record.num_entries)
-        if found != expected:
-            raise IntegrityError(f"{where}: (utterances, frames, entries) are {found}, its record says {expected}")
-        return shard
+        return self.shards.read_shard(index)
 
     def iter_shards(self, indices: Iterable[int] | None = None, *, num_parallel: int = _READ_AHEAD) -> Iterator[Shard]:
         """Decoded shards in the order of ``indices`` (default: all), read ahead by threads.
@@ -107,111 +99,124 @@ class SoftLabelDataset:
         for coming in read_ahead(self.read_shard, wanted, num_parallel=num_parallel):
             yield coming.result()
 
-    def _read_files(self, record: ShardRecord, where: str) -> dict[str, bytes]:
-        """The shard's files, each as it was written; from the cache where it has them."""
-        found = {}
-        if self._files is not None:
-            for file in record.files:
-                data = self._files.get(file.sha256, file.num_bytes)
-                if data is not None:
-                    found[file.name] = data
-        missing = [file for file in record.files if file.name not in found]
-        keys = [f"{record.folder}/{file.name}" for file in missing]
-        try:
-            fetched = self.store.read_many(keys, max_bytes=[file.num_bytes for file in missing])
-            for file, key, data in zip(missing, keys, fetched, strict=True):
-                found[file.name] = data
-                if not self.store.is_local and not _is_as_written(data, file):
-                    # A transfer can be damaged; what is stored stays so.
-                    found[file.name] = self.store.read(key, max_bytes=file.num_bytes)
-        except FileNotFoundError as error:
-            raise IntegrityError(f"{where}: a file is missing: {error}") from None
-        except IntegrityError as error:
-            raise IntegrityError(f"{where}: a file was changed after writing: {error}") from None
-        for file in missing:
-            data = found[file.name]
-            if not _is_as_written(data, file):
-                raise IntegrityError(
-                    f"{where}: {file.name} was changed after writing: expected {file.num_bytes} bytes with sha256 "
-                    f"{file.sha256}, found {len(data)} with {sha256_hex(data)}"
-                )
-            if self._files is not None:
-                self._files.put(file.sha256, data)
-        return {file.name: found[file.name] for file in record.files}
-
     def __iter__(self) -> Iterator[LabelledUtterance]:
         for shard in self.iter_shards():
             yield from shard
 
     def __getitem__(self, key: int | str) -> LabelledUtterance:
-        """One utterance by index (0 .. len - 1) or id. Raises IndexError or KeyError."""
-        index = self._index_of(key) if isinstance(key, str) else key
-        if not 0 <= index < len(self):
-            raise IndexError(f"utterance {index} asked for, the dataset has {len(self)}")
-        shard_index = int(np.searchsorted(self._utterance_offsets, index, side="right")) - 1
-        return self._cached_shard(shard_index)[index - int(self._utterance_offsets[shard_index])]
+        """One utterance by index (0 .. len - 1) or id, from its block; neighbours are in memory then.
 
-    def _cached_shard(self, index: int) -> Shard:
-        with self._lock:
-            if index in self._cache:
-                self._cache.move_to_end(index)
-                return self._cache[index]
-        shard = self.read_shard(index)
-        with self._lock:
-            self._cache[index] = shard
-            while len(self._cache) > _CACHED_SHARDS:
-                self._cache.popitem(last=False)
-        return shard
+        Raises:
+            IndexError: there is no such index.
+            KeyError: there is no such id; says why where it was skipped.
+            IntegrityError, OSError: as :meth:`read_shard`.
+        """
+        if isinstance(key, str):
+            return self._by_id(key)
+        if not 0 <= key < len(self):
+            raise IndexError(f"utterance {key} asked for, the dataset has {len(self)}")
+        shard = int(np.searchsorted(self._utterance_offsets, key, side="right")) - 1
+        row = key - int(self._utterance_offsets[shard])
+        if self._index is None:
+            return self._decoded(Place(shard, None))[0][row]
+        place, row = self._index.place_of_row(shard, row)
+        return self._decoded(place)[0][row]
 
     def read_utterances(self, utterance_ids: Sequence[str]) -> list[LabelledUtterance]:
-        """Utterances in the order of their ids; each shard that holds some is read once, ahead of its use, in order.
+        """Utterances in the order of their ids. Each block that holds some is read once, ahead of its use, in order; a shard of
+        which most is needed is read as a whole.
 
-        They are copies, so that none keeps its shard in memory.
+        They are copies, so that none keeps its block in memory.
 
         Raises:
             KeyError: an id is not in the dataset; says so, or why it was skipped.
             IntegrityError, OSError: as :meth:`read_shard`.
         """
-        indices = np.array([self._index_of(utterance_id) for utterance_id in utterance_ids], dtype=np.int64)
-        shard_of = np.searchsorted(self._utterance_offsets, indices, side="right") - 1
-        within = indices - self._utterance_offsets[shard_of]
-        found: dict[int, LabelledUtterance] = {}
-        needed = np.unique(shard_of).tolist()
-        for shard_index, shard in zip(needed, self.iter_shards(needed), strict=True):
-            for position in np.flatnonzero(shard_of == shard_index).tolist():
-                utterance = shard[int(within[position])]
-                found[position] = replace(utterance, targets=concatenate([utterance.targets]))
-        return [found[position] for position in range(len(utterance_ids))]
+        wanted = self._in_pieces(utterance_ids)
+        found: dict[str, LabelledUtterance] = {}
+        for is_block, num_parallel in ((False, _READ_AHEAD), (True, _BLOCKS_AT_ONCE)):
+            places = [place for place in wanted if (place.block is not None) == is_block]
+            for place, coming in zip(places, read_ahead(self._read, places, num_parallel=num_parallel), strict=True):
+                found.update(_copies(coming.result(), wanted[place]))
+        # Those whose keys led to another utterance: two in a million million.
+        found.update({each: self._by_id(each) for each in utterance_ids if each not in found})
+        return [found[utterance_id] for utterance_id in utterance_ids]
 
-    def _index_of(self, utterance_id: str) -> int:
-        if utterance_id not in self._indices:
-            reasons = {entry.utterance_id: entry.reason for entry in self.manifest.skipped}
-            why = (
-                f"it was skipped: {printable(reasons[utterance_id])}"
-                if utterance_id in reasons
-                else "no such utterance"
-            )
-            raise KeyError(f"{utterance_id}: {why} ({self.store.url})")
-        return self._indices[utterance_id]
+    def _in_pieces(self, utterance_ids: Sequence[str]) -> dict[Place, set[str]]:
+        """The ids by what is to be read for them, in the order of the dataset. Raises KeyError for an id that is nowhere."""
+        places = self._find(utterance_ids)
+        by_block: defaultdict[int, defaultdict[Place, set[str]]] = defaultdict(lambda: defaultdict(set))
+        for utterance_id in utterance_ids:
+            if not places[utterance_id]:
+                raise self._missing(utterance_id)
+            first = places[utterance_id][0]
+            by_block[first.shard][first].add(utterance_id)
+        wanted: dict[Place, set[str]] = {}
+        for shard, pieces in sorted(by_block.items()):
+            num_bytes = sum(place.block.num_bytes if place.block else math.inf for place in pieces)
+            if num_bytes > _MOST * self.manifest.shards[shard].num_bytes:
+                wanted[Place(shard, None)] = set().union(*pieces.values())
+            else:
+                wanted.update(sorted(pieces.items()))
+        return wanted
+
+    def _by_id(self, utterance_id: str) -> LabelledUtterance:
+        for _, (shard, rows) in self._decoded_places.items():
+            if utterance_id in rows:
+                return shard[rows[utterance_id]]
+        places = self._find([utterance_id]) if self._index is None else {utterance_id: self._index.find(utterance_id)}
+        for place in places[utterance_id]:
+            shard, rows = self._decoded(place)
+            # Another utterance can have the same key.
+            if utterance_id in rows:
+                return shard[rows[utterance_id]]
+        raise self._missing(utterance_id)
+
+    def _find(self, utterance_ids: Sequence[str]) -> dict[str, list[Place]]:
+        if self._index is not None:
+            return self._index.find_many(utterance_ids)
+        shards = self._shard_of_id
+        return {each: [Place(shards[each], None)] if each in shards else [] for each in utterance_ids}
+
+    def _missing(self, utterance_id: str) -> KeyError:
+        reasons = {entry.utterance_id: entry.reason for entry in self.manifest.skipped}
+        why = f"it was skipped: {printable(reasons[utterance_id])}" if utterance_id in reasons else "no such utterance"
+        return KeyError(f"{utterance_id}: {why} ({self.store.url})")
 
     @cached_property
-    def _indices(self) -> dict[str, int]:
-        """Reads every shard once; the first access by id pays for it."""
-        return {utterance.utterance_id: index for index, utterance in enumerate(self)}
+    def _shard_of_id(self) -> dict[str, int]:
+        """Format version 1 has no index: every shard is read once, and the first access by id pays for it."""
+        return {each: index for index, shard in enumerate(self.iter_shards()) for each in shard.utterance_ids}
+
+    def _decoded(self, place: Place) -> tuple[Shard, dict[str, int]]:
+        """What :meth:`_read` gives, kept in memory for a while, and its rows by id."""
+        found = self._decoded_places.get(place)
+        if found is None:
+            shard = self._read(place)
+            found = shard, {utterance_id: row for row, utterance_id in enumerate(shard.utterance_ids)}
+            self._decoded_places.put(place, found, _num_bytes(shard))
+        return found
+
+    def _read(self, place: Place) -> Shard:
+        if place.block is None:
+            return self.read_shard(place.shard)
+        return self.shards.read_block(place.shard, place.block)
 
 
-def _is_as_written(data: bytes, file: FileRecord) -> bool:
-    return len(data) == file.num_bytes and sha256_hex(data) == file.sha256
+def _copies(shard: Shard, utterance_ids: Collection[str]) -> dict[str, LabelledUtterance]:
+    """Those of the utterances that the shard or block holds."""
+    found = {}
+    for row, utterance_id in enumerate(shard.utterance_ids):
+        if utterance_id in utterance_ids:
+            utterance = shard[row]
+            found[utterance_id] = replace(utterance, targets=concatenate([utterance.targets]))
+    return found
 
 
-def _undamaged(store: ObjectStore, read: Callable[[], ResultT]) -> ResultT:
-    """``read()``, once more where it finds damage and a transfer may have done it."""
-    try:
-        return read()
-    except IntegrityError:
-        if store.is_local:
-            raise
-    return read()
+def _num_bytes(shard: Shard) -> int:
+    """About."""
+    targets = shard.targets
+    return targets.offsets.nbytes + targets.class_ids.nbytes + targets.log_probs.nbytes + targets.tail_mass.nbytes
 
 
 def open_dataset(
@@ -220,7 +225,7 @@ def open_dataset(
     """Open a published dataset on a folder or any fsspec URL.
 
     Args:
-        cache: keeps the files of shards that are read on a local disk.
+        cache: keeps the files and blocks of shards that are read on a local disk.
 
     Raises:
         InputError: nothing is published there; says whether a run was begun.
@@ -228,7 +233,7 @@ def open_dataset(
     """
     store = ObjectStore(url, storage_options)
     try:
-        return SoftLabelDataset(store, _undamaged(store, lambda: read_manifest(store)), cache)
+        return SoftLabelDataset(store, undamaged(store, lambda: read_manifest(store)), cache)
     except FileNotFoundError:
         begun = store.exists(layout.SPEC)
     hint = (
@@ -237,62 +242,3 @@ def open_dataset(
         else "check the URL"
     )
     raise InputError(f"{store.url} is not a published dataset ({layout.MANIFEST} does not exist); {hint}")
-
-
-def verify(dataset: SoftLabelDataset) -> Iterator[tuple[int | None, str]]:
-    """Check every byte and every invariant; yields ``(shard index, problem)``, None for the dataset as a whole.
-
-    After each good shard it yields ``(shard index, "")``, so that a caller can show progress. It holds a few shards at a time.
-    """
-    yield from ((None, problem) for problem in _verify_documents(dataset))
-    content, all_good = LabelHash(), True
-    seen: set[str] = set()
-    shards = range(dataset.num_shards)
-    checks = read_ahead(lambda index: _verify_shard(dataset, index), shards, num_parallel=_READ_AHEAD)
-    for index, coming in zip(shards, checks, strict=True):
-        try:
-            label_hash, utterance_ids = coming.result()
-        except (IntegrityError, FileNotFoundError) as error:
-            all_good = False
-            yield index, str(error)
-            continue
-        repeated = seen.intersection(utterance_ids)
-        seen.update(utterance_ids)
-        if repeated:
-            all_good = False
-            yield index, f"shard {index}: utterance {printable(min(repeated))} is in an earlier shard too"
-            continue
-        content.update(label_hash)
-        yield index, ""
-    if all_good and content.hexdigest() != dataset.manifest.content_digest:
-        yield None, f"content digest is {content.hexdigest()}, the manifest says {dataset.manifest.content_digest}"
-
-
-def _verify_documents(dataset: SoftLabelDataset) -> Iterator[str]:
-    manifest, store = dataset.manifest, dataset.store
-    try:
-        if _undamaged(store, lambda: read_spec(store)) != SpecDocument(spec=manifest.spec, storage=manifest.storage):
-            yield f"{store.describe(layout.SPEC)}: is not the spec in the manifest"
-    except (InputError, IntegrityError) as error:
-        yield str(error)
-    try:
-        num_classes = dataset.inventory.num_classes
-        if num_classes != manifest.spec.num_classes:
-            yield f"the inventory has {num_classes} classes, the spec {manifest.spec.num_classes}"
-    except IntegrityError as error:
-        yield str(error)
-
-
-def _verify_shard(dataset: SoftLabelDataset, index: int) -> tuple[LabelHash, tuple[str, ...]]:
-    """The shard's label hash and utterance ids; all of the shard itself is checked."""
-    manifest, store = dataset.manifest, dataset.store
-    document = SpecDocument(spec=manifest.spec, storage=manifest.storage)
-    commit = _undamaged(store, lambda: read_commits(store, document, [index])[0])
-    if commit.shard != manifest.shards[index]:
-        raise IntegrityError(f"{layout.commit_record(index)} does not match the manifest's record of shard {index}")
-    label_hash, shard = LabelHash(), dataset.read_shard(index)
-    for digest in shard.label_digests():
-        label_hash.add_utterance(digest)
-    if label_hash.to_base64() != commit.label_hash:
-        raise IntegrityError(f"shard {index}: its labels are not those that were committed")
-    return label_hash, shard.utterance_ids

@@ -10,6 +10,8 @@ another folder of a shard that has a commit record   garbage at once: a writer t
 a folder of a shard that has no commit record        kept: a job may be about to commit it, or makes use of it when resumed
 a temporary name of a local writer                   garbage after an hour: who still writes it fails once and tries again
 an unfinished upload in parts (S3)                   garbage after a day
+a bucket of the index that the manifest does not     garbage, beside a manifest; without one kept: a job may be about to
+name                                                 publish it, or makes use of it when resumed
 whatever a commit record or the manifest names       kept
 any name that a dataset does not use                 kept, not even reported
 ===================================================  ==========================================================
@@ -28,7 +30,7 @@ from softlabel_schemas import layout
 from softlabel_schemas.commit import committed_shards, read_commits, read_manifest, read_spec
 from softlabel_schemas.errors import IntegrityError
 from softlabel_schemas.local_files import TEMPORARY
-from softlabel_schemas.manifest import ShardRecord, SpecDocument
+from softlabel_schemas.manifest import Manifest, ShardRecord, SpecDocument
 from softlabel_schemas.object_store import ObjectStore, StoredObject
 
 TEMPORARY_AGE = timedelta(hours=1)
@@ -40,7 +42,7 @@ _RECORDS_AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A folder, a temporary file or an unfinished upload, and why it is garbage or is kept.
+    """A folder, a bucket of the index, a temporary file or an unfinished upload, and why it is garbage or is kept.
 
     Attributes:
         keys: the objects that belong to it.
@@ -85,7 +87,8 @@ def find_garbage(store: ObjectStore) -> Findings:
     published = _published(store)
     committed = committed_shards(store) & set(range(document.storage.num_shards))
     objects = store.list("", temporaries=True)
-    _sort_folders(found, store, document, published, committed, objects)
+    _sort_folders(found, store, document, published.shards if published else (), committed, objects)
+    _sort_buckets(found, published, objects)
     _sort_temporaries(found, store, objects)
     for key, upload_id in store.stale_uploads("", UPLOAD_AGE):
         if layout.is_ours(key):
@@ -104,11 +107,11 @@ def delete_garbage(store: ObjectStore, garbage: Iterable[Finding]) -> None:
                 store.abort_upload(finding.path, finding.upload_id)
 
 
-def _published(store: ObjectStore) -> tuple[ShardRecord, ...]:
+def _published(store: ObjectStore) -> Manifest | None:
     try:
-        return read_manifest(store).shards
+        return read_manifest(store)
     except FileNotFoundError:
-        return ()
+        return None
 
 
 def _sort_folders(
@@ -144,6 +147,22 @@ def _sort_folders(
             reason = f"shard {index} was committed as {commit.shard.folder}"
             others = sorted((folder, keys) for folder, keys in folders[index].items() if folder not in needed)
             found.garbage += [finding(folder, keys, reason) for folder, keys in others]
+
+
+def _sort_buckets(found: _Sorter, published: Manifest | None, objects: Mapping[str, StoredObject]) -> None:
+    """A dataset of format version 1 has no such names: there they would be somebody's objects."""
+    if published is not None and published.index is None:
+        return
+    named: set[str] = set()
+    if published is not None:
+        table = published.bucket_table()
+        named = {layout.index_bucket(bucket, table.sha256(bucket)) for bucket in range(len(table))}
+    place, reason = found.garbage, "the manifest names other buckets of the utterance index"
+    if published is None:
+        place, reason = found.kept, "nothing is published: a job that publishes, or is resumed, makes use of it"
+    for key, stored in objects.items():
+        if layout.is_index_bucket(key) and key not in named:
+            place.append(Finding(path=key, reason=reason, keys=(key,), num_bytes=stored.num_bytes))
 
 
 def _check_whole(store: ObjectStore, record: ShardRecord, objects: Mapping[str, StoredObject]) -> None:

@@ -9,12 +9,14 @@ INVENTORY = "inventory.json"
 MANIFEST = "manifest.json"
 COMMITS = "commits"
 SHARDS = "shards"
+INDEX = "index"
 
 _COMMIT = re.compile(r"^commits/([0-9]{6})\.json$")
 # Of both containers: shard.parquet; zarr.json, <array>/zarr.json, <array>/c/<chunk>.
 _SHARD_FILE = re.compile(
     r"^(shards/([0-9]{6})-[0-9a-f]{32})/(shard\.parquet|zarr\.json|[a-z_]+/zarr\.json|[a-z_]+/c/[0-9]+)$"
 )
+_BUCKET = re.compile(r"^index/[0-9]{6}-[0-9a-f]{32}$")
 
 
 def commit_record(shard_index: int) -> str:
@@ -38,6 +40,16 @@ def shard_folder_of(path: str) -> tuple[int, str] | None:
     return (int(match.group(2)), match.group(1)) if match else None
 
 
+def index_bucket(bucket: int, sha256: str) -> str:
+    """A bucket of the utterance index, named by its content as shards are."""
+    return f"{INDEX}/{bucket:06d}-{sha256[:32]}"
+
+
+def is_index_bucket(path: str) -> bool:
+    return _BUCKET.match(path) is not None
+
+
 def is_ours(path: str) -> bool:
     """Whether a dataset can hold a file of this name."""
-    return path in (SPEC, INVENTORY, MANIFEST) or shard_index_of(path) is not None or shard_folder_of(path) is not None
+    is_document = path in (SPEC, INVENTORY, MANIFEST) or shard_index_of(path) is not None
+    return is_document or shard_folder_of(path) is not None or is_index_bucket(path)

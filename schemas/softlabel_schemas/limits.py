@@ -14,6 +14,10 @@ MAX_SHARDS = 1_000_000
 MAX_UTTERANCES_PER_SHARD = 1_000_000
 # Stored bytes of one shard: a hundred times a shard of two hours at 30 bytes a frame.
 MAX_SHARD_BYTES = 2 << 30
+# The utterance index: 131,072 buckets of 4,096 entries hold 1.5 million hours in utterances of 10 s, and take 6 MiB of the
+# manifest. Of more utterances buckets get larger, up to 10 MiB.
+MAX_INDEX_BUCKETS = 1 << 17
+MAX_BUCKET_ENTRIES = 1 << 18
 # A value of a document takes some 100 bytes of memory, and as little as two of the document. An honest one has at most 3.7
 # million: a 96 MiB manifest of Zarr shards, a value every 27 bytes.
 MAX_DOCUMENT_VALUES = 4 << 20

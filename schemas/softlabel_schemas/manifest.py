@@ -13,6 +13,7 @@ from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.limits import MAX_COUNT, MAX_SHARD_BYTES, MAX_SHARDS, MAX_UTTERANCES_PER_SHARD
 from softlabel_schemas.spec import DatasetSpec, Sha256, StorageSpec
 from softlabel_schemas.strict import ModelT, StrictModel, parse
+from softlabel_schemas.utterance_index import BucketTable, ShardIndex
 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 # Nats times frames: no sum of an honest shard comes near, and those of a million shards stay finite.
@@ -97,11 +98,31 @@ def _check_label_hash(text: str) -> str:
 
 
 class CommitRecord(StrictModel):
-    """Says that a shard is complete. ``label_hash`` is the base64 state of the shard's LabelHash."""
+    """Says that a shard is complete.
+
+    Attributes:
+        label_hash: the base64 state of the shard's LabelHash.
+        index: the base64 form of the shard's ShardIndex; None in format version 1.
+    """
 
     fingerprint: Sha256
     shard: ShardRecord
     label_hash: Annotated[str, Field(max_length=4096), AfterValidator(_check_label_hash)]
+    index: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.index is not None:
+            self.shard_index()
+        return self
+
+    def shard_index(self) -> ShardIndex:
+        """Raises ValueError where it does not fit the shard."""
+        return ShardIndex.from_base64(
+            self.index or "",
+            num_utterances=self.shard.num_utterances,
+            file_bytes=[file.num_bytes for file in self.shard.files],
+        )
 
 
 class SpecDocument(StrictModel):
@@ -112,13 +133,18 @@ class SpecDocument(StrictModel):
 
 
 class Manifest(StrictModel):
-    """``manifest.json``: written last; a dataset without one is not published."""
+    """``manifest.json``: written last; a dataset without one is not published.
+
+    Attributes:
+        index: the base64 form of the utterance index's BucketTable; None in format version 1.
+    """
 
     fingerprint: Sha256
     content_digest: Sha256
     spec: DatasetSpec
     storage: StorageSpec
     shards: tuple[ShardRecord, ...]
+    index: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -135,7 +161,17 @@ class Manifest(StrictModel):
             next_row += shard.num_rows
         if next_row != self.storage.num_rows:
             raise ValueError(f"shards cover {next_row} rows, the storage spec says {self.storage.num_rows}")
+        if (self.index is None) != (self.spec.format_version == 1):
+            raise ValueError("an utterance index belongs to format version 2, and version 2 has one")
+        if self.index is not None:
+            self.bucket_table()
         return self
+
+    def bucket_table(self) -> BucketTable:
+        """Raises ValueError where it does not fit the dataset."""
+        return BucketTable.from_base64(
+            self.index or "", num_rows=self.storage.num_rows, num_utterances=self.num_utterances
+        )
 
     @property
     def num_utterances(self) -> int:
@@ -159,7 +195,8 @@ class Manifest(StrictModel):
 
 
 def to_bytes(document: StrictModel) -> bytes:
-    return seal(document.model_dump(mode="json"))
+    # What a version does not have is absent; nothing is stored as null.
+    return seal(document.model_dump(mode="json", exclude_none=True))
 
 
 def from_bytes(model: type[ModelT], data: bytes, *, where: str) -> ModelT:

@@ -19,9 +19,9 @@ from softlabel_schemas.targets import labels_digest
 from tests.support.datasets import SHARD_FORMATS, random_rows, write_dataset
 
 NUM_FLIPS = 200
-KINDS = {"spec.json", "inventory.json", "manifest.json", "commits", "shards"}
+KINDS = {"spec.json", "inventory.json", "manifest.json", "commits", "shards", "index"}
 # A reader of labels does not need these: damage there may not change what it returns.
-NOT_READ = {"spec.json", "commits"}
+NOT_READ = {"spec.json", "commits", "index"}
 
 Labels = list[tuple[bytes, str]]
 
@@ -191,7 +191,7 @@ FORGERIES: dict[str, tuple[Callable[[Any], object], str]] = {
         "shards.0.files.0.name: String should match pattern",
     ),
     "an unknown key": (lambda body: body.update(digest=""), "digest: unknown key 'digest'"),
-    "another version": (lambda body: body["spec"].update(format_version=2), "spec.format_version: Input should be 1"),
+    "another version": (lambda body: body["spec"].update(format_version=3), "spec.format_version: Input should be 1"),
     "another form": (lambda body: body["storage"].update(shard_seconds=3600), "not in their canonical form"),
 }
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from softlabel_schemas import InputError, IntegrityError, LabelledUtterance, open_dataset, verify
+from softlabel_schemas import InputError, IntegrityError, LabelledUtterance, layout, open_dataset, verify
 from softlabel_schemas.cli import description, main
 from softlabel_schemas.codec import build_codec
 from softlabel_schemas.commit import begin, commit_shard, committed_shards, publish, read_manifest, read_spec
@@ -138,7 +138,9 @@ class TestReading:
     def test_only_the_files_of_the_format_are_left(self, written: Written) -> None:
         record_files = {f"{shard.folder}/{file.name}" for shard in written.manifest.shards for file in shard.files}
         commits = {f"commits/{index:06d}.json" for index in range(NUM_SHARDS)}
-        expected = {"spec.json", "inventory.json", "manifest.json"} | commits | record_files
+        table = written.manifest.bucket_table()
+        buckets = {layout.index_bucket(bucket, table.sha256(bucket)) for bucket in range(len(table))}
+        expected = {"spec.json", "inventory.json", "manifest.json"} | commits | record_files | buckets
         assert set(ObjectStore(written.url).list("")) == expected
         if "://" not in written.url:
             root = Path(written.url)

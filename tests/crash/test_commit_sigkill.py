@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from softlabel_schemas.commit import begin, committed_shards, publish
-from softlabel_schemas.dataset import open_dataset, verify
+from softlabel_schemas.dataset import open_dataset
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.layout import MANIFEST
 from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.verification import verify
 from tests.support.datasets import INVENTORY, SHARD_FORMATS, Row, commit_rows, cut_evenly, make_document, random_rows
 from tests.support.trees import tree
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from softlabel_schemas.dataset import open_dataset, verify
+from softlabel_schemas.dataset import open_dataset
 from softlabel_schemas.errors import IntegrityError
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.targets import labels_digest
+from softlabel_schemas.verification import verify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from softlabel_schemas import gc as gc_module
 from softlabel_schemas.cli import main
 from softlabel_schemas.commit import begin, publish, read_manifest
 from softlabel_schemas.gc import Finding, delete_garbage, find_garbage
-from softlabel_schemas.layout import MANIFEST, commit_record, shard_folder_of
+from softlabel_schemas.layout import MANIFEST, commit_record, index_bucket, shard_folder_of
 from softlabel_schemas.local_files import TEMPORARY
 from softlabel_schemas.object_store import ObjectStore
 from tests.support.datasets import (
@@ -224,6 +224,41 @@ class TestShards:
         assert (tmp_path / f"spec.json{LEFTOVER}").exists()
 
 
+class TestBuckets:
+    def test_those_that_the_manifest_does_not_name(self, store: ObjectStore, shard_format: str) -> None:
+        written = write_dataset(store.url, shard_format=shard_format)
+        before = store.list("")
+        others = [index_bucket(0, "0" * 64), index_bucket(7, "1" * 64)]
+        foreign = ["index/readme.md", f"index/000000-{'0' * 31}", f"index/00000-{'0' * 32}"]
+        for key in (*others, *foreign):
+            store.put(key, b"stale")
+        found = find_garbage(store)
+        assert [(finding.path, finding.num_bytes) for finding in found.garbage] == [(key, 5) for key in others]
+        assert found.garbage[0].reason == "the manifest names other buckets of the utterance index"
+        delete_garbage(store, found.garbage)
+        assert store.list("").keys() == before.keys() | set(foreign)
+        assert_whole(written)
+
+    def test_without_a_manifest_they_are_kept(self, store: ObjectStore, shard_format: str) -> None:
+        """A publisher was killed, or is at work."""
+        written = write_dataset(store.url, shard_format=shard_format)
+        before = store.list("")
+        store.delete([MANIFEST])
+        found = find_garbage(store)
+        assert found.garbage == ()
+        assert [finding.path for finding in found.kept] == [key for key in before if key.startswith("index/")]
+        assert "a job that publishes, or is resumed, makes use of it" in found.kept[0].reason
+        publish(store, written.document)
+        assert find_garbage(store) == gc_module.Findings(garbage=(), kept=())
+        assert_whole(written)
+
+    def test_format_version_1_has_none(self, tmp_path: Path, shard_format: str) -> None:
+        shutil.copytree(Path(__file__).parents[2] / "golden" / "v1" / shard_format, tmp_path, dirs_exist_ok=True)
+        store = ObjectStore(tmp_path)
+        store.put(index_bucket(0, "0" * 64), b"mine")
+        assert find_garbage(store) == gc_module.Findings(garbage=(), kept=())
+
+
 class TestTemporaries:
     def test_old_ones_go_and_young_ones_stay(self, local: Written) -> None:
         record = local.manifest.shards[0]
@@ -231,6 +266,7 @@ class TestTemporaries:
             f"manifest.json{LEFTOVER}",
             f"commits/000001.json{LEFTOVER}",
             f"{record.folder}/{record.files[0].name}{LEFTOVER}",
+            f"{index_bucket(0, '0' * 64)}{LEFTOVER}",
         ]
         before = tree(Path(local.url))
         hour_ago = time.time() - 3600

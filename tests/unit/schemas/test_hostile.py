@@ -31,12 +31,15 @@ from softlabel_schemas import (
     zarr_shard,
 )
 from softlabel_schemas.codec import build_codec
-from softlabel_schemas.digest import LabelHash, parse_json, seal, sha256_hex, unseal
+from softlabel_schemas.commit import read_commits, read_spec
+from softlabel_schemas.digest import LabelHash, canonical_json, parse_json, seal, sha256_hex, unseal
 from softlabel_schemas.limits import MAX_COUNT, MAX_DOCUMENT_VALUES, MAX_SHARD_BYTES, max_decoded_bytes
 from softlabel_schemas.manifest import CommitRecord, Manifest, from_bytes
+from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.shard import ShardColumns, decode_columns, encode_columns
 from softlabel_schemas.strict import parse
 from softlabel_schemas.thrift import read_struct
+from softlabel_schemas.utterance_index import BucketTable
 from softlabel_schemas.zstd import decompress
 from tests.fuzz import parquet_forge, seeds
 from tests.fuzz.mutate import varint
@@ -70,7 +73,12 @@ def repeat_file(body: Any) -> None:
     body["shards"][0]["files"] *= 2
 
 
-HOSTILE_MANIFESTS = {
+def set_version_1(body: Any) -> None:
+    body["spec"]["format_version"] = 1
+    body["fingerprint"] = sha256_hex(canonical_json(body["spec"]))
+
+
+HOSTILE_MANIFESTS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a count that int64 cannot hold": (set_field("shards.0.num_frames", 2**63), "less than or equal to 1099511627776"),
     "a count whose total int64 cannot hold": (set_field("shards.0.num_entries", MAX_COUNT + 1), "num_entries"),
     "more bytes than a shard may have": (
@@ -81,6 +89,15 @@ HOSTILE_MANIFESTS = {
     "a sum that overflows": (set_field("shards.0.sums.entropy", 1e308), "sums.entropy"),
     "a frame shift without end": (set_field("spec.frame_shift_ms", 1e308), "spec.frame_shift_ms"),
     "rows without end": (set_field("storage.num_rows", 10**30), "storage.num_rows"),
+    "an index of another size": (set_field("index", "AAAA"), "an index of 3 bytes, expected 1 buckets of 36"),
+    "an index of other utterances": (
+        set_field("index", BucketTable.of([(0, "0" * 64)]).to_base64()),
+        "the buckets of the index do not hold 4 utterances",
+    ),
+    "an index that is no base64": (set_field("index", "!" * 48), "index|base64"),
+    "no index": (lambda body: body.pop("index"), "an utterance index belongs to format version 2"),
+    "an index that is null": (set_field("index", None), "an utterance index belongs to format version 2"),
+    "an index in format version 1": (set_version_1, "an utterance index belongs to format version 2"),
 }
 
 
@@ -101,6 +118,22 @@ def test_a_commit_record_with_another_label_hash_is_refused(text: str) -> None:
     from_bytes(CommitRecord, seal(body), where="here")
     with pytest.raises(IntegrityError, match=r"^here is not valid:\n  label_hash: "):
         from_bytes(CommitRecord, seal(body | {"label_hash": text}), where="here")
+
+
+@pytest.mark.parametrize("text", ["", "AAAA", "!" * 64, None])
+def test_a_commit_record_with_another_index_is_refused(tmp_path: Path, text: str | None) -> None:
+    for name, data in seeds.datasets()[0].items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    body = seeds.body(seeds.datasets()[0], "commits/000000.json")
+    body["index"] = text
+    if text is None:
+        del body["index"]
+    (tmp_path / "commits" / "000000.json").write_bytes(seal(body))
+    store = ObjectStore(tmp_path)
+    for read in (lambda: open_dataset(tmp_path)[0], lambda: read_commits(store, read_spec(store), [0])):
+        with pytest.raises(IntegrityError, match=r"(?s)000000\.json.*(index|base64)"):
+            read()
 
 
 @pytest.mark.parametrize(
