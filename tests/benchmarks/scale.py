@@ -10,6 +10,8 @@ that it must do.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import sys
 import tempfile
 from collections.abc import Callable, Collection
@@ -26,7 +28,14 @@ PARTS = ("planning", "shards", "epoch", "workers")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Of the curves; ``repeats`` are at the largest. ``labelled_rows`` are utterances with hard labels, ``epoch_shards`` those of a small real dataset."""
+    """Of the curves; ``repeats`` are at the largest.
+
+    Attributes:
+        rows, labelled_rows: utterances without and with hard labels.
+        cut_rows: utterances whose durations are cut into shards.
+        epoch_shards: of the small real dataset that epochs are read from.
+        ordered_rows: utterances that a student puts into order.
+    """
 
     rows: tuple[int, ...] = (10_000, 100_000, 1_000_000, 5_000_000)
     labelled_rows: tuple[int, ...] = (10_000, 100_000, 1_000_000)
@@ -42,16 +51,18 @@ class Sizes:
 def figures(sizes: Sizes | None = None, parts: Collection[str] = PARTS) -> list[Figure]:
     """Raises RuntimeError where the S3 server is not installed, and where a step fails."""
     sizes = sizes or Sizes()
-    with tempfile.TemporaryDirectory(prefix="scale-") as name, serve(Path(name) / "rgw") as server:
-        folder = Path(name)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scale-")))
+        server = functools.cache(lambda: stack.enter_context(serve(folder / "rgw")))
         run: dict[str, Callable[[], list[Figure]]] = {
             "planning": lambda: [
-                *scale_planning.figures(folder, sizes.rows, sizes.labelled_rows, sizes.row_groups, sizes.repeats),
+                *scale_planning.figures(folder, sizes.rows, sizes.labelled_rows, sizes.repeats),
+                scale_planning.footer(folder, sizes.row_groups),
                 scale_planning.cut(sizes.cut_rows),
             ],
-            "shards": lambda: scale_shards.figures(folder, server, sizes.shards, sizes.repeats),
+            "shards": lambda: scale_shards.figures(folder, server(), sizes.shards, sizes.repeats),
             "epoch": lambda: [
-                *scale_epoch.figures(server, sizes.epoch_shards),
+                *scale_epoch.figures(server(), sizes.epoch_shards),
                 scale_epoch.order_of_epoch(sizes.ordered_rows),
             ],
             "workers": lambda: scale_workers.figures(folder / "workers", sizes.workers),

@@ -56,15 +56,14 @@ def opening_manifest(manifest: str) -> Step:
     return Step(run=lambda: ManifestFile(manifest, {}).num_row_groups, baseline=lambda: None)
 
 
-def figures(
-    folder: Path, rows: Sequence[int], labelled_rows: Sequence[int], row_groups: Sequence[int], repeats: int
-) -> list[Figure]:
+def figures(folder: Path, rows: Sequence[int], labelled_rows: Sequence[int], repeats: int) -> list[Figure]:
     """Of manifests without (``rows``) and with hard labels: 30 times the bytes in memory."""
     teacher = write_linear_teacher(folder / "teacher", inventory=INVENTORY, num_classes=INVENTORY.num_classes)
     fields = teacher.model_dump(mode="json")
-    found = _figures(folder, fields, rows, repeats, with_labels=False)
-    found += _figures(folder, fields, labelled_rows, repeats, with_labels=True)
-    return [*found, *_footer(folder, row_groups)]
+    return [
+        *_figures(folder, fields, rows, repeats, with_labels=False),
+        *_figures(folder, fields, labelled_rows, repeats, with_labels=True),
+    ]
 
 
 def _figures(
@@ -146,7 +145,8 @@ def cut(num_rows: int = NUM_UTTERANCES) -> Figure:
     )
 
 
-def _footer(folder: Path, row_groups: Sequence[int]) -> list[Figure]:
+def footer(folder: Path, row_groups: Sequence[int]) -> Figure:
+    """Memory of each actor of a job of full size."""
     measured = []
     for num_groups in row_groups:
         manifest = write_large_manifest(folder / f"groups-{num_groups}.parquet", 2 * num_groups, None, rows_per_group=2)
@@ -158,13 +158,11 @@ def _footer(folder: Path, row_groups: Sequence[int]) -> list[Figure]:
         name="footer of the corpus manifest", size_name="row groups", unit="MB", sizes=row_groups, values=memory
     )
     num_groups = -(-NUM_UTTERANCES // ROWS_PER_GROUP)
-    return [
-        Figure(
-            name=f"footer of the corpus manifest: memory, {num_groups:,} row groups",
-            unit="MB",
-            value=curve.at(num_groups),
-            target=f"<= {_MAX_MB:g} MB",
-            met=curve.at(num_groups) <= _MAX_MB,
-            note=f"extrapolated from {row_groups[-1]:,}, where it takes {measured[-1].seconds:.2f} s and {memory[-1]:.0f} MB",
-        )
-    ]
+    return Figure(
+        name=f"footer of the corpus manifest: memory, {num_groups:,} row groups",
+        unit="MB",
+        value=curve.at(num_groups),
+        target=f"<= {_MAX_MB:g} MB",
+        met=curve.at(num_groups) <= _MAX_MB,
+        note=f"extrapolated from {row_groups[-1]:,}, where it takes {measured[-1].seconds:.2f} s and {memory[-1]:.0f} MB",
+    )

@@ -23,17 +23,16 @@ from softlabel_schemas.manifest import CommitRecord, FileRecord, SpecDocument, t
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.plan import ShardRange
 from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
+from softlabel_schemas.targets import SoftTargets
 from teacher_service.config import load_job
 from teacher_service.job import PreparedJob, missing_shards, prepare
 from teacher_service.status import read_status
 from tests.benchmarks.fresh_process import Step
 from tests.support.manifests import SECONDS, write_large_manifest
-from tests.support.targets import random_targets
 from tests.support.teachers import job_fields, write_job, write_linear_teacher
 
 INVENTORY = ClassInventory(names=tuple(f"senone-{index}" for index in range(3_000)))
-# Twice what a frame has in the mean.
-_MAX_ENTRIES = 40
+_TOP_K = 20
 _RECORDS_AT_ONCE = 1_000
 
 
@@ -45,7 +44,7 @@ def write_records(folder: Path, url: str, num_shards: int, shard_format: str) ->
     changes = {
         "destination__shard_seconds": SECONDS,
         "destination__format": shard_format,
-        "selection": {"policy": "top_k", "k": _MAX_ENTRIES},
+        "selection": {"policy": "top_k", "k": _TOP_K},
     }
     path = write_job(folder / "job.toml", job_fields(str(manifest), [teacher], url, **changes))
     job = prepare(load_job(path))
@@ -85,17 +84,29 @@ def _renamed(record: CommitRecord, shard_range: ShardRange) -> CommitRecord:
 def real_record(document: SpecDocument, num_frames: int) -> CommitRecord:
     """Of a shard of one utterance that is really encoded; its files are forgotten."""
     stats = UtteranceStats(kept_mass=0.9, entropy=1.0, agreement=0.5)
-    targets = random_targets(
-        np.random.default_rng(0),
-        num_frames=num_frames,
-        num_classes=INVENTORY.num_classes,
-        max_entries=_MAX_ENTRIES,
-        temperatures=document.spec.temperatures,
-    )
+    targets = _random_targets(num_frames, document.spec.temperatures)
     utterance = LabelledUtterance(utterance_id="utterance", targets=targets, stats=stats)
     first = ShardRange(index=0, first_row=0, num_rows=1)
     with tempfile.TemporaryDirectory() as folder:
         return commit_shard(ObjectStore(folder), document, first, [utterance], [])
+
+
+def _random_targets(num_frames: int, temperatures: tuple[float, ...]) -> SoftTargets:
+    """Of the likeliest classes alone: whole posteriors of an hour would take gigabytes."""
+    rng = np.random.default_rng(0)
+    ids_TK = rng.permuted(
+        np.cumsum(rng.integers(1, INVENTORY.num_classes // _TOP_K, (num_frames, _TOP_K)), axis=1), axis=1
+    )
+    probs_TK = np.sort(rng.dirichlet(np.full(_TOP_K + 1, 0.3), num_frames), axis=1)[:, ::-1].clip(1e-6)
+    tail_T = 1 - probs_TK[:, :_TOP_K].sum(axis=1)
+    return SoftTargets(
+        num_classes=INVENTORY.num_classes,
+        temperatures=temperatures,
+        offsets=np.arange(num_frames + 1) * _TOP_K,
+        class_ids=ids_TK.astype(np.int32).reshape(-1),
+        log_probs=np.log(probs_TK[:, :_TOP_K]).astype(np.float32).reshape(-1),
+        tail_mass=np.repeat(tail_T.clip(0, 1).astype(np.float32)[:, None], len(temperatures), axis=1),
+    )
 
 
 # The steps that are measured, each in its own process
