@@ -11,7 +11,7 @@ SPEECHOCEAN762_OUTPUT ?= speechocean762-output
 KILLS ?= 100
 SEED ?= 1
 
-.PHONY: demo speechocean762 test storm lint format clean
+.PHONY: demo speechocean762 test bench storm lint format clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/demo.py $(DEMO_OUTPUT)
@@ -25,6 +25,10 @@ CLUSTER_TESTS := tests/e2e/test_cluster.py tests/crash/test_storm.py
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(addprefix --ignore=,$(CLUSTER_TESTS))
 	$(BIN)/python -m pytest $(CLUSTER_TESTS)
+
+# One table of all figures; it takes an hour and wants the machine for itself. See tests/benchmarks/README.md.
+bench: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.benchmarks.run_all
 
 storm: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.storm --kills $(KILLS) --seed $(SEED) $(if $(FORMAT),--format $(FORMAT)) $(if $(URL),--url $(URL))

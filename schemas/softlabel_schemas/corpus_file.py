@@ -9,12 +9,12 @@ needs of all rows waits in temporary files, about 100 bytes a row, and hard labe
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,9 +34,12 @@ from softlabel_schemas.corpus_blocks import ManifestFile
 from softlabel_schemas.corpus_schema import NO_ROWS, SCHEMA, check_rows
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.plan import ShardPlanner, ShardRange
+from softlabel_schemas.read_ahead import read_ahead
 from softlabel_schemas.unique_ids import UniqueIds
 
 _COPY_BYTES = 1 << 20
+
+BlockT = TypeVar("BlockT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,21 +110,20 @@ class CorpusFile:
             # All but the hard labels themselves, the one part that would fill a disk.
             spilled = [temporary.enter_context(tempfile.TemporaryFile()) for _ in DIGEST_PARTS[:-1]]
             ids = temporary.enter_context(UniqueIds())
-            for row_group in range(file.num_row_groups):
-                for position, table in enumerate(file.blocks(row_group)):
-                    check_rows(table, where=self.url, first_row=num_file_rows)
-                    num_file_rows += len(table)
-                    ids.add(table["utterance_id"])
-                    known_splits.update(pc.unique(table["split"]).to_pylist())
-                    chosen = file.corpus(self._chosen(table))
-                    for (name, encode), part in zip(DIGEST_PARTS[:-1], spilled, strict=True):
-                        part.write(encode(chosen.table[name]))
-                    planner.add(chosen.seconds())
-                    ranges.update(label_range(chosen.table) or ())
-                    block = Block(
-                        row_group=row_group, position=position, num_rows=len(chosen), digest=_block_digest(chosen)
-                    )
-                    blocks.append(block)
+            for row_group, position, table in _ahead(_positions(file)):
+                check_rows(table, where=self.url, first_row=num_file_rows)
+                num_file_rows += len(table)
+                ids.add(table["utterance_id"])
+                known_splits.update(pc.unique(table["split"]).to_pylist())
+                chosen = file.corpus(self._chosen(table))
+                for (name, encode), part in zip(DIGEST_PARTS[:-1], spilled, strict=True):
+                    part.write(encode(chosen.table[name]))
+                planner.add(chosen.seconds())
+                ranges.update(label_range(chosen.table) or ())
+                block = Block(
+                    row_group=row_group, position=position, num_rows=len(chosen), digest=_block_digest(chosen)
+                )
+                blocks.append(block)
             if not num_file_rows:
                 raise InputError(f"{self.url}: {NO_ROWS}")
             repeated = ids.first_repeated(table["utterance_id"] for table in file.all_blocks(["utterance_id"]))
@@ -135,7 +137,7 @@ class CorpusFile:
                 while data := part.read(_COPY_BYTES):
                     digest.update(data)
         name, encode = DIGEST_PARTS[-1]
-        for table in file.all_blocks(["split", name]):
+        for table in _ahead(file.all_blocks(["split", name])) if ranges else ():
             digest.update(encode(self._chosen(table)[name]))
         # Arrow would keep the blocks' memory for the life of the process.
         pa.default_memory_pool().release_unused()
@@ -163,12 +165,12 @@ class CorpusFile:
         first, last = np.searchsorted(starts, [first_row, first_row + num_rows - 1], side="right") - 1
         file = ManifestFile(self.url, self._storage_options)
         tables = []
-        for row_group, group in groupby(self._blocks[first : last + 1], key=lambda block: block.row_group):
+        for row_group, group in itertools.groupby(self._blocks[first : last + 1], key=lambda block: block.row_group):
             expected = list(group)
             if row_group >= file.num_row_groups:
                 break
             # Of a row group with several blocks, those before are decoded and passed over.
-            found = islice(file.blocks(row_group), expected[0].position, None)
+            found = itertools.islice(file.blocks(row_group), expected[0].position, None)
             for block, table in zip(expected, found, strict=False):
                 chosen = file.corpus(self._chosen(table))
                 if _block_digest(chosen) == block.digest:
@@ -183,6 +185,21 @@ class CorpusFile:
 
     def _chosen(self, table: pa.Table) -> pa.Table:
         return table if self.splits is None else rows_of_splits(table, self.splits)
+
+
+def _positions(file: ManifestFile) -> Iterator[tuple[int, int, pa.Table]]:
+    """Row group, position in it, and rows of each block."""
+    for row_group in range(file.num_row_groups):
+        yield from ((row_group, position, table) for position, table in enumerate(file.blocks(row_group)))
+
+
+def _ahead(blocks: Iterator[BlockT]) -> Iterator[BlockT]:
+    """The next block is decoded while one is hashed, which takes about as long: both leave Python to other threads."""
+    for coming in read_ahead(lambda _: next(blocks, None), itertools.count(), num_parallel=1):
+        block = coming.result()
+        if block is None:
+            return
+        yield block
 
 
 def _block_digest(corpus: Corpus) -> bytes:

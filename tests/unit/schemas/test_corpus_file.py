@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tracemalloc
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from softlabel_schemas import ClassInventory, Corpus, InputError, Utterance, load_corpus, unique_ids, write_corpus
 from softlabel_schemas.corpus_blocks import ManifestFile
 from softlabel_schemas.corpus_file import CorpusFile, CorpusScan
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.plan import plan_shards
+from softlabel_schemas.unique_ids import UniqueIds
 from tests.support.manifests import write_large_manifest
 
 INVENTORY = ClassInventory(names=tuple(f"senone-{index}" for index in range(50)))
@@ -154,7 +158,11 @@ def test_no_rows(tmp_path: Path) -> None:
 @pytest.fixture
 def weak_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the last byte alone: ten different hashes."""
-    monkeypatch.setattr(unique_ids, "_hash", lambda value: bytes(value[-1:]) * 8)
+
+    def last_byte(_: unique_ids._Hash, ids: pa.ChunkedArray) -> np.ndarray:
+        return np.array([ord(value[-1]) for value in ids.to_pylist()], dtype=np.uint64)
+
+    monkeypatch.setattr(unique_ids._Hash, "__call__", last_byte)
 
 
 def repeat_an_id(path: Path, first: int, second: int) -> str:
@@ -166,9 +174,9 @@ def repeat_an_id(path: Path, first: int, second: int) -> str:
     return str(ids[first])
 
 
-@pytest.mark.parametrize("parts", [1, 7])
-def test_a_repeated_id_in_another_row_group(tmp_path: Path, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unique_ids, "_IDS_PER_PART", -(-1000 // parts))
+@pytest.mark.parametrize("ids_per_run", [1, 143, 1000])
+def test_a_repeated_id_in_another_row_group(tmp_path: Path, ids_per_run: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unique_ids, "_IDS_PER_RUN", ids_per_run)
     path = write(tmp_path / "c.parquet", utterances(1000))
     repeated = repeat_an_id(path, 17, 981)
     # In rows that are not chosen too, as for load_corpus.
@@ -184,6 +192,22 @@ def test_equal_hashes_of_different_ids_are_no_repetition(tmp_path: Path) -> None
     repeated = repeat_an_id(path, 3, 257)
     with pytest.raises(InputError, match=f"utterance_id '{repeated}' occurs 2 times"):
         CorpusFile(path).scan(60.0)
+
+
+@given(
+    columns=st.lists(st.lists(st.text(alphabet="ab\0é", max_size=4), max_size=6), max_size=6),
+    ids_per_run=st.integers(1, 9),
+)
+def test_repeated_ids_are_those_that_counting_finds(columns: list[list[str]], ids_per_run: int) -> None:
+    """Ids that differ by zero bytes at the end alone, and the empty id, among them."""
+    chunks = [pa.chunked_array([column], pa.string()) for column in columns]
+    counts = Counter(value for column in columns for value in column)
+    with pytest.MonkeyPatch.context() as patch, UniqueIds() as ids:
+        patch.setattr(unique_ids, "_IDS_PER_RUN", ids_per_run)
+        for chunk in chunks:
+            ids.add(chunk)
+        found = ids.first_repeated(chunks)
+    assert found == next(((value, count) for value, count in counts.items() if count > 1), None)
 
 
 # A file that is another one than at the scan
