@@ -22,8 +22,9 @@ from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
 from softlabel_schemas.spec import DatasetSpec, StorageSpec
 from softlabel_schemas.targets import SoftTargets
 from teacher_service.batching import batch_rows, pad
-from teacher_service.ensemble import combine, disagreements
-from teacher_service.selection import Selected, select, to_soft_targets
+from teacher_service.capture import capture
+from teacher_service.ensemble import disagreements
+from teacher_service.selection import Selected, to_soft_targets
 from teacher_service.teacher import Teacher
 
 Features = list[np.ndarray]
@@ -128,14 +129,13 @@ def _run(rows: list[Utterance], features: dict[int, Features], teachers: list[Te
             num_frames[position] = 0
     if not labels:
         return results
-    # Teachers may pad differently.
-    longest = max(num_frames)
-    weights = [teacher.weight for teacher in teachers]
-    log_probs_BTV = combine([logits_BTV[:, :longest] for logits_BTV in logits], weights, spec.combination)
-    device = log_probs_BTV.device
-    mask_BT = torch.arange(longest, device=device) < torch.tensor(num_frames, device=device)[:, None]
-    labels_N = torch.from_numpy(np.concatenate(list(labels.values()))).to(device)
-    selected = select(log_probs_BTV[mask_BT], spec.selection, spec.temperatures, labels_N).to_cpu()
+    weights, labels_N = (
+        [teacher.weight for teacher in teachers],
+        torch.from_numpy(np.concatenate(list(labels.values()))),
+    )
+    selected = capture(
+        logits, num_frames, weights, spec.combination, spec.selection, spec.temperatures, labels_N
+    ).to_cpu()
     targets = to_soft_targets(selected, spec.num_classes, spec.temperatures)
     start = 0
     for index, labels_T in labels.items():
