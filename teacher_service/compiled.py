@@ -1,4 +1,4 @@
-"""Compilation by numba, and the two functions that float32 posteriors need of it.
+"""Compilation by numba, and what float32 posteriors need of it: exp, log1p and the largest.
 
 numba alone does not vectorise ``math.exp`` (that takes Intel's SVML): a call costs some 5 ns, these about 0.2. Both are
 polynomials fitted at Chebyshev nodes; a test holds them within 2e-7 of float64 over their whole range.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -36,6 +37,7 @@ _L0, _L1, _L2, _L3 = (
 _L4, _L5, _L6, _L7 = (
     np.float32(c) for c in (0.14214554397801976, -0.12998528166710488, 0.12621886787522762, -0.07900885391418191)
 )
+_ALL_BUT_SIGN = np.int32(2**31 - 1)
 _SQRT2_MINUS_1 = np.float32(math.sqrt(2) - 1)
 
 
@@ -49,10 +51,10 @@ def compiled(*, fastmath: set[str] | bool = False) -> Callable[[Function], Funct
 
     def compile_it(function: Function) -> Function:
         try:
-            return numba.njit(cache=True, nogil=True, fastmath=fastmath)(function)  # type: ignore[no-any-return]
+            return cast(Function, numba.njit(cache=True, nogil=True, fastmath=fastmath)(function))
         except RuntimeError:
             # No folder for the cache can be written: every process compiles for itself, some seconds.
-            return numba.njit(nogil=True, fastmath=fastmath)(function)  # type: ignore[no-any-return]
+            return cast(Function, numba.njit(nogil=True, fastmath=fastmath)(function))
 
     return compile_it
 
@@ -81,3 +83,13 @@ def log1p_of_fraction(x: np.float32) -> np.float32:
     f2 = f * f
     series = low + f2 * f2 * high
     return (f - _HALF * f2 + f * f2 * series) + (_LN2 if is_large else _ZERO)
+
+
+@compiled()
+def largest_of(values_V: npt.NDArray[np.float32]) -> np.float32:
+    """Compared as integers of the same order, which is vectorised: 0.07 ns a value against 0.5. A NaN is above infinity."""
+    bits_V = values_V.view(np.int32)
+    largest = np.int32(-(2**31))
+    for v in range(len(bits_V)):
+        largest = max(largest, np.int32(bits_V[v] ^ (np.int32(bits_V[v] >> 31) & _ALL_BUT_SIGN)))
+    return np.int32(largest ^ (np.int32(largest >> 31) & _ALL_BUT_SIGN)).view(np.float32)
