@@ -3,13 +3,14 @@
 What runs where, all to the same definition (float64 in the tests):
 
 - CPU: ``capture_cpu``, compiled by numba;
-- CUDA with Triton, up to 64 entries a frame: ``capture_triton``, one kernel;
+- CUDA with Triton, up to 64 entries a frame and 16,384 classes: ``capture_triton``, one kernel;
 - any other device or selection: ``ensemble.combine`` and ``selection.select``, in torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,9 @@ from softlabel_schemas.selection import Mass, Threshold, TopK
 from teacher_service.capture_cpu import capture_cpu
 from teacher_service.ensemble import combine
 from teacher_service.selection import Selected, select
+
+_MAX_CLASSES, _MAX_WIDTH = 1 << 14, 64
+_HAS_TRITON = find_spec("triton") is not None
 
 
 def capture(
@@ -44,10 +48,19 @@ def capture(
         rows = [_rows(num_frames, logits_BTV.shape[1]) for logits_BTV in logits]
         flat = [logits_BTV.reshape(-1, logits_BTV.shape[2]) for logits_BTV in logits]
         return capture_cpu(flat, rows, weights, method, selection, temperatures, labels_N.numpy())
+    if _HAS_TRITON and device.type == "cuda" and fits(selection, logits[0].shape[2]):
+        from teacher_service.capture_triton import capture_triton
+
+        return capture_triton(logits, num_frames, weights, method, selection, temperatures, labels_N)
     longest = max(num_frames)
     log_probs_BTV = combine([logits_BTV[:, :longest] for logits_BTV in logits], weights, method)
     mask_BT = torch.arange(longest, device=device) < torch.tensor(num_frames, device=device)[:, None]
     return select(log_probs_BTV[mask_BT], selection, temperatures, labels_N.to(device))
+
+
+def fits(selection: TopK | Mass | Threshold, num_classes: int) -> bool:
+    """Whether the kernel on CUDA takes it: a row and its best classes stay in registers."""
+    return num_classes <= _MAX_CLASSES and min(selection.cap, num_classes) <= _MAX_WIDTH
 
 
 def _rows(num_frames: Sequence[int], longest: int) -> np.ndarray:
