@@ -1,13 +1,17 @@
 """LabellingActor: holds the ensemble; makes and commits shards. A plain class, which ``ray_job`` makes remote.
 
-Beside the models it holds the rows and labels of the shard in work and, while that is committed, its encoded files: never
-more than two shards' worth, however many it has made.
+``label`` may run in two threads: one shard is labelled while the one before it is encoded, uploaded and committed. Beside the
+models the actor holds the rows and labels of the first, the labels and encoded files of the second: never more than two shards,
+however many it has made.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +19,7 @@ import torch
 from softlabel_schemas.commit import commit_shard
 from softlabel_schemas.plan import ShardRange
 from teacher_service.job import PreparedJob
-from teacher_service.pipeline import label_shard
+from teacher_service.pipeline import LabelledShard, label_shard
 from teacher_service.teacher import load_teacher
 
 
@@ -46,8 +50,12 @@ class LabellingActor:
     def __init__(self, job: PreparedJob) -> None:
         self._job = job
         self._seconds_done = 0.0
-        # None while no shard is in work.
-        self._last_activity: float | None = None
+        # The models are run by one thread at a time.
+        self._models = threading.Lock()
+        # Of the two below, which both threads of ``label`` and that of ``beat`` use.
+        self._state = threading.Lock()
+        self._shards_in_work = 0
+        self._last_activity = 0.0
 
     def start(self) -> int:
         """The process id; answered once Ray has found room for the actor."""
@@ -65,24 +73,45 @@ class LabellingActor:
         self._store = job.store()
 
     def label(self, shard_range: ShardRange) -> Receipt:
-        """Label, store and commit one shard."""
-
-        def on_seconds(seconds: float) -> None:
-            self._seconds_done += seconds
-            self._last_activity = time.monotonic()
-
-        job = self._job
-        self._last_activity = time.monotonic()
-        try:
-            rows = job.corpus.read(shard_range.first_row, shard_range.num_rows)
-            spec, storage = job.document.spec, job.document.storage
-            shard = label_shard(rows, self._teachers, spec, storage, on_seconds=on_seconds)
-            record = commit_shard(self._store, job.document, shard_range, shard.utterances, shard.skipped)
-        finally:
-            self._last_activity = None
+        """Label, store and commit one shard. May be called again while it commits; then the next is labelled meanwhile."""
+        with self._in_work():
+            with self._models:
+                shard = self._labelled(shard_range)
+            self._active()
+            record = commit_shard(self._store, self._job.document, shard_range, shard.utterances, shard.skipped)
         return Receipt(num_frames=record.shard.num_frames, num_skipped=len(record.shard.skipped))
 
     def beat(self) -> Beat:
         """Answered by a thread of its own while a shard is made."""
-        last = self._last_activity
-        return Beat(seconds_done=self._seconds_done, idle_seconds=0.0 if last is None else time.monotonic() - last)
+        with self._state:
+            idle_seconds = time.monotonic() - self._last_activity if self._shards_in_work else 0.0
+        return Beat(seconds_done=self._seconds_done, idle_seconds=idle_seconds)
+
+    def _labelled(self, shard_range: ShardRange) -> LabelledShard:
+        def on_seconds(seconds: float) -> None:
+            self._seconds_done += seconds
+            self._active()
+
+        job = self._job
+        # A thread that is new to torch would take another number, and round otherwise.
+        torch.set_num_threads(job.config.resources.cpus_per_actor)
+        rows = job.corpus.read(shard_range.first_row, shard_range.num_rows)
+        return label_shard(rows, self._teachers, job.document.spec, job.document.storage, on_seconds=on_seconds)
+
+    @contextmanager
+    def _in_work(self) -> Iterator[None]:
+        with self._state:
+            self._shards_in_work += 1
+            # A second shard waits for the first: that it came is no progress.
+            if self._shards_in_work == 1:
+                self._last_activity = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._state:
+                self._shards_in_work -= 1
+                self._last_activity = time.monotonic()
+
+    def _active(self) -> None:
+        with self._state:
+            self._last_activity = time.monotonic()

@@ -1,34 +1,35 @@
 """One shard, from corpus rows to labelled utterances: the whole flow, without Ray and without storage.
 
-    rows -> batches -> features -> teachers -> ensemble -> selection -> SoftTargets
+    rows -> batches -> features --> teachers --> ensemble -> selection -> SoftTargets
+            '--- a thread ahead ---'            '---------- a thread behind --------'
+
+Ahead are at most two batches of features, behind is one of logits: with the one that the teachers make, logits of two batches
+are held. Each stage takes the batches in order, so that threads change nothing in the result.
 
 Shape suffixes: B utterances, T frames, V classes, N valid frames of the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.front_end import UtteranceError, UtteranceReader
 from softlabel_schemas.manifest import SkippedUtterance
-from softlabel_schemas.selection import NO_LABEL
-from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
+from softlabel_schemas.shard import LabelledUtterance
 from softlabel_schemas.spec import DatasetSpec, StorageSpec
-from softlabel_schemas.targets import SoftTargets
 from teacher_service.batching import batch_rows, pad
-from teacher_service.ensemble import combine, disagreements
-from teacher_service.selection import Selected, select, to_soft_targets
+from teacher_service.overlap import Behind, ahead
 from teacher_service.teacher import Teacher
+from teacher_service.utterance_labels import Outputs, Results, label_outputs
 
-Features = list[np.ndarray]
-# By the utterance's row in the shard.
-Results = dict[int, LabelledUtterance | UtteranceError]
+_BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,23 @@ class LabelledShard:
 
     utterances: list[LabelledUtterance]
     skipped: list[SkippedUtterance]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """Features that were read, by the utterance's row in the shard.
+
+    Attributes:
+        indices: of all rows of the batch, those that could not be read too.
+        features: for each teacher, float32 [T, D].
+        padded: for each teacher, features_BTD and lengths_B of the rows in ``features``.
+        errors: of the other rows.
+    """
+
+    indices: list[int]
+    features: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    padded: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    errors: Results = field(default_factory=dict)
 
 
 def label_shard(
@@ -50,7 +68,8 @@ def label_shard(
     """Label the rows of one shard; a function of its arguments alone.
 
     What is wrong with one utterance, in the corpus or in what the teachers give for it, leaves out that one. Storage and
-    devices that fail are not an utterance's fault: their errors are passed on, and the shard can be tried again.
+    devices that fail are not an utterance's fault: their errors are passed on, and the shard can be tried again. No thread
+    outlives the call.
 
     Args:
         rows: all rows of the shard and no others.
@@ -60,125 +79,81 @@ def label_shard(
         UtteranceError: an utterance cannot be labelled and ``storage.on_error`` is "fail"; names it.
     """
     reader, utterances = UtteranceReader(rows), list(rows)
+    names, weights = [teacher.name for teacher in teachers], [teacher.weight for teacher in teachers]
     labelled: dict[int, LabelledUtterance] = {}
     skipped: dict[int, SkippedUtterance] = {}
 
-    def keep(index: int, result: LabelledUtterance | UtteranceError) -> None:
-        if isinstance(result, LabelledUtterance):
-            labelled[index] = result
-        elif storage.on_error == "fail":
-            raise result
-        else:
-            skipped[index] = SkippedUtterance(utterance_id=utterances[index].utterance_id, reason=str(result))
+    def keep(results: Results) -> None:
+        for index, result in results.items():
+            if isinstance(result, LabelledUtterance):
+                labelled[index] = result
+            elif storage.on_error == "fail":
+                raise result
+            else:
+                skipped[index] = SkippedUtterance(utterance_id=utterances[index].utterance_id, reason=str(result))
 
-    for indices in batch_rows(rows.seconds(), storage.batch_seconds):
-        features: dict[int, Features] = {}
-        for index in indices:
-            try:
-                features[index] = reader.features(utterances[index], [teacher.front_end for teacher in teachers])
-            except UtteranceError as error:
-                keep(index, error)
-        for index, result in _label_batch(utterances, features, teachers, spec).items():
-            keep(index, result)
-        on_seconds(sum(utterances[index].seconds for index in indices))
+    def keep_batch(done: tuple[_Batch, Results] | None) -> None:
+        if done is not None:
+            batch, results = done
+            keep(batch.errors)
+            keep(results)
+            on_seconds(sum(utterances[index].seconds for index in batch.indices))
+
+    def finish(batch: _Batch, outputs: list[Outputs], errors: Results) -> tuple[_Batch, Results]:
+        for each in outputs:
+            errors |= label_outputs(utterances, each, names, weights, spec)
+        return batch, errors
+
+    batches = ahead(
+        lambda indices: _read(reader, utterances, indices, teachers),
+        batch_rows(rows.seconds(), storage.batch_seconds),
+        depth=_BATCHES_AHEAD,
+    )
+    with closing(batches), Behind[tuple[_Batch, Results]]() as behind:
+        for batch in batches:
+            keep_batch(behind.push(finish, batch, *_run_batch(utterances, batch, teachers)))
+        keep_batch(behind.last())
     return LabelledShard(
         utterances=[labelled[index] for index in sorted(labelled)],
         skipped=[skipped[index] for index in sorted(skipped)],
     )
 
 
-def _label_batch(
-    rows: list[Utterance], features: dict[int, Features], teachers: list[Teacher], spec: DatasetSpec
-) -> Results:
-    """Run the ensemble on one padded batch. Where a teacher's output does not fit the batch, each utterance has one of its own,
-    to find those that it is the fault of."""
-    if not features:
-        return {}
-    try:
-        return _run(rows, features, teachers, spec)
-    except InputError as error:
-        if len(features) == 1:
-            (index,) = features
-            return {index: UtteranceError(f"utterance {rows[index].utterance_id}: {error}")}
-    results: Results = {}
-    for index, own in features.items():
-        results |= _label_batch(rows, {index: own}, teachers, spec)
-    return results
-
-
-def _run(rows: list[Utterance], features: dict[int, Features], teachers: list[Teacher], spec: DatasetSpec) -> Results:
-    """Raises InputError where a teacher's output is not as a bundle promises."""
-    logits, lengths = [], []
-    for position, teacher in enumerate(teachers):
-        logits_BTV, lengths_B = teacher.logits(*pad([of_teachers[position] for of_teachers in features.values()]))
-        logits.append(logits_BTV)
-        lengths.append(lengths_B.cpu())
-    problems = disagreements(lengths, [teacher.name for teacher in teachers])
-    results: Results = {}
-    labels: dict[int, np.ndarray] = {}
-    num_frames = lengths[0].tolist()
-    for position, (index, frames) in enumerate(zip(features, num_frames, strict=True)):
-        problem = problems.get(position)
+def _read(reader: UtteranceReader, rows: Sequence[Utterance], indices: list[int], teachers: list[Teacher]) -> _Batch:
+    batch = _Batch(indices=indices)
+    for index in indices:
         try:
-            if problem is not None:
-                raise UtteranceError(f"utterance {rows[index].utterance_id}: {problem}")
-            labels[index] = _hard_labels(rows[index], frames, spec.num_classes)
+            batch.features[index] = reader.features(rows[index], [teacher.front_end for teacher in teachers])
         except UtteranceError as error:
-            results[index] = error
-            num_frames[position] = 0
-    if not labels:
-        return results
-    # Teachers may pad differently.
-    longest = max(num_frames)
-    weights = [teacher.weight for teacher in teachers]
-    log_probs_BTV = combine([logits_BTV[:, :longest] for logits_BTV in logits], weights, spec.combination)
-    device = log_probs_BTV.device
-    mask_BT = torch.arange(longest, device=device) < torch.tensor(num_frames, device=device)[:, None]
-    labels_N = torch.from_numpy(np.concatenate(list(labels.values()))).to(device)
-    selected = select(log_probs_BTV[mask_BT], spec.selection, spec.temperatures, labels_N).to_cpu()
-    targets = to_soft_targets(selected, spec.num_classes, spec.temperatures)
-    start = 0
-    for index, labels_T in labels.items():
-        stop = start + len(labels_T)
-        results[index] = _utterance(rows[index], targets, selected, slice(start, stop), labels_T)
-        start = stop
-    return results
+            batch.errors[index] = error
+    if batch.features:
+        batch.padded.extend(pad(features) for features in zip(*batch.features.values(), strict=True))
+    return batch
 
 
-def _hard_labels(row: Utterance, num_frames: int, num_classes: int) -> np.ndarray:
-    """int64 [T]. Raises UtteranceError where they do not fit the teachers' frames and classes, or there is no frame."""
-    if num_frames == 0:
-        raise UtteranceError(f"utterance {row.utterance_id}: the teachers give no frames for its {row.seconds:g} s")
-    if row.hard_labels is None:
-        return np.full(num_frames, NO_LABEL, dtype=np.int64)
-    if len(row.hard_labels) != num_frames:
-        raise UtteranceError(
-            f"utterance {row.utterance_id}: the teachers give {num_frames} frames, the corpus has "
-            f"{len(row.hard_labels)} hard labels; both need the same frame shift"
-        )
-    low, high = int(row.hard_labels.min()), int(row.hard_labels.max())
-    if low < NO_LABEL or high >= num_classes:
-        raise UtteranceError(
-            f"utterance {row.utterance_id}: hard labels run from {low} to {high}, "
-            f"expected {NO_LABEL} (none) to {num_classes - 1}"
-        )
-    return row.hard_labels.astype(np.int64)
+def _run_batch(rows: Sequence[Utterance], batch: _Batch, teachers: list[Teacher]) -> tuple[list[Outputs], Results]:
+    """Run the teachers on one padded batch. Where a teacher's output does not fit the batch, each utterance has one of its own,
+    to find those that it is the fault of."""
+    if not batch.features:
+        return [], {}
+    try:
+        return [_run(list(batch.features), batch.padded, teachers)], {}
+    except InputError:
+        outputs: list[Outputs] = []
+        errors: Results = {}
+        for index, own in batch.features.items():
+            try:
+                outputs.append(_run([index], [pad([features_TD]) for features_TD in own], teachers))
+            except InputError as error:
+                errors[index] = UtteranceError(f"utterance {rows[index].utterance_id}: {error}")
+        return outputs, errors
 
 
-def _utterance(
-    row: Utterance, targets: SoftTargets, selected: Selected, frames: slice, labels_T: np.ndarray
-) -> LabelledUtterance | UtteranceError:
-    own = targets.frames(frames.start, frames.stop)
-    entropy_T, top1_T = selected.entropy_N[frames].numpy(), selected.top1_N[frames].numpy()
-    if not (np.isfinite(entropy_T).all() and np.isfinite(own.log_probs).all() and np.isfinite(own.tail_mass).all()):
-        return UtteranceError(f"utterance {row.utterance_id}: the teachers' posteriors are not finite")
-    valid = labels_T != NO_LABEL
-    return LabelledUtterance(
-        utterance_id=row.utterance_id,
-        targets=own,
-        stats=UtteranceStats(
-            kept_mass=float(own.kept_mass_T().mean()),
-            entropy=float(entropy_T.mean(dtype=np.float64)),
-            agreement=float((top1_T == labels_T)[valid].mean()) if valid.any() else float("nan"),
-        ),
-    )
+def _run(indices: list[int], padded: list[tuple[Tensor, Tensor]], teachers: list[Teacher]) -> Outputs:
+    """Raises InputError where a teacher's output is not as a bundle promises."""
+    outputs = Outputs(indices=indices, logits=[], lengths=[])
+    for teacher, (features_BTD, lengths_B) in zip(teachers, padded, strict=True):
+        logits_BTV, out_lengths_B = teacher.logits(features_BTD, lengths_B)
+        outputs.logits.append(logits_BTV)
+        outputs.lengths.append(out_lengths_B.cpu())
+    return outputs

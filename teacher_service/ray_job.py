@@ -51,7 +51,7 @@ from teacher_service.job import PreparedJob, check_skipped, missing_shards, publ
 from teacher_service.labelling_actor import LabellingActor
 from teacher_service.shard_queue import GaveUpError, ShardQueue
 
-# One being labelled, one waiting, so that an actor never idles between shards.
+# One being labelled, one being committed or waiting, so that an actor never idles between shards.
 _SHARDS_PER_ACTOR = 2
 _POLL_SECONDS = 1.0
 _FROZEN_SECONDS = 120.0
@@ -152,7 +152,8 @@ class _Worker:
     Attributes:
         starting: reference of the call that it is in before work; None at work.
         since: when that call was made.
-        shards: those handed to it, in order, by reference; the first is in work.
+        shards: those handed to it, in order, by reference; the first is in work, the second once that
+            one is labelled and being committed.
         beat: reference of the beat asked for at ``asked``; None where none is outstanding.
     """
 
@@ -182,7 +183,9 @@ class _Driver:
         self._seconds_before = sum(job.seconds_of_shard) - sum(job.seconds_of_shard[shard.index] for shard in missing)
         resources = job.config.resources
         self._actor_class = ray.remote(
-            num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, concurrency_groups={"beats": 1}
+            num_cpus=resources.cpus_per_actor,
+            num_gpus=resources.gpus_per_actor,
+            concurrency_groups={"beats": 1, "shards": _SHARDS_PER_ACTOR},
         )(LabellingActor)
         # An actor needs no plan: of 25,000 shards it makes a few.
         self._job_of_actors = ray.put(replace(job, plan=[], seconds_of_shard=[]))
@@ -216,7 +219,8 @@ class _Driver:
                     shard_range = self._queue.next()
                     if shard_range is None:
                         return
-                    worker.shards[worker.actor.label.remote(shard_range)] = shard_range
+                    label = worker.actor.label.options(concurrency_group="shards")
+                    worker.shards[label.remote(shard_range)] = shard_range
 
     def _wait(self) -> None:
         """Until something has happened, at most a poll's length; then attend to every worker that it happened to."""
@@ -324,7 +328,8 @@ class _Driver:
             )
 
     def _lose(self, worker: _Worker, reason: str) -> None:
-        """Only the first of its shards was in work."""
+        """Of its shards only the first counts as lost. The second may have been in work too; if it is at fault, it is the first
+        of the next actor's."""
         for position, shard_range in enumerate(worker.shards.values()):
             if position == 0:
                 self._queue.lost(shard_range, reason)

@@ -56,7 +56,7 @@ def select(
     log_probs_NK, ids_NK = _ranked(log_probs_NV, width)
     # In float64, as at read time: in float32 the running sum reaches the mass an entry early or late in one frame of 70,000,
     # and in one of eight where probabilities are equal.
-    kept_NK = _prefix(log_probs_NK.double().exp(), selection)
+    kept_NK = prefix(log_probs_NK.double().exp(), selection)
     if selection.keep_hard_label:
         has_label_N = labels_N != NO_LABEL
         label_N1 = labels_N.clamp(min=0)[:, None]
@@ -98,7 +98,7 @@ def _ranked(log_probs_NV: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return order.values, ids_NK.gather(1, order.indices)
 
 
-def _prefix(probs_NK: Tensor, selection: TopK | Mass | Threshold) -> Tensor:
+def prefix(probs_NK: Tensor, selection: TopK | Mass | Threshold) -> Tensor:
     """Which of the ranked classes the policy keeps, bool [N, K]; see ``softlabel_schemas.selection.prefix_lengths``."""
     if isinstance(selection, TopK):
         kept_NK = torch.ones_like(probs_NK, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Selection on the device against the documented rule in float64, and against selection at read time."""
+"""Selection, in torch and compiled for the CPU, against the documented rule in float64 and selection at read time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from softlabel_schemas import InputError, SoftTargets
 from softlabel_schemas.selection import NO_LABEL, Mass, Threshold, TopK, check_derivable, narrow
+from teacher_service.capture_cpu import select_cpu
 from teacher_service.selection import MIN_LOG_PROB, Selected, select, to_soft_targets
 from tests.support.targets import dense_posterior
 from tests.support.teachers import select_densely
@@ -51,8 +52,20 @@ def select_all(
 ) -> tuple[Selected, SoftTargets]:
     labels_T = np.full(len(log_posterior_TV), NO_LABEL) if labels_T is None else labels_T
     labels_N = torch.from_numpy(labels_T.astype(np.int64))
-    selected = select(torch.from_numpy(log_posterior_TV), selection, TEMPERATURES, labels_N).to_cpu()
+    log_posterior_NV = torch.from_numpy(log_posterior_TV)
+    selected = select_cpu(log_posterior_NV, selection, TEMPERATURES, labels_N)
+    _check_same(select(log_posterior_NV, selection, TEMPERATURES, labels_N), selected)
     return selected, to_soft_targets(selected, log_posterior_TV.shape[1], TEMPERATURES).validate()
+
+
+def _check_same(in_torch: Selected, compiled: Selected) -> None:
+    assert torch.equal(in_torch.kept_NK, compiled.kept_NK)
+    kept_NK = compiled.kept_NK
+    for name in ("ids_NK", "log_probs_NK"):
+        assert torch.equal(getattr(in_torch, name)[kept_NK], getattr(compiled, name)[kept_NK]), name
+    assert torch.equal(in_torch.top1_N, compiled.top1_N)
+    torch.testing.assert_close(in_torch.tail_NM, compiled.tail_NM, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(in_torch.entropy_N, compiled.entropy_N, rtol=1e-5, atol=1e-6)
 
 
 def kept(targets: SoftTargets) -> list[list[int]]:
@@ -169,8 +182,13 @@ def test_a_frame_that_is_not_finite_does_not_touch_the_others() -> None:
     broken_TV = log_posterior_TV.copy()
     broken_TV[0] = np.nan
     select_labels = torch.tensor([NO_LABEL, NO_LABEL])
-    found = select(torch.from_numpy(broken_TV), TopK(k=2), TEMPERATURES, select_labels)
-    expected = select(torch.from_numpy(log_posterior_TV), TopK(k=2), TEMPERATURES, select_labels)
-    assert torch.isnan(found.entropy_N[0])
+    for select_them in (select, select_cpu):
+        found = select_them(torch.from_numpy(broken_TV), TopK(k=2), TEMPERATURES, select_labels)
+        expected = select_them(torch.from_numpy(log_posterior_TV), TopK(k=2), TEMPERATURES, select_labels)
+        assert torch.isnan(found.entropy_N[0])
+        _check_second_row(found, expected)
+
+
+def _check_second_row(found: Selected, expected: Selected) -> None:
     for name in ("ids_NK", "log_probs_NK", "kept_NK", "tail_NM", "entropy_N", "top1_N"):
         assert torch.equal(getattr(found, name)[1], getattr(expected, name)[1]), name

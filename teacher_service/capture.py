@@ -1,0 +1,68 @@
+"""Capture: the teachers' logits of a batch -> the few classes that are kept. Only these leave the device.
+
+What runs where, all to the same definition (float64 in the tests):
+
+- CPU: ``capture_cpu``, compiled by numba;
+- CUDA with Triton, up to 64 entries a frame and 16,384 classes: ``capture_triton``, one kernel;
+- any other device or selection: ``ensemble.combine`` and ``selection.select``, in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softlabel_schemas.selection import Mass, Threshold, TopK
+from teacher_service.capture_cpu import capture_cpu
+from teacher_service.ensemble import combine
+from teacher_service.selection import Selected, select
+
+_MAX_CLASSES, _MAX_WIDTH = 1 << 14, 64
+_HAS_TRITON = find_spec("triton") is not None
+
+
+def capture(
+    logits: Sequence[Tensor],
+    num_frames: Sequence[int],
+    weights: Sequence[float],
+    method: Literal["arithmetic", "log_linear"],
+    selection: TopK | Mass | Threshold,
+    temperatures: tuple[float, ...],
+    labels_N: Tensor,
+) -> Selected:
+    """Combine, temper, select; on the device of the logits.
+
+    Args:
+        logits: of each teacher, [B, T, V]; T may differ, what follows an utterance's own frames is ignored.
+        num_frames: of each utterance; N together.
+        weights: positive, adding up to 1.
+        labels_N: hard labels, int64, on the CPU; -1 where a frame has none.
+    """
+    device = logits[0].device
+    if device.type == "cpu":
+        rows = [_rows(num_frames, logits_BTV.shape[1]) for logits_BTV in logits]
+        flat = [logits_BTV.reshape(-1, logits_BTV.shape[2]) for logits_BTV in logits]
+        return capture_cpu(flat, rows, weights, method, selection, temperatures, labels_N.numpy())
+    if _HAS_TRITON and device.type == "cuda" and fits(selection, logits[0].shape[2]):
+        from teacher_service.capture_triton import capture_triton
+
+        return capture_triton(logits, num_frames, weights, method, selection, temperatures, labels_N)
+    longest = max(num_frames)
+    log_probs_BTV = combine([logits_BTV[:, :longest] for logits_BTV in logits], weights, method)
+    mask_BT = torch.arange(longest, device=device) < torch.tensor(num_frames, device=device)[:, None]
+    return select(log_probs_BTV[mask_BT], selection, temperatures, labels_N.to(device))
+
+
+def fits(selection: TopK | Mass | Threshold, num_classes: int) -> bool:
+    """Whether the kernel on CUDA takes it: a row and its best classes stay in registers."""
+    return num_classes <= _MAX_CLASSES and min(selection.cap, num_classes) <= _MAX_WIDTH
+
+
+def _rows(num_frames: Sequence[int], longest: int) -> np.ndarray:
+    """Where the frames are in logits [B * T, V], int64 [N]."""
+    return np.concatenate([row * longest + np.arange(count) for row, count in enumerate(num_frames)])

@@ -1,0 +1,92 @@
+"""The actor labels a shard while it commits the one before; errors and receipts stay with their own shard."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from softlabel_schemas import layout
+from softlabel_schemas.commit import committed_shards
+from softlabel_schemas.errors import InputError
+from teacher_service.job import PreparedJob, missing_shards, prepare
+from teacher_service.labelling_actor import LabellingActor
+from tests.support.teachers import make_job, write_linear_teacher, write_sounds
+from tests.support.trees import tree
+
+
+def job_of(folder: Path, name: str, **changes: Any) -> PreparedJob:
+    sounds = write_sounds(folder / "sounds", [0.5] * 8)
+    teacher = write_linear_teacher(folder / "teacher", delay_seconds=0.02)
+    return prepare(make_job(sounds.manifest, [teacher], folder / name, destination__shard_seconds=1.0, **changes))
+
+
+def loaded(job: PreparedJob) -> LabellingActor:
+    missing_shards(job)
+    actor = LabellingActor(job)
+    actor.load()
+    return actor
+
+
+def test_shards_made_by_two_threads_have_the_bytes_of_one(tmp_path: Path) -> None:
+    one, two = job_of(tmp_path, "one"), job_of(tmp_path, "two")
+    actor = loaded(one)
+    for shard_range in one.plan:
+        actor.label(shard_range)
+    actor = loaded(two)
+    with ThreadPoolExecutor(2) as pool:
+        receipts = list(pool.map(actor.label, two.plan))
+    assert len(receipts) == len(two.plan) == 4
+    assert committed_shards(two.store()) == {0, 1, 2, 3}
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+def test_the_next_shard_is_labelled_while_one_is_committed(tmp_path: Path) -> None:
+    """The first commit only goes on once the second shard has been labelled."""
+    job = job_of(tmp_path, "labels")
+    actor = loaded(job)
+    second_labelled = threading.Event()
+    store, put_many = actor._store, actor._store.put_many
+    puts: list[int] = []
+
+    def wait_and_put(objects: Any) -> None:
+        puts.append(1)
+        if len(puts) == 1:
+            assert second_labelled.wait(30)
+        else:
+            second_labelled.set()
+        put_many(objects)
+
+    store.put_many = wait_and_put  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(actor.label, job.plan[:2]))
+    assert committed_shards(job.store()) == {0, 1}
+    assert actor.beat().idle_seconds == 0.0
+    assert actor.beat().seconds_done == pytest.approx(2.0)
+
+
+def test_an_error_is_that_of_its_own_shard(tmp_path: Path) -> None:
+    job = job_of(tmp_path, "labels")
+    (tmp_path / "sounds" / "utt-004.wav").unlink()
+    actor = loaded(job)
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(actor.label, shard_range) for shard_range in job.plan]
+    assert [future.exception() is None for future in futures] == [True, True, False, True]
+    with pytest.raises(InputError, match="utt-004"):
+        futures[2].result()
+    assert committed_shards(job.store()) == {0, 1, 3}
+    assert actor.beat().idle_seconds == 0.0
+
+
+def test_a_commit_that_fails_fails_its_shard_alone(tmp_path: Path) -> None:
+    """The shard in the other thread is labelled and committed."""
+    job = job_of(tmp_path, "labels")
+    actor = loaded(job)
+    (tmp_path / "labels" / layout.commit_record(1)).mkdir(parents=True)
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(actor.label, shard_range) for shard_range in job.plan]
+    assert [future.exception() is None for future in futures] == [True, False, True, True]
+    assert isinstance(futures[1].exception(), OSError)
