@@ -103,7 +103,7 @@ class TargetConfig(StrictModel):
     """``temperatures``: tail masses are stored for each, so that students can use them; starts with 1.0."""
 
     temperatures: tuple[float, ...] = (1.0,)
-    codec: CodecName = "packed-u8"
+    codec: CodecName = "mtf-sqrt"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -34,7 +34,7 @@ def test_defaults_and_what_is_set(tmp_path: Path) -> None:
     job = load(tmp_path, selection={"policy": "mass", "mass": 0.95, "max_entries": 20}, targets__temperatures=[1, 2])
     assert job.selection == Mass(mass=0.95, max_entries=20)
     assert [teacher.weight for teacher in job.teachers] == [1.0, 2.0]
-    assert (job.combination.method, job.targets.codec, job.targets.temperatures) == ("arithmetic", "packed-u8", (1, 2))
+    assert (job.combination.method, job.targets.codec, job.targets.temperatures) == ("arithmetic", "mtf-sqrt", (1, 2))
     assert (job.resources.num_actors, job.errors.on_error, job.destination.format) == (1, "fail", "parquet")
 
 
