@@ -81,7 +81,7 @@ class PageColumns:
         parts = [_byte_arrays(page, count) for page, count in self._pages(name)]
         lengths = np.concatenate([np.empty(0, np.int64), *(lengths for _, lengths in parts)])
         values = parts[0][0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *(v for v, _ in parts)])
-        return memoryview(values), offsets_of(lengths)
+        return values.data, offsets_of(lengths)
 
     def _pages(self, name: str) -> Iterator[tuple[memoryview, int]]:
         """The decompressed pages of a column, and the number of rows in each."""
