@@ -238,7 +238,9 @@ def decode_frames(
                     wrong |= (left - 1 - position) & ~is_new
                     shift = np.uint64(6 * position)
                     slot = np.int64(window >> shift & np.uint64(63))
-                    known = np.int64(class_ids[np.uint64(min(recent + slot, last_entry))])
+                    # Behind a wrong position that is what was not written yet, whatever it is: unsigned, so that the check of
+                    # the class below is enough.
+                    known = np.int64(np.uint32(class_ids[np.uint64(min(recent + slot, last_entry))]))
                     high = nibble - NEW_CLASS
                     new = high << 8 | np.int64(new_ids[np.uint64(min(i_new, last_new))])
                     if nibble == NEW_CLASS + LAST_HIGH and high_bytes:
@@ -249,7 +251,7 @@ def decode_frames(
                             i_over += 1
                     class_id = new & is_new | known & ~is_new
                     if class_id >= num_classes:
-                        return BAD_CLASS, t
+                        return (BAD_POSITION if wrong < 0 else BAD_CLASS), t
                     if gone:
                         while gone >> np.uint64(coming & 63) & np.uint64(1):
                             coming += 1

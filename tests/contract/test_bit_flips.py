@@ -191,7 +191,10 @@ FORGERIES: dict[str, tuple[Callable[[Any], object], str]] = {
         "shards.0.files.0.name: String should match pattern",
     ),
     "an unknown key": (lambda body: body.update(digest=""), "digest: unknown key 'digest'"),
-    "another version": (lambda body: body["spec"].update(format_version=3), "spec.format_version: Input should be 1"),
+    "another version": (
+        lambda body: body["spec"].update(format_version=3),
+        "spec.format_version: Input should be 1 or 2, found 3",
+    ),
     "another form": (lambda body: body["storage"].update(shard_seconds=3600), "not in their canonical form"),
 }
 

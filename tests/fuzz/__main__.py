@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-# Cases per worker: a process start is 3 s, a worker that died is repeated up to its last case.
+# Cases per worker: a process start is 3 s, and the first one compiles for 10 s; a worker that died is repeated up to its last
+# case.
 BLOCK = 20_000
 # Without an end of the block; beside the worker's own limit of CPU time per case.
 STALLED_SECONDS = 1800
@@ -31,9 +33,11 @@ def main() -> None:
     parser.add_argument("--case", type=int, help="run this case alone, here, without limits, and let its error be seen")
     arguments = parser.parse_args()
     if arguments.case is not None:
-        from tests.fuzz.targets import run_case, target_of
+        with tempfile.TemporaryDirectory() as numba_cache:
+            os.environ.update(index_checks(numba_cache))
+            from tests.fuzz.targets import run_case, target_of
 
-        print(target_of(arguments.case), run_case(arguments.seed, arguments.case))
+            print(target_of(arguments.case), run_case(arguments.seed, arguments.case))
         return
     result = fuzz(seed=arguments.seed, first=arguments.first, cases=arguments.cases, jobs=arguments.jobs)
     print(json.dumps(result))
@@ -47,8 +51,10 @@ def fuzz(*, seed: int, first: int, cases: int, jobs: int) -> dict[str, Any]:
     blocks = [range(start, min(start + size, first + cases)) for start in range(first, first + cases, size)]
     outcomes: dict[str, Counter[str]] = {}
     failures: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        for done, result in enumerate(pool.map(lambda block: run_block(seed, block), blocks), start=1):
+    with tempfile.TemporaryDirectory() as numba_cache, ThreadPoolExecutor(max_workers=jobs) as pool:
+        environment = os.environ | index_checks(numba_cache)
+        results = pool.map(lambda block: run_block(seed, block, environment=environment), blocks)
+        for done, result in enumerate(results, start=1):
             for target, counts in result["outcomes"].items():
                 outcomes.setdefault(target, Counter()).update(counts)
             failures += result["failures"]
@@ -64,14 +70,27 @@ def fuzz(*, seed: int, first: int, cases: int, jobs: int) -> dict[str, Any]:
     }
 
 
-def run_block(seed: int, numbers: range, worker: Sequence[str] = ("-m", "tests.fuzz.worker")) -> dict[str, Any]:
+def index_checks(numba_cache: str) -> dict[str, str]:
+    """Environment in which compiled loops check every index.
+
+    Numba does not tell code with checks from code without when it looks into its cache, so this one is a folder of its own.
+    """
+    return {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": numba_cache}
+
+
+def run_block(
+    seed: int,
+    numbers: range,
+    worker: Sequence[str] = ("-m", "tests.fuzz.worker"),
+    environment: Mapping[str, str] = os.environ,
+) -> dict[str, Any]:
     """The cases in a worker; behind a case that kills it, in another one. ``worker``: what Python is started with."""
     outcomes: dict[str, Counter[str]] = {}
     failures: list[dict[str, Any]] = []
     pending = [numbers]
     while pending:
         block = pending.pop()
-        result, died_at, reason = _run_worker(seed, block, worker)
+        result, died_at, reason = _run_worker(seed, block, worker, environment)
         if result is None:
             # Its counts are lost: the cases before are run again, to be counted.
             failures.append({"case": died_at, "target": "worker", "problem": reason})
@@ -85,7 +104,9 @@ def run_block(seed: int, numbers: range, worker: Sequence[str] = ("-m", "tests.f
     return {"outcomes": outcomes, "failures": failures}
 
 
-def _run_worker(seed: int, block: range, worker: Sequence[str]) -> tuple[dict[str, Any] | None, int, str]:
+def _run_worker(
+    seed: int, block: range, worker: Sequence[str], environment: Mapping[str, str]
+) -> tuple[dict[str, Any] | None, int, str]:
     with tempfile.NamedTemporaryFile() as note:
         note.write(_NOT_BEGUN)
         note.flush()
@@ -93,7 +114,9 @@ def _run_worker(seed: int, block: range, worker: Sequence[str]) -> tuple[dict[st
         command = [sys.executable, *worker]
         command += [str(part) for item in arguments.items() for part in item]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=STALLED_SECONDS, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=STALLED_SECONDS, check=False, env=environment
+            )
         except subprocess.TimeoutExpired:
             reason = f"no end after {STALLED_SECONDS} s"
         else:

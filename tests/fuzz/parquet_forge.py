@@ -57,20 +57,11 @@ def take_apart(data: bytes) -> File:
 def forge(rng: Random, number: int) -> bytes:
     """The Parquet shard of seed ``number``, changed in one place or several; sizes, offsets and checksums mostly fit."""
     file = _copy_of(_apart(number))
-    pages = [page for columns in file.chunks for chunk in columns for page in chunk]
     honest = rng.random() < 0.8
     for _ in range(rng.choice((1, 1, 2, 3))):
         what = rng.choice((0, 1, 1, 1, 2, 3, 4))
-        if what == 0 and pages:
-            _mutate_tree(rng, rng.choice(pages).header)
-            honest = honest and rng.random() < 0.3
-        elif what == 1 and pages:
-            page = rng.choice(pages)
-            page.values = mutate_values(rng, page.values)
-        elif what == 2:
-            chunk = rng.choice(rng.choice(file.chunks)) if file.chunks else []
-            if chunk:
-                chunk.insert(rng.randrange(len(chunk)), rng.choice(pages)) if rng.random() < 0.7 else chunk.pop()
+        if what <= 2 and file.chunks:
+            honest = _mutate_pages(rng, file.chunks, what) and honest
         elif what == 3 and file.chunks:
             group = rng.randrange(len(file.chunks))
             file.chunks.insert(group, file.chunks[group])
@@ -78,6 +69,34 @@ def forge(rng: Random, number: int) -> bytes:
         else:
             return put_together(rng, file, fit_pages=honest, mutate_footer=True)
     return put_together(rng, file, fit_pages=honest, mutate_footer=rng.random() < 0.1)
+
+
+def forge_block(rng: Random, number: int) -> tuple[bytes, int]:
+    """A row group of it, changed likewise, and its number of rows."""
+    file = _copy_of(_apart(number))
+    group = rng.randrange(len(file.chunks))
+    chunks = [file.chunks[group]]
+    honest = rng.random() < 0.8
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        honest = _mutate_pages(rng, chunks, rng.choice((0, 1, 1, 1, 2))) and honest
+    data = b"".join(_page_bytes(page, fit=honest) for chunk in chunks[0] for page in chunk)
+    return data, _get(_get(file.footer, 4)[1][group], 3)
+
+
+def _mutate_pages(rng: Random, chunks: list[list[list[Page]]], what: int) -> bool:
+    """A header, values or the number of pages; false where the sizes in headers shall stay as they are."""
+    pages = [page for columns in chunks for chunk in columns for page in chunk]
+    if what == 0 and pages:
+        _mutate_tree(rng, rng.choice(pages).header)
+        return rng.random() < 0.3
+    if what == 1 and pages:
+        page = rng.choice(pages)
+        page.values = mutate_values(rng, page.values)
+    elif what == 2:
+        chunk = rng.choice(rng.choice(chunks))
+        if chunk:
+            chunk.insert(rng.randrange(len(chunk)), rng.choice(pages)) if rng.random() < 0.7 else chunk.pop()
+    return True
 
 
 @cache
@@ -105,14 +124,7 @@ def put_together(rng: Random, file: File, *, fit_pages: bool, mutate_footer: boo
         for column, pages in zip(_get(group, 1)[1], columns, strict=True):
             metadata = _get(column, 3)
             start = len(data)
-            for page in pages:
-                payload = pa.compress(page.values, codec="zstd", asbytes=True)
-                if fit_pages:
-                    _set(page.header, 2, len(page.values))
-                    _set(page.header, 3, len(payload))
-                # Always: what is behind the checksum shall be reached.
-                _set(page.header, 4, zlib.crc32(payload) - (zlib.crc32(payload) >> 31 << 32))
-                data += serialize(page.header) + payload
+            data += b"".join(_page_bytes(page, fit=fit_pages) for page in pages)
             if pages:
                 _set(metadata, 9, start)
                 _set(metadata, 7, len(data) - start)
@@ -124,6 +136,16 @@ def put_together(rng: Random, file: File, *, fit_pages: bool, mutate_footer: boo
     if rng.random() < 0.05:
         encoded = mutate_bytes(rng, encoded)
     return data + encoded + len(encoded).to_bytes(4, "little") + b"PAR1"
+
+
+def _page_bytes(page: Page, *, fit: bool) -> bytes:
+    payload = pa.compress(page.values, codec="zstd", asbytes=True)
+    if fit:
+        _set(page.header, 2, len(page.values))
+        _set(page.header, 3, len(payload))
+    # Always: what is behind the checksum shall be reached.
+    _set(page.header, 4, zlib.crc32(payload) - (zlib.crc32(payload) >> 31 << 32))
+    return serialize(page.header) + payload
 
 
 def _mutate_tree(rng: Random, tree: Tree) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -12,21 +12,47 @@ import numpy as np
 
 from softlabel_schemas.codec import PackedCodec, build_codec
 from softlabel_schemas.containers import CONTAINERS
+from softlabel_schemas.mtf_sqrt import MtfSqrtCodec
 from softlabel_schemas.object_store import ObjectStore
-from softlabel_schemas.shard import ShardColumns, encode_columns
-from tests.support.datasets import CODECS, INVENTORY, SHARD_FORMATS, SPEC, random_rows, random_utterance, write_dataset
+from softlabel_schemas.selection import TopK
+from softlabel_schemas.shard import Block, ShardColumns, encode_columns
+from softlabel_schemas.spec import DatasetSpec
+from softlabel_schemas.streams import Streams
+from softlabel_schemas.targets import Int64, concatenate, offsets_of
+from tests.support.datasets import (
+    CODECS,
+    INVENTORY,
+    SHARD_FORMATS,
+    SPEC,
+    TEMPERATURES,
+    random_rows,
+    random_utterance,
+    write_dataset,
+)
+from tests.support.targets import random_targets
 
-# Frames of the utterances of each shard, and how often it is taken; 70 are more than a Parquet row group has.
-_SHARDS: tuple[tuple[Sequence[int], int], ...] = (((), 1), ((3,), 3), ((5, 0, 20), 5), ((1,) * 70, 1))
+# Frames of the utterances of each shard, and how often it is taken; 260 are more than a Parquet row group has.
+_SHARDS: tuple[tuple[Sequence[int], int], ...] = (((), 1), ((3,), 3), ((5, 0, 20), 5), ((1,) * 260, 1))
+# Classes and entries of a frame: ids of every width, more classes than have stamps, lists and counts at their limits.
+_STREAMS = ((50, 8), (768, 40), (900, 80), (70_000, 20), (2_000_000, 12), (400, 300))
+_STREAM_FRAMES = (5, 0, 12, 1)
 
 
 @dataclass(frozen=True)
 class ShardSeed:
     weight: int
-    codec: PackedCodec
+    codec: PackedCodec | MtfSqrtCodec
     columns: ShardColumns
     parquet: dict[str, bytes]
     zarr: dict[str, bytes]
+    blocks: list[Block]
+
+
+@dataclass(frozen=True)
+class StreamSeed:
+    codec: MtfSqrtCodec
+    streams: Streams
+    frame_offsets: Int64
 
 
 @cache
@@ -34,28 +60,62 @@ def shards() -> list[ShardSeed]:
     rng = np.random.default_rng(0)
     found = []
     for codec_name in CODECS:
-        codec = build_codec(SPEC.model_copy(update={"codec": codec_name}))
+        codec: Any = build_codec(SPEC.model_copy(update={"codec": codec_name}))
         for frames, weight in _SHARDS:
             utterances = [random_utterance(rng, f"utt-ü{n}", count) for n, count in enumerate(frames)]
             columns = encode_columns(utterances, codec)
-            found.append(
-                ShardSeed(
-                    weight, codec, columns, CONTAINERS["parquet"].encode(columns), CONTAINERS["zarr"].encode(columns)
-                )
+            parquet, zarr = (
+                CONTAINERS[shard_format].encode(columns, codec.zstd_level) for shard_format in SHARD_FORMATS
             )
+            found.append(ShardSeed(weight, codec, columns, parquet, zarr, CONTAINERS["parquet"].blocks(parquet)))
+    return found
+
+
+@cache
+def streams() -> list[StreamSeed]:
+    """Of "mtf-sqrt", from posteriors that change slowly and from others."""
+    rng = np.random.default_rng(0)
+    found = []
+    for num_classes, max_entries in _STREAMS:
+        update = {"codec": "mtf-sqrt", "num_classes": num_classes, "selection": TopK(k=max_entries)}
+        codec: Any = build_codec(SPEC.model_copy(update=update))
+        for slowness in (0.0, 0.97):
+            parts = [
+                random_targets(
+                    rng,
+                    num_frames=num_frames,
+                    num_classes=min(num_classes, 1000),
+                    max_entries=max_entries,
+                    temperatures=TEMPERATURES,
+                    slowness=slowness,
+                )
+                for num_frames in _STREAM_FRAMES
+            ]
+            targets, frame_offsets = concatenate(parts), offsets_of(_STREAM_FRAMES)
+            # Ids from the whole inventory.
+            ids = targets.class_ids * max(1, num_classes // 1000)
+            targets = replace(targets, num_classes=num_classes, class_ids=ids)
+            found.append(StreamSeed(codec, codec.encode(targets, frame_offsets), frame_offsets))
     return found
 
 
 @cache
 def datasets() -> list[dict[str, bytes]]:
-    """Every file of a published dataset of each format, by path."""
+    """Every file of published datasets, by path: of each format, with a packed codec and with "mtf-sqrt"."""
     found = []
-    for shard_format in SHARD_FORMATS:
-        url = f"memory://fuzz-seed-{shard_format}"
-        write_dataset(url, shard_format=shard_format, num_shards=2, rows=random_rows(num_rows=5))
-        store = ObjectStore(url)
-        found.append({key: store.read(key) for key in store.list("")})
+    for codec in ("packed-u8", "mtf-sqrt"):
+        for shard_format in SHARD_FORMATS:
+            url = f"memory://fuzz-seed-{shard_format}-{codec}"
+            write_dataset(url, shard_format=shard_format, codec=codec, num_shards=2, rows=random_rows(num_rows=5))
+            store = ObjectStore(url)
+            found.append({key: store.read(key) for key in store.list("")})
     return found
+
+
+def shard_numbers(spec: DatasetSpec) -> list[int]:
+    """The shards that are of such a dataset."""
+    codec = build_codec(spec)
+    return [number for number, seed in enumerate(shards()) if seed.codec == codec]
 
 
 def body(dataset: dict[str, bytes], name: str) -> Any:

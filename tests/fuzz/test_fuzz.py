@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from softlabel_schemas import zarr_shard
 from tests.fuzz import targets
-from tests.fuzz.__main__ import run_block
+from tests.fuzz.__main__ import index_checks, run_block
 
 CASES = 4000
 
@@ -36,7 +38,7 @@ def test_a_case_is_a_function_of_seed_and_number() -> None:
 
 
 def test_an_error_that_is_not_clean_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    def careless(files: object, *, where: str) -> None:
+    def careless(files: object, streams: object, *, where: str) -> None:
         raise KeyError(where)
 
     monkeypatch.setattr(zarr_shard, "decode", careless)
@@ -85,6 +87,29 @@ def test_the_worker_notices_what_no_reader_may_do() -> None:
     for number, problem in expected.items():
         assert problem in problems[number]
     assert sum(counts["accepted"] for counts in result["outcomes"].values()) == 4
+
+
+# A worker whose cases look beyond an array, in compiled code.
+BEYOND = """
+import numpy as np
+from softlabel_schemas.compiled import compiled
+from tests.fuzz import worker
+
+@compiled
+def look(values, index):
+    return values[index]
+
+worker.warm_up = lambda: look(np.zeros(3, np.uint8), np.int64(0))
+worker.run_case = lambda seed, number: str(look(np.zeros(3, np.uint8), np.int64(number)))
+worker.main()
+"""
+
+
+def test_the_worker_notices_an_index_out_of_bounds(tmp_path: Path) -> None:
+    environment = os.environ | index_checks(str(tmp_path))
+    result = run_block(1, range(2, 5), ("-c", BEYOND), environment)
+    assert [failure["case"] for failure in result["failures"]] == [3, 4]
+    assert all("IndexError: index is out of bounds" in failure["problem"] for failure in result["failures"])
 
 
 def test_a_worker_that_does_not_start_is_no_finding() -> None:

@@ -23,6 +23,8 @@ def forge(rng: Random, number: int) -> dict[str, bytes]:
     for _ in range(rng.choice((1, 1, 2, 3))):
         if rng.random() < 0.4:
             _change_values(rng, files, number)
+        elif rng.random() < 0.15:
+            _claim_shape(rng, files, number)
         else:
             rng.choice(_ACTIONS)(rng, files)
     return files
@@ -98,13 +100,12 @@ def _recompress(rng: Random, files: dict[str, bytes]) -> None:
     files[name] = frame * rng.choice((1, 1, 2))
 
 
-def _claim_shape(rng: Random, files: dict[str, bytes]) -> None:
+def _claim_shape(rng: Random, files: dict[str, bytes], number: int) -> None:
     """A size that fits its chunk grid, with or without the chunks."""
-    name = _pick(rng, files, metadata=True)
-    if name is None or name == "zarr.json" or name not in seeds.shards()[0].zarr:
-        return
+    honest = seeds.shards()[number].zarr
+    name = rng.choice(sorted(name for name in honest if name.endswith("/zarr.json")))
     size = rng.choice((*EXTREMES, 2**20, 2**20 + 1, 10 * 2**20))
-    metadata: dict[str, Any] = json.loads(seeds.shards()[0].zarr[name])
+    metadata: dict[str, Any] = json.loads(honest[name])
     metadata["shape"] = [size]
     metadata["chunk_grid"]["configuration"]["chunk_shape"] = [max(1, min(size, 1 << 20))]
     files[name] = json.dumps(metadata).encode()
@@ -130,4 +131,4 @@ def _rename(rng: Random, files: dict[str, bytes]) -> None:
         files[rng.choice((*sorted(files), "../x", "a/zarr.json", f"{name}/c/1", f"{name}0"))] = data
 
 
-_ACTIONS = (_change_metadata, _change_metadata, _change_file, _forge_frame, _recompress, _claim_shape, _rename)
+_ACTIONS = (_change_metadata, _change_metadata, _change_file, _forge_frame, _recompress, _rename)

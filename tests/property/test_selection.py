@@ -22,6 +22,7 @@ from softlabel_schemas.selection import (
     narrow,
     prefix_lengths,
 )
+from softlabel_schemas.targets import offsets_of
 from tests.support.datasets import SPEC
 from tests.support.targets import random_log_posterior, ranking, targets_from_dense
 
@@ -84,8 +85,8 @@ def test_narrow_equals_selecting_from_the_posterior(
     codec = build_codec(
         SPEC.model_copy(update={"num_classes": NUM_CLASSES, "selection": stored, "codec": "packed-f32"})
     )
-    streams = codec.encode(select_densely(stored, log_posterior_TV, hard_labels_T).validate())
-    found = narrow(codec.decode(streams, 6), wanted, hard_labels_T).validate()
+    streams = codec.encode(select_densely(stored, log_posterior_TV, hard_labels_T), offsets_of([6]))
+    found = narrow(codec.decode(streams, offsets_of([6])), wanted, hard_labels_T).validate()
     expected = select_densely(wanted, log_posterior_TV, hard_labels_T)
     np.testing.assert_array_equal(found.offsets, expected.offsets)
     np.testing.assert_array_equal(found.class_ids, expected.class_ids)

@@ -30,7 +30,7 @@ from softlabel_schemas import (
     parquet_shard,
     zarr_shard,
 )
-from softlabel_schemas.codec import build_codec
+from softlabel_schemas.codec import Codec, build_codec
 from softlabel_schemas.commit import read_commits, read_spec
 from softlabel_schemas.digest import LabelHash, canonical_json, parse_json, seal, sha256_hex, unseal
 from softlabel_schemas.limits import MAX_COUNT, MAX_DOCUMENT_VALUES, MAX_SHARD_BYTES, max_decoded_bytes
@@ -47,12 +47,19 @@ from tests.support.datasets import SPEC, random_utterance
 
 ZSTD = Zstd(level=3, checksum=True)
 CODEC = build_codec(SPEC)
+either_codec = pytest.mark.parametrize(
+    "codec", [CODEC, build_codec(SPEC.model_copy(update={"codec": "mtf-sqrt"}))], ids=["packed-u8", "mtf-sqrt"]
+)
 
 
 @pytest.fixture
 def columns() -> ShardColumns:
+    return columns_of(CODEC)
+
+
+def columns_of(codec: Codec) -> ShardColumns:
     rng = np.random.default_rng(0)
-    return encode_columns([random_utterance(rng, name, 20) for name in ("a", "ü", "c")], CODEC)
+    return encode_columns([random_utterance(rng, name, 20) for name in ("a", "ü", "c")], codec)
 
 
 # --- documents --------------------------------------------------------------------------------------------------------
@@ -202,7 +209,7 @@ def test_a_seal_does_not_make_json_of_anything(body: bytes) -> None:
 
 def forged(columns: ShardColumns, change: Callable[[parquet_forge.File], None], *, fit_pages: bool = True) -> bytes:
     """``fit_pages``: after the change the sizes in page headers are corrected."""
-    file = parquet_forge.take_apart(parquet_shard.encode(columns)["shard.parquet"])
+    file = parquet_forge.take_apart(encode_parquet(columns))
     file = parquet_forge.take_apart(put_together(file, fit_pages=True))
     change(file)
     return put_together(file, fit_pages=fit_pages)
@@ -212,8 +219,12 @@ def put_together(file: parquet_forge.File, *, fit_pages: bool) -> bytes:
     return parquet_forge.put_together(Random(0), file, fit_pages=fit_pages, mutate_footer=False)
 
 
-def decode_parquet(data: bytes) -> ShardColumns:
-    return parquet_shard.decode({"shard.parquet": data}, where="here")
+def encode_parquet(columns: ShardColumns) -> bytes:
+    return parquet_shard.encode(columns, CODEC.zstd_level)["shard.parquet"]
+
+
+def decode_parquet(data: bytes, codec: Codec = CODEC) -> ShardColumns:
+    return parquet_shard.decode({"shard.parquet": data}, codec.streams, where="here")
 
 
 def field(tree: parquet_forge.Tree, *path: int) -> Any:
@@ -290,16 +301,18 @@ HOSTILE_PARQUET: dict[str, tuple[Callable[[parquet_forge.File], None], str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE_PARQUET)
-def test_a_hostile_parquet_shard_is_refused(columns: ShardColumns, name: str) -> None:
+@either_codec
+def test_a_hostile_parquet_shard_is_refused(codec: Codec, name: str) -> None:
     change, message = HOSTILE_PARQUET[name]
-    decode_parquet(forged(columns, lambda file: None))
+    columns = columns_of(codec)
+    decode_parquet(forged(columns, lambda file: None), codec)
     fit_pages = not name.startswith(("a page", "a dictionary", "another encoding"))
     with pytest.raises(IntegrityError, match=f"^here: shard.parquet cannot be read: .*{message}"):
-        decode_parquet(forged(columns, change, fit_pages=fit_pages))
+        decode_parquet(forged(columns, change, fit_pages=fit_pages), codec)
 
 
 def test_a_column_chunk_outside_the_file_is_refused(columns: ShardColumns) -> None:
-    honest = parquet_shard.encode(columns)["shard.parquet"]
+    honest = encode_parquet(columns)
     file = parquet_forge.take_apart(honest)
     for value in (-1, 10**6, 2**62):
         # Over the chunk's own offset, which putting together would correct.
@@ -312,7 +325,7 @@ def test_a_column_chunk_outside_the_file_is_refused(columns: ShardColumns) -> No
 
 
 def test_row_groups_that_share_their_bytes_are_refused(columns: ShardColumns) -> None:
-    file = parquet_forge.take_apart(parquet_shard.encode(columns)["shard.parquet"])
+    file = parquet_forge.take_apart(encode_parquet(columns))
     share_bytes(file)
     with pytest.raises(IntegrityError, match="column chunks overlap"):
         decode_parquet(put_together(file, fit_pages=True))
@@ -331,15 +344,13 @@ def test_more_rows_than_a_shard_may_have_are_refused(columns: ShardColumns) -> N
         decode_parquet(forged(columns, change))
 
 
-def test_an_encoding_in_which_few_bytes_are_many_rows_is_refused() -> None:
+def test_an_encoding_in_which_few_bytes_are_many_rows_is_refused(columns: ShardColumns) -> None:
     """A dictionary of one value: 60 thousand rows a byte, for which Arrow allocates."""
     num_rows = 100_000
+    schema = pq.read_schema(io.BytesIO(encode_parquet(columns)))
     table = pa.table(
-        [
-            pa.array([value] * num_rows, entry.type)
-            for entry, value in zip(parquet_shard.SCHEMA, CONSTANTS, strict=True)
-        ],
-        schema=parquet_shard.SCHEMA,
+        [pa.array([value] * num_rows, entry.type) for entry, value in zip(schema, CONSTANTS, strict=True)],
+        schema=schema,
     )
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", use_dictionary=True)
@@ -378,7 +389,7 @@ def test_agreement_has_any_pattern_of_nulls(columns: ShardColumns) -> None:
             agreement=agreement,
             streams={name: (memoryview(b""), np.zeros(num_rows + 1, np.int64)) for name in columns.streams},
         )
-        found = parquet_shard.decode(parquet_shard.encode(made), where="here")
+        found = decode_parquet(encode_parquet(made))
         np.testing.assert_array_equal(found.agreement, agreement, strict=True)
         assert found.utterance_ids == made.utterance_ids
 
@@ -422,8 +433,8 @@ def test_hostile_thrift_is_refused(name: str) -> None:
 
 def metadata_with(**members: Any) -> Callable[[dict[str, bytes]], None]:
     def change(files: dict[str, bytes]) -> None:
-        metadata = json.loads(files["class_ids/zarr.json"]) | members
-        files["class_ids/zarr.json"] = json.dumps(metadata).encode()
+        metadata = json.loads(files["tail_mass/zarr.json"]) | members
+        files["tail_mass/zarr.json"] = json.dumps(metadata).encode()
 
     return change
 
@@ -436,7 +447,7 @@ def frame_with_size(size: int) -> Callable[[dict[str, bytes]], None]:
     """The header of a single segment with eight bytes of content size, and a checksum."""
 
     def change(files: dict[str, bytes]) -> None:
-        files["class_ids/c/0"] = b"\x28\xb5\x2f\xfd\xe4" + size.to_bytes(8, "little") + b"\x01\x00\x00" + bytes(4)
+        files["tail_mass/c/0"] = b"\x28\xb5\x2f\xfd\xe4" + size.to_bytes(8, "little") + b"\x01\x00\x00" + bytes(4)
 
     return change
 
@@ -445,7 +456,7 @@ def zarr_bomb(files: dict[str, bytes]) -> None:
     """80 chunks of a MiB of zeros, each of which is stored in fifty bytes."""
     size = 80 << 20
     metadata_with(shape=[size], chunk_grid=grid(1 << 20))(files)
-    files.update({f"class_ids/c/{index}": ZSTD.encode(bytes(1 << 20)) for index in range(80)})
+    files.update({f"tail_mass/c/{index}": ZSTD.encode(bytes(1 << 20)) for index in range(80)})
 
 
 def wrap_lengths(files: dict[str, bytes]) -> None:
@@ -457,15 +468,15 @@ def wrap_lengths(files: dict[str, bytes]) -> None:
 
 
 def without_checksum(files: dict[str, bytes]) -> None:
-    files["class_ids/c/0"] = Zstd(level=3).encode(ZSTD.decode(files["class_ids/c/0"]))
+    files["tail_mass/c/0"] = Zstd(level=3).encode(ZSTD.decode(files["tail_mass/c/0"]))
 
 
 def longer_metadata(files: dict[str, bytes]) -> None:
-    files["class_ids/zarr.json"] += b" " * (64 << 10)
+    files["tail_mass/zarr.json"] += b" " * (64 << 10)
 
 
 def other_file(files: dict[str, bytes]) -> None:
-    files["class_ids/c/1"] = files["class_ids/c/0"]
+    files["tail_mass/c/1"] = files["tail_mass/c/0"]
 
 
 PICKLE = {"name": "numcodecs.pickle", "configuration": {}}
@@ -483,7 +494,7 @@ HOSTILE_ZARR: dict[str, tuple[Callable[[dict[str, bytes]], None], str]] = {
     "another chunk": (metadata_with(chunk_grid=grid(2**40)), "metadata have 'chunk_grid'"),
     "another fill value": (metadata_with(fill_value=1), "metadata have 'fill_value' 1"),
     "a frame that claims a TiB": (frame_with_size(2**40), "a zstd frame declares 1099511627776 bytes"),
-    "a frame without a checksum": (without_checksum, "chunk class_ids/c/0: a zstd frame has no checksum"),
+    "a frame without a checksum": (without_checksum, "chunk tail_mass/c/0: a zstd frame has no checksum"),
     "a bomb": (zarr_bomb, "claims to decompress to more than 67"),
     "lengths that wrap": (wrap_lengths, "lie outside"),
     "metadata without end": (longer_metadata, "too many for metadata"),
@@ -492,24 +503,25 @@ HOSTILE_ZARR: dict[str, tuple[Callable[[dict[str, bytes]], None], str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE_ZARR)
-def test_a_hostile_zarr_shard_is_refused(columns: ShardColumns, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@either_codec
+def test_a_hostile_zarr_shard_is_refused(codec: Codec, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     change, message = HOSTILE_ZARR[name]
-    files = zarr_shard.encode(columns)
-    zarr_shard.decode(files, where="here")
+    files = zarr_shard.encode(columns_of(codec), codec.zstd_level)
+    zarr_shard.decode(files, codec.streams, where="here")
     change(files)
     # No codec is looked up, whatever the metadata name: nothing of Zarr is asked.
     monkeypatch.setattr(zarr, "open_group", None)
     monkeypatch.setattr(zarr.registry, "get_codec_class", None)
     with pytest.raises(IntegrityError, match=rf"^here: not a readable Zarr shard: .*{message}"):
-        zarr_shard.decode(files, where="here")
+        zarr_shard.decode(files, codec.streams, where="here")
 
 
 def test_single_bytes_may_have_a_byte_order(columns: ShardColumns) -> None:
-    files = zarr_shard.encode(columns)
+    files = zarr_shard.encode(columns, CODEC.zstd_level)
     zstd = {"name": "zstd", "configuration": {"level": 3, "checksum": True}}
     for codec in ({"name": "bytes"}, {"name": "bytes", "configuration": {"endian": "little"}}):
         metadata_with(codecs=[codec, zstd])(files)
-        assert zarr_shard.decode(files, where="here").utterance_ids == columns.utterance_ids
+        assert zarr_shard.decode(files, CODEC.streams, where="here").utterance_ids == columns.utterance_ids
 
 
 # --- zstd and decoded labels ------------------------------------------------------------------------------------------

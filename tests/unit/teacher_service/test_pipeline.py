@@ -159,7 +159,7 @@ def test_made_twice_it_has_the_same_bytes(sounds: Sounds, ensemble: list[Teacher
     codec = build_codec(prepare(config).document.spec)
     files = [
         {
-            name: container.encode(encode_columns(label_all(config).utterances, codec))
+            name: container.encode(encode_columns(label_all(config).utterances, codec), codec.zstd_level)
             for name, container in CONTAINERS.items()
         }
         for _ in range(2)
