@@ -29,7 +29,7 @@ Labels = list[tuple[bytes, str]]
 @pytest.fixture(params=SHARD_FORMATS)
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     url = tmp_path / "labels"
-    write_dataset(str(url), shard_format=request.param, num_shards=2, rows=random_rows(num_rows=6))
+    write_dataset(str(url), shard_format=request.param, codec="mtf-sqrt", num_shards=2, rows=random_rows(num_rows=6))
     return url
 
 

@@ -14,6 +14,7 @@ from softlabel_schemas.codec import PackedCodec, build_codec
 from softlabel_schemas.containers import CONTAINERS
 from softlabel_schemas.mtf_sqrt import MtfSqrtCodec
 from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.parquet_shard import FRAMES_PER_GROUP
 from softlabel_schemas.selection import TopK
 from softlabel_schemas.shard import Block, ShardColumns, encode_columns
 from softlabel_schemas.spec import DatasetSpec
@@ -31,8 +32,8 @@ from tests.support.datasets import (
 )
 from tests.support.targets import random_targets
 
-# Frames of the utterances of each shard, and how often it is taken; 260 are more than a Parquet row group has.
-_SHARDS: tuple[tuple[Sequence[int], int], ...] = (((), 1), ((3,), 3), ((5, 0, 20), 5), ((1,) * 260, 1))
+# Frames of the utterances of each shard, and how often it is taken; the last has several Parquet row groups.
+_SHARDS: tuple[tuple[Sequence[int], int], ...] = (((), 1), ((3,), 3), ((5, 0, 20), 5), ((2, FRAMES_PER_GROUP, 3), 1))
 # Classes and entries of a frame: ids of every width, more classes than have stamps, lists and counts at their limits.
 _STREAMS = ((50, 8), (768, 40), (900, 80), (70_000, 20), (2_000_000, 12), (400, 300))
 _STREAM_FRAMES = (5, 0, 12, 1)
@@ -62,7 +63,11 @@ def shards() -> list[ShardSeed]:
     for codec_name in CODECS:
         codec: Any = build_codec(SPEC.model_copy(update={"codec": codec_name}))
         for frames, weight in _SHARDS:
-            utterances = [random_utterance(rng, f"utt-ü{n}", count) for n, count in enumerate(frames)]
+            # The frames of a long one have no entries, so that it is soon read.
+            utterances = [
+                random_utterance(rng, f"utt-ü{n}", count, max_entries=8 if count < 100 else 0)
+                for n, count in enumerate(frames)
+            ]
             columns = encode_columns(utterances, codec)
             parquet, zarr = (
                 CONTAINERS[shard_format].encode(columns, codec.zstd_level) for shard_format in SHARD_FORMATS

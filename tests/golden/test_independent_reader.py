@@ -1,7 +1,8 @@
 """A second reader, written from FORMAT.md alone, must see what the package sees.
 
 The first half of this file is that reader: the standard library, numpy, and pyarrow for Parquet and zstd; nothing of
-``softlabel_schemas`` and no Zarr library. The second half writes datasets with the package and compares.
+``softlabel_schemas`` and no Zarr library. Its decoder of "mtf-sqrt" is in ``mtf_sqrt.py``. The second half writes datasets with
+the package and compares.
 """
 
 import base64
@@ -32,23 +33,32 @@ from softlabel_schemas import (
     write_corpus,
 )
 from softlabel_schemas.commit import begin, commit_shard, publish
+from softlabel_schemas.containers import CONTAINERS
 from softlabel_schemas.digest import LabelHash, canonical_json
 from softlabel_schemas.manifest import SkippedUtterance, SpecDocument
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.plan import ShardRange
 from softlabel_schemas.selection import TopK
+from softlabel_schemas.shard import ShardColumns
 from softlabel_schemas.spec import DatasetSpec, StorageSpec, TeacherSpec
 from softlabel_schemas.targets import labels_digest, offsets_of
+from tests.golden import mtf_sqrt
+from tests.golden.mtf_sqrt import FormatError, require
 
-FORMAT_MD = Path(__file__).parents[2] / "schemas" / "FORMAT.md"
+GOLDEN = Path(__file__).parent
+FORMAT_MD = GOLDEN.parents[1] / "schemas" / "FORMAT.md"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The independent reader
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class FormatError(Exception):
-    """The bytes are not a dataset of format version 1."""
+# Of the codecs, in the order of section 7.
+STREAMS = {
+    "mtf-sqrt": mtf_sqrt.STREAMS,
+    "packed-u8": ("counts", "class_ids", "log_probs", "tail_mass"),
+    "packed-f32": ("counts", "class_ids", "log_probs", "tail_mass"),
+}
 
 
 @dataclass(frozen=True)
@@ -70,11 +80,6 @@ class Dataset:
     names: list[str]
     skipped: list[str]
     utterances: list[Labels]
-
-
-def require(condition: Any, message: str) -> None:
-    if not condition:
-        raise FormatError(message)
 
 
 def sha256(data: bytes) -> str:
@@ -129,7 +134,7 @@ def read_dataset(root: Path) -> Dataset:
     require((root / "manifest.json").exists(), "no manifest: not a dataset")
     manifest = raw_members(open_seal((root / "manifest.json").read_bytes()))
     spec, storage = json.loads(manifest["spec"]), json.loads(manifest["storage"])
-    require(spec["format_version"] == 1, "unknown format version")
+    require(spec["format_version"] in (1, 2), "unknown format version")
     fingerprint = sha256(manifest["spec"].encode())
     require(json.loads(manifest["fingerprint"]) == fingerprint, "fingerprint")
     require(raw_members(open_seal((root / "spec.json").read_bytes()))["spec"] == manifest["spec"], "spec.json differs")
@@ -140,6 +145,7 @@ def read_dataset(root: Path) -> Dataset:
 
     utterances: list[Labels] = []
     skipped: list[str] = []
+    entries: list[bytes] = []
     total, next_row = np.zeros(1024, "<u2"), 0
     raw_shards = list(raw_items(manifest["shards"]))
     require(len(raw_shards) == storage["num_shards"], "number of shards")
@@ -151,7 +157,7 @@ def read_dataset(root: Path) -> Dataset:
         skipped += [entry["utterance_id"] for entry in record["skipped"]]
         folder = root / "shards" / f"{index:06d}-{sha256(raw_members(raw)['files'].encode())[:32]}"
         files = {file["name"]: read_file(folder, file) for file in record["files"]}
-        rows = {"parquet": parquet_rows, "zarr": zarr_rows}[storage["shard_format"]](files)
+        rows = parquet_rows(files) if storage["shard_format"] == "parquet" else zarr_rows(files, STREAMS[spec["codec"]])
         labels = [decode(spec, row) for row in rows]
         found = (len(labels), sum(len(u.counts) for u in labels), sum(len(u.class_ids) for u in labels))
         require(found == (record["num_utterances"], record["num_frames"], record["num_entries"]), "totals")
@@ -159,13 +165,52 @@ def read_dataset(root: Path) -> Dataset:
         commit = raw_members(open_seal((root / "commits" / f"{index:06d}.json").read_bytes()))
         require(commit["shard"] == raw and json.loads(commit["fingerprint"]) == fingerprint, "commit record")
         require(base64.b64decode(json.loads(commit["label_hash"])) == lanes.tobytes(), "label hash")
+        if spec["format_version"] == 2:
+            entries += index_entries(index, base64.b64decode(json.loads(commit["index"])), files, labels)
         total += lanes
         utterances += labels
     require(next_row == storage["num_rows"], "rows are missing")
     require(len({u.utterance_id for u in utterances}) == len(utterances), "an id is repeated")
     content_digest = sha256(total.tobytes())
     require(json.loads(manifest["content_digest"]) == content_digest, "content digest")
+    require(("index" in manifest) == (spec["format_version"] == 2), "an utterance index belongs to version 2")
+    if "index" in manifest:
+        check_index(root, base64.b64decode(json.loads(manifest["index"])), storage["num_rows"], entries)
     return Dataset(fingerprint, content_digest, names, skipped, utterances)
+
+
+def index_entries(shard: int, index: bytes, files: dict[str, bytes], labels: list[Labels]) -> list[bytes]:
+    """Section 10, "Index of a shard": the entries of its utterances, once their blocks were found to be what it says."""
+    cut = len(index) - 8 * len(labels)
+    require(cut >= 0 and cut % 28 == 0 and (cut == 0 or len(files) == 1), "a shard's index has another length")
+    places, end = [], 0
+    for start in range(0, cut, 28):
+        block = index[start : start + 28]
+        first, size, num_rows = struct.unpack("<III", block[:12])
+        require(first >= end and size and num_rows, "blocks overlap or are empty")
+        (file,) = files.values()
+        end = first + size
+        require(hashlib.sha256(file[first:end]).digest()[:16] == block[12:] and end <= len(file), "a block was changed")
+        places += [block] * num_rows
+    places = places or [bytes(28)] * len(labels)
+    require(len(places) == len(labels), "blocks do not hold the utterances")
+    keys = [hashlib.sha256(u.utterance_id.encode()).digest()[:8] for u in labels]
+    require(b"".join(keys) == index[cut:], "keys")
+    return [key + struct.pack("<I", shard) + place for key, place in zip(keys, places, strict=True)]
+
+
+def check_index(root: Path, table: bytes, num_rows: int, entries: list[bytes]) -> None:
+    """Section 11, "Utterance index": the table of buckets, and every bucket."""
+    num_bits = (max(1, min(-(-num_rows // 4096), 131_072)) - 1).bit_length()
+    require(len(table) == 36 * 2**num_bits, "table of buckets")
+    buckets: list[list[bytes]] = [[] for _ in range(2**num_bits)]
+    for entry in sorted(entries, key=lambda entry: entry[:8]):
+        buckets[int.from_bytes(entry[:8], "big") >> (64 - num_bits)].append(entry)
+    for number, bucket in enumerate(buckets):
+        size, digest = struct.unpack("<I32s", table[36 * number : 36 * number + 36])
+        data = (root / "index" / f"{number:06d}-{digest.hex()[:32]}").read_bytes()
+        require(len(data) == 40 * size and sha256(data) == digest.hex(), "a bucket was changed")
+        require(data == b"".join(bucket), "a bucket has other entries")
 
 
 def read_file(folder: Path, file: dict[str, Any]) -> bytes:
@@ -183,13 +228,13 @@ def parquet_rows(files: dict[str, bytes]) -> list[dict[str, Any]]:
     return [{**row, "agreement": np.nan if row["agreement"] is None else row["agreement"]} for row in rows]
 
 
-def zarr_rows(files: dict[str, bytes]) -> list[dict[str, Any]]:
+def zarr_rows(files: dict[str, bytes], streams: tuple[str, ...]) -> list[dict[str, Any]]:
     """Section 9."""
-    joined = ("utterance_id", "counts", "class_ids", "log_probs", "tail_mass")
+    joined = ("utterance_id", *streams)
     plain = ("num_frames", "num_entries", "kept_mass", "entropy", "agreement")
     columns: dict[str, list[Any]] = {name: zarr_array(files, name).tolist() for name in plain}
     num_utterances = len(columns["num_frames"])
-    lengths = zarr_array(files, "lengths").reshape(5, num_utterances)
+    lengths = zarr_array(files, "lengths").reshape(len(joined), num_utterances)
     for name, row in zip(joined, lengths, strict=True):
         data, ends = zarr_array(files, name).tobytes(), np.cumsum(row)
         require(len(data) == row.sum() and (row >= 0).all(), f"lengths of {name}")
@@ -203,7 +248,8 @@ def zarr_array(files: dict[str, bytes], name: str) -> np.ndarray:
     (size,), (chunk,) = metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
     require(chunk == max(1, min(size, 1_048_576)), "chunk size")
     zstd = metadata["codecs"][1]
-    require(zstd == {"name": "zstd", "configuration": {"level": 3, "checksum": True}}, "codec")
+    zstd_codecs = [{"name": "zstd", "configuration": {"level": level, "checksum": True}} for level in (1, 3)]
+    require(zstd in zstd_codecs, "codec")
     dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
     parts = [
         pa.decompress(files[f"{name}/c/{k}"], chunk * dtype.itemsize, codec="zstd", asbytes=True)
@@ -217,8 +263,20 @@ def decode(spec: dict[str, Any], row: dict[str, Any]) -> Labels:
     selection, num_classes, num_temperatures = spec["selection"], spec["num_classes"], len(spec["temperatures"])
     cap = selection["k"] if selection["policy"] == "top_k" else selection["max_entries"]
     max_entries = min(cap + selection["keep_hard_label"], num_classes)
-    lossy = {"packed-u8": True, "packed-f32": False}[spec["codec"]]
     num_frames, num_entries = row["num_frames"], row["num_entries"]
+    if spec["codec"] == "mtf-sqrt":
+        found = mtf_sqrt.decode(
+            {name: row[name] for name in STREAMS["mtf-sqrt"]},
+            num_frames=num_frames,
+            num_classes=num_classes,
+            max_entries=max_entries,
+            num_temperatures=num_temperatures,
+        )
+        labels = labels_of(row, found.counts, found.class_ids, found.log_probs, found.tail_mass, num_temperatures)
+        require(len(labels.class_ids) == num_entries, "number of entries")
+        check_invariants(labels, num_classes, mtf_sqrt.mass_tolerance(max_entries))
+        return labels
+    lossy = {"packed-u8": True, "packed-f32": False}[spec["codec"]]
     stored = {
         "counts": ("u1" if max_entries <= 255 else "<u2", num_frames),
         "class_ids": ("<u2" if num_classes <= 65_536 else "<u4", num_entries),
@@ -229,20 +287,26 @@ def decode(spec: dict[str, Any], row: dict[str, Any]) -> Labels:
     require(all(len(values[name]) == length for name, (_, length) in stored.items()), "a stream has another length")
     log_probs, tails = values["log_probs"], values["tail_mass"]
     if lossy:
-        log_probs = np.array([-(code / 16) if code else 0.0 for code in log_probs.tolist()], np.float32)
-        tails = np.array([(code / 65535) * (code / 65535) for code in tails.tolist()], np.float32)
-    labels = Labels(
+        log_probs = [-(code / 16) if code else 0.0 for code in log_probs.tolist()]
+        tails = [(code / 65535) * (code / 65535) for code in tails.tolist()]
+    labels = labels_of(row, values["counts"], values["class_ids"], log_probs, tails, num_temperatures)
+    check_invariants(labels, num_classes, mass_tolerance=0.042 if lossy else 0.001)
+    return labels
+
+
+def labels_of(
+    row: dict[str, Any], counts: Any, class_ids: Any, log_probs: Any, tails: Any, num_temperatures: int
+) -> Labels:
+    return Labels(
         utterance_id=row["utterance_id"],
-        counts=values["counts"].astype("<u4"),
-        class_ids=values["class_ids"].astype("<u4"),
-        log_probs=log_probs,
-        tail_mass=tails.reshape(num_frames, num_temperatures),
+        counts=np.asarray(counts, "<u4"),
+        class_ids=np.asarray(class_ids, "<u4"),
+        log_probs=np.asarray(log_probs, np.float32),
+        tail_mass=np.asarray(tails, np.float32).reshape(row["num_frames"], num_temperatures),
         kept_mass=row["kept_mass"],
         entropy=row["entropy"],
         agreement=row["agreement"],
     )
-    check_invariants(labels, num_classes, mass_tolerance=0.042 if lossy else 0.001)
-    return labels
 
 
 def check_invariants(labels: Labels, num_classes: int, mass_tolerance: float) -> None:
@@ -306,7 +370,7 @@ def corpus_digest(path: Path) -> str:
 
 TEMPERATURES = (1.0, 2.0)
 FORMATS = ("parquet", "zarr")
-CODECS = ("packed-u8", "packed-f32")
+CODECS = tuple(STREAMS)
 
 
 @dataclass(frozen=True)
@@ -428,8 +492,14 @@ def test_both_readers_see_the_same(tmp_path: Path, shard_format: str, codec: str
             np.testing.assert_allclose(at_temperature(found, list(TEMPERATURES), k), derived, atol=1e-5)
 
 
-def test_parquet_layout(tmp_path: Path) -> None:
-    write_dataset(tmp_path, "parquet", "packed-u8", SIZES["small"])
+@pytest.mark.parametrize("name", ["v1/parquet", "v1/zarr", "v2/parquet", "v2/zarr"])
+def test_the_committed_datasets_are_read(name: str) -> None:
+    assert read_dataset(GOLDEN / name).content_digest == open_dataset(GOLDEN / name).manifest.content_digest
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_parquet_layout(tmp_path: Path, codec: str) -> None:
+    write_dataset(tmp_path, "parquet", codec, SIZES["small"])
     file = pq.ParquetFile(next(tmp_path.glob("shards/000001-*/shard.parquet")))
     columns = [file.schema.column(n) for n in range(len(file.schema.names))]
     rows = [
@@ -437,14 +507,31 @@ def test_parquet_layout(tmp_path: Path) -> None:
         f"{'yes' if column.max_definition_level else 'no'} |"
         for column in columns
     ]
-    section = FORMAT_MD.read_text(encoding="utf-8").partition("## 8.")[2].partition("## 9.")[0]
-    assert [line[: len(row)] for line, row in zip(section.splitlines()[6:], rows, strict=False)] == rows
-    groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
-    assert [group.num_rows for group in groups] == [64, 6]
-    chunks = [groups[0].column(n) for n in range(len(columns))]
+    section = FORMAT_MD.read_text(encoding="utf-8").partition("## 8.")[2].partition("## 9.")[0].splitlines()
+    assert [line[: len(row)] for line, row in zip(section[6:12], rows, strict=False)] == rows[:6]
+    assert section[12].startswith("| the codec's streams, in the order of section 7 | BYTE_ARRAY | no |")
+    assert rows[6:] == [f"| `{name}` | BYTE_ARRAY | no |" for name in STREAMS[codec]]
+    assert file.metadata.num_row_groups == 1
+    chunks = [file.metadata.row_group(0).column(n) for n in range(len(columns))]
     assert {chunk.compression for chunk in chunks} == {"ZSTD"}
-    assert not any(chunk.has_dictionary_page for chunk in chunks)
-    assert [chunk.is_stats_set for chunk in chunks] == [True] * 6 + [False] * 4
+    assert not any(chunk.has_dictionary_page or chunk.is_stats_set for chunk in chunks)
+
+
+def test_parquet_row_groups() -> None:
+    """A row belongs to group floor(f / 32768), f being the frames of all rows before it."""
+    num_frames = (32_767, 1, 5, 0, 70_000, 0, 3)
+    columns = ShardColumns(
+        utterance_ids=tuple(f"utt-{n}" for n in range(len(num_frames))),
+        num_frames=np.array(num_frames, np.int32),
+        num_entries=np.zeros(len(num_frames), np.int32),
+        kept_mass=np.zeros(len(num_frames), np.float32),
+        entropy=np.zeros(len(num_frames), np.float32),
+        agreement=np.zeros(len(num_frames), np.float32),
+        streams={"counts": (memoryview(b""), np.zeros(len(num_frames) + 1, np.int64))},
+    )
+    files = CONTAINERS["parquet"].encode(columns, 1)
+    metadata = pq.ParquetFile(io.BytesIO(files["shard.parquet"])).metadata
+    assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [2, 3, 2]
 
 
 def test_content_digest_does_not_depend_on_the_container(tmp_path: Path) -> None:
@@ -454,14 +541,14 @@ def test_content_digest_does_not_depend_on_the_container(tmp_path: Path) -> None
             folder = tmp_path / f"{shard_format}-{codec}"
             write_dataset(folder, shard_format, codec, SIZES["small"])
             digests[shard_format, codec] = read_dataset(folder).content_digest
-    assert digests["parquet", "packed-u8"] == digests["zarr", "packed-u8"]
-    assert digests["parquet", "packed-f32"] == digests["zarr", "packed-f32"]
-    assert len(set(digests.values())) == 2
+    assert all(digests["parquet", codec] == digests["zarr", codec] for codec in CODECS)
+    assert len(set(digests.values())) == len(CODECS)
 
 
 @pytest.mark.parametrize("shard_format", FORMATS)
 def test_the_independent_reader_notices_damage(tmp_path: Path, shard_format: str) -> None:
-    write_dataset(tmp_path, shard_format, "packed-u8", SIZES["small"])
+    write_dataset(tmp_path, shard_format, "mtf-sqrt", SIZES["small"])
+    read_dataset(tmp_path)
     rng = np.random.default_rng(3)
     for path in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
         data = path.read_bytes()
