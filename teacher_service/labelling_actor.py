@@ -49,11 +49,11 @@ class LabellingActor:
 
     def __init__(self, job: PreparedJob) -> None:
         self._job = job
-        self._seconds_done = 0.0
         # The models are run by one thread at a time.
         self._models = threading.Lock()
-        # Of the two below, which both threads of ``label`` and that of ``beat`` use.
+        # Of what follows, which both threads of ``label`` and that of ``beat`` use.
         self._state = threading.Lock()
+        self._seconds_done = 0.0
         self._shards_in_work = 0
         self._last_activity = 0.0
 
@@ -75,8 +75,7 @@ class LabellingActor:
     def label(self, shard_range: ShardRange) -> Receipt:
         """Label, store and commit one shard. May be called again while it commits; then the next is labelled meanwhile."""
         with self._in_work():
-            with self._models:
-                shard = self._labelled(shard_range)
+            shard = self._labelled(shard_range)
             self._active()
             record = commit_shard(self._store, self._job.document, shard_range, shard.utterances, shard.skipped)
         return Receipt(num_frames=record.shard.num_frames, num_skipped=len(record.shard.skipped))
@@ -85,18 +84,18 @@ class LabellingActor:
         """Answered by a thread of its own while a shard is made."""
         with self._state:
             idle_seconds = time.monotonic() - self._last_activity if self._shards_in_work else 0.0
-        return Beat(seconds_done=self._seconds_done, idle_seconds=idle_seconds)
+            return Beat(seconds_done=self._seconds_done, idle_seconds=idle_seconds)
 
     def _labelled(self, shard_range: ShardRange) -> LabelledShard:
         def on_seconds(seconds: float) -> None:
-            self._seconds_done += seconds
-            self._active()
+            self._active(seconds)
 
         job = self._job
         # A thread that is new to torch would take another number, and round otherwise.
         torch.set_num_threads(job.config.resources.cpus_per_actor)
         rows = job.corpus.read(shard_range.first_row, shard_range.num_rows)
-        return label_shard(rows, self._teachers, job.document.spec, job.document.storage, on_seconds=on_seconds)
+        spec, storage = job.document.spec, job.document.storage
+        return label_shard(rows, self._teachers, spec, storage, on_seconds=on_seconds, models=self._models)
 
     @contextmanager
     def _in_work(self) -> Iterator[None]:
@@ -112,6 +111,7 @@ class LabellingActor:
                 self._shards_in_work -= 1
                 self._last_activity = time.monotonic()
 
-    def _active(self) -> None:
+    def _active(self, seconds: float = 0.0) -> None:
         with self._state:
+            self._seconds_done += seconds
             self._last_activity = time.monotonic()
