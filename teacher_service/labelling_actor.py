@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +38,7 @@ class Beat:
     Attributes:
         seconds_done: speech labelled so far.
         idle_seconds: since the last sign of life of the shard in work that has been still for longest: since its last batch, or
-            since it began to be stored; 0 where none is in work.
+            since it began to be stored; 0 where none is in work. A shard that waits for the models is not in work.
     """
 
     seconds_done: float
@@ -48,11 +50,11 @@ class LabellingActor:
 
     def __init__(self, job: PreparedJob) -> None:
         self._job = job
-        self._seconds_done = 0.0
         # The models are run by one thread at a time.
         self._models = threading.Lock()
-        # Of the one below, which both threads of ``label`` and that of ``beat`` use.
+        # Of what follows, which both threads of ``label`` and that of ``beat`` use.
         self._state = threading.Lock()
+        self._seconds_done = 0.0
         # By shard in work: one that is stuck shows even while the other gets on.
         self._last_activity: dict[int, float] = {}
 
@@ -74,9 +76,8 @@ class LabellingActor:
     def label(self, shard_range: ShardRange) -> Receipt:
         """Label, store and commit one shard. May be called again while it commits; then the next is labelled meanwhile."""
         try:
-            with self._models:
-                self._active(shard_range)
-                shard = self._labelled(shard_range)
+            self._active(shard_range)
+            shard = self._labelled(shard_range)
             self._active(shard_range)
             record = commit_shard(self._store, self._job.document, shard_range, shard.utterances, shard.skipped)
         finally:
@@ -89,19 +90,30 @@ class LabellingActor:
         with self._state:
             now = time.monotonic()
             idle_seconds = now - min(self._last_activity.values(), default=now)
-        return Beat(seconds_done=self._seconds_done, idle_seconds=idle_seconds)
+            return Beat(seconds_done=self._seconds_done, idle_seconds=idle_seconds)
 
     def _labelled(self, shard_range: ShardRange) -> LabelledShard:
         def on_seconds(seconds: float) -> None:
-            self._seconds_done += seconds
-            self._active(shard_range)
+            self._active(shard_range, seconds)
 
         job = self._job
         # A thread that is new to torch would take another number, and round otherwise.
         torch.set_num_threads(job.config.resources.cpus_per_actor)
         rows = job.corpus.read(shard_range.first_row, shard_range.num_rows)
-        return label_shard(rows, self._teachers, job.document.spec, job.document.storage, on_seconds=on_seconds)
+        spec, storage = job.document.spec, job.document.storage
+        return label_shard(
+            rows, self._teachers, spec, storage, on_seconds=on_seconds, models=self._models_for(shard_range)
+        )
 
-    def _active(self, shard_range: ShardRange) -> None:
+    @contextmanager
+    def _models_for(self, shard_range: ShardRange) -> Iterator[None]:
         with self._state:
+            self._last_activity.pop(shard_range.index, None)
+        with self._models:
+            self._active(shard_range)
+            yield
+
+    def _active(self, shard_range: ShardRange, seconds: float = 0.0) -> None:
+        with self._state:
+            self._seconds_done += seconds
             self._last_activity[shard_range.index] = time.monotonic()

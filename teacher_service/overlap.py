@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
 from types import TracebackType
 from typing import Generic, ParamSpec, Self, TypeVar
 
@@ -13,23 +15,29 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], *, depth: int) -> Generator[Result, None, None]:
-    """``function`` of each item, in order, made in one thread up to ``depth`` items ahead of the consumer.
+@contextmanager
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, depth: int, num_threads: int = 1
+) -> Iterator[Iterator[Result]]:
+    """``function`` of each item, in order; made in threads from the start of the block, up to ``depth`` items ahead.
 
-    An error of ``function`` is raised where its result would have come. Close the iterator (``contextlib.closing``): that
-    waits for the item in work and ends the thread.
+    An error of ``function`` is raised where its result would have come. Leaving the block waits for the items in work and
+    ends the threads.
     """
-    pending: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > depth:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    remaining = iter(items)
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="ahead") as pool:
+        pending = deque(pool.submit(function, item) for item in islice(remaining, depth))
+
+        def results() -> Iterator[Result]:
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(pool.submit(function, item) for item in islice(remaining, 1))
+                yield result
+
+        try:
+            yield results()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class Behind(Generic[Result]):

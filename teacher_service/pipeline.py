@@ -1,10 +1,10 @@
 """One shard, from corpus rows to labelled utterances: the whole flow, without Ray and without storage.
 
     rows -> batches -> features --> teachers --> ensemble -> selection -> SoftTargets
-            '--- a thread ahead ---'            '---------- a thread behind --------'
+            '-- threads ahead --'            '---------- a thread behind --------'
 
-Ahead are at most two batches of features, behind is one of logits: with the one that the teachers make, logits of two batches
-are held. Each stage takes the batches in order, so that threads change nothing in the result.
+Ahead are two batches of features, or one for each torch thread; behind is one of logits: with the one that the teachers make,
+logits of two batches are held. Each stage takes the batches in order, so that threads change nothing in the result.
 
 Shape suffixes: B utterances, T frames, V classes, N valid frames of the batch.
 """
@@ -12,10 +12,11 @@ Shape suffixes: B utterances, T frames, V classes, N valid frames of the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from softlabel_schemas.corpus import Corpus, Utterance
@@ -30,6 +31,7 @@ from teacher_service.teacher import Teacher
 from teacher_service.utterance_labels import Outputs, Results, label_outputs
 
 _BATCHES_AHEAD = 2
+_NO_LOCK = nullcontext()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,7 @@ def label_shard(
     storage: StorageSpec,
     *,
     on_seconds: Callable[[float], None] = lambda _: None,
+    models: AbstractContextManager[object] = _NO_LOCK,
 ) -> LabelledShard:
     """Label the rows of one shard; a function of its arguments alone.
 
@@ -74,6 +77,7 @@ def label_shard(
     Args:
         rows: all rows of the shard and no others.
         on_seconds: told the seconds of speech of each batch when it is done.
+        models: entered while the teachers run; a lock, where they have other shards to label.
 
     Raises:
         UtteranceError: an utterance cannot be labelled and ``storage.on_error`` is "fail"; names it.
@@ -104,14 +108,16 @@ def label_shard(
             errors |= label_outputs(utterances, each, names, weights, spec)
         return batch, errors
 
-    batches = ahead(
+    reading = ahead(
         lambda indices: _read(reader, utterances, indices, teachers),
         batch_rows(rows.seconds(), storage.batch_seconds),
-        depth=_BATCHES_AHEAD,
+        depth=max(_BATCHES_AHEAD, torch.get_num_threads()),
+        num_threads=torch.get_num_threads(),
     )
-    with closing(batches), Behind[tuple[_Batch, Results]]() as behind:
-        for batch in batches:
-            keep_batch(behind.push(finish, batch, *_run_batch(utterances, batch, teachers)))
+    with reading as batches, Behind[tuple[_Batch, Results]]() as behind:
+        with models:
+            for batch in batches:
+                keep_batch(behind.push(finish, batch, *_run_batch(utterances, batch, teachers)))
         keep_batch(behind.last())
     return LabelledShard(
         utterances=[labelled[index] for index in sorted(labelled)],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import closing
 
 import pytest
 
@@ -23,7 +22,7 @@ def test_ahead_keeps_the_order_and_the_depth() -> None:
         return item * item
 
     results = []
-    with closing(ahead(make, range(20), depth=2)) as squares:
+    with ahead(make, range(20), depth=2) as squares:
         for position, square in enumerate(squares):
             assert len(made) <= position + 3
             results.append(square)
@@ -40,9 +39,25 @@ def test_ahead_really_is() -> None:
             second.set()
         return item
 
-    with closing(ahead(make, range(2), depth=1)) as items:
+    with ahead(make, range(2), depth=2) as items:
         assert next(items) == 0
         assert second.wait(10)
+
+
+def test_several_threads_ahead_keep_the_order() -> None:
+    """The first is held up until another has been made."""
+    another = threading.Event()
+
+    def make(item: int) -> int:
+        if item == 0:
+            assert another.wait(10)
+        else:
+            another.set()
+        return item
+
+    with ahead(make, range(50), depth=4, num_threads=3) as items:
+        assert list(items) == list(range(50))
+    assert num_threads() == 0
 
 
 def test_an_error_ahead_comes_in_its_turn() -> None:
@@ -52,7 +67,7 @@ def test_an_error_ahead_comes_in_its_turn() -> None:
         return item
 
     found = []
-    with pytest.raises(OSError, match="disk"), closing(ahead(make, range(9), depth=3)) as items:
+    with pytest.raises(OSError, match="disk"), ahead(make, range(9), depth=3) as items:
         found.extend(items)
     # ``extend`` keeps what came before the error.
     assert found == [0, 1]
@@ -68,7 +83,7 @@ def test_what_is_ahead_of_an_error_of_the_consumer_is_not_made() -> None:
         return item
 
     def consume() -> None:
-        with closing(ahead(make, range(1000), depth=2)) as items:
+        with ahead(make, range(1000), depth=2) as items:
             next(items)
             raise RuntimeError("model")
 
