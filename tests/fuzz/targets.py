@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from softlabel_schemas import InputError, IntegrityError, open_dataset, verify
+from softlabel_schemas import InputError, IntegrityError, layout, open_dataset, verify
 from softlabel_schemas.cli import description
 from softlabel_schemas.codec import Codec, PackedCodec, build_codec
 from softlabel_schemas.containers import CONTAINERS
@@ -26,8 +26,9 @@ from softlabel_schemas.spec import DatasetSpec
 from softlabel_schemas.streams import Streams
 from softlabel_schemas.strict import StrictModel
 from softlabel_schemas.targets import Int64, SoftTargets, offsets_of
+from softlabel_schemas.utterance_index import BucketTable, ShardIndex
 from tests.fuzz import parquet_forge, seeds, stream_forge, zarr_forge
-from tests.fuzz.mutate import EXTREMES, mutate_bytes, mutate_int, mutate_json
+from tests.fuzz.mutate import EXTREMES, mutate_bytes, mutate_int, mutate_json, mutate_values
 from tests.golden import mtf_sqrt
 from tests.support.targets import assert_same_targets
 
@@ -324,6 +325,8 @@ def _dataset(rng: Random) -> None:
         del files[rng.choice(sorted(files))]
     elif kind < 0.6:
         _forge_shard(rng, files)
+    elif kind < 0.7:
+        _forge_index(rng, files)
     else:
         _forge_manifest(rng, files)
     memory = fsspec.filesystem("memory")
@@ -349,7 +352,8 @@ def _forge_shard(rng: Random, files: dict[str, bytes]) -> None:
     record["files"] = [
         {"name": name, "num_bytes": len(data), "sha256": sha256_hex(data)} for name, data in sorted(made.items())
     ]
-    columns = seeds.shards()[number].columns
+    seed = seeds.shards()[number]
+    columns = seed.columns
     record["num_utterances"] = len(columns.utterance_ids)
     record["num_frames"], record["num_entries"] = int(columns.num_frames.sum()), int(columns.num_entries.sum())
     record["num_rows"] = record["num_utterances"] + len(record["skipped"]) or 1
@@ -357,7 +361,39 @@ def _forge_shard(rng: Random, files: dict[str, bytes]) -> None:
     folder = f"shards/{index:06d}-{sha256_hex(canonical_json(record['files']))[:32]}"
     files.update({f"{folder}/{name}": data for name, data in made.items()})
     commit = seeds.body(files, f"commits/{index:06d}.json") | {"shard": record}
+    blocks = []
+    if "shard.parquet" in made and seed.blocks and rng.random() < 0.7:
+        # All pages of a shard that is otherwise as it was.
+        num_rows = record["num_utterances"]
+        blocks = [replace(seed.blocks[0], stop=_pages_end(made["shard.parquet"]), num_rows=num_rows)]
+    commit["index"] = ShardIndex.of(columns.utterance_ids, blocks, made).to_base64()
     files[f"commits/{index:06d}.json"] = _sealed(Random(0), commit)
+    files["manifest.json"] = _sealed(Random(0), body)
+    _forge_index(rng, files)
+
+
+def _pages_end(data: bytes) -> int:
+    """Of a Parquet file, whatever its end says."""
+    footer_size = int.from_bytes(data[-8:-4], "little") + 8
+    return max(5, len(data) - footer_size)
+
+
+def _forge_index(rng: Random, files: dict[str, bytes]) -> None:
+    """A bucket that the manifest names, of the entries in the commit records or of others."""
+    body = seeds.body(files, "manifest.json")
+    entries = []
+    for index, shard in enumerate(body["shards"]):
+        commit = seeds.body(files, f"commits/{index:06d}.json")
+        sizes = [file["num_bytes"] for file in shard["files"]]
+        with contextlib.suppress(ValueError):
+            found = ShardIndex.from_base64(commit["index"], num_utterances=shard["num_utterances"], file_bytes=sizes)
+            entries.append(found.entries(index))
+    data = np.sort(np.concatenate(entries), order="key").tobytes() if entries else b""
+    if rng.random() < 0.5:
+        data = mutate_values(rng, data)
+    digest = sha256_hex(data)
+    files[layout.index_bucket(0, digest)] = data
+    body["index"] = BucketTable.of([(len(data), digest)]).to_base64()
     files["manifest.json"] = _sealed(Random(0), body)
 
 
@@ -383,6 +419,9 @@ def _read_dataset(url: str) -> None:
     assert len(utterances) == len(dataset)
     if utterances:
         assert dataset[0].utterance_id == utterances[0].utterance_id
+        # An index may not know an utterance, but never give another for it.
+        with contextlib.suppress(KeyError):
+            assert dataset[utterances[-1].utterance_id].utterance_id == utterances[-1].utterance_id
 
 
 _TARGETS: dict[str, Callable[[Random], None]] = {
