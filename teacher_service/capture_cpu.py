@@ -18,8 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from softlabel_schemas.compiled import compiled
 from softlabel_schemas.selection import Mass, Threshold, TopK
-from teacher_service.compiled import compiled, exp_of_negative, largest_of, log1p_of_fraction
+from teacher_service.float32 import exp_of_negative, largest_of, log1p_of_fraction
 from teacher_service.select_rows import MASS, THRESHOLD, TOP_K, select_rows
 from teacher_service.selection import Selected
 

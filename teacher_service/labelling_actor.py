@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +35,8 @@ class Beat:
 
     Attributes:
         seconds_done: speech labelled so far.
-        idle_seconds: since the last batch or stored shard while one is in work; 0 where none is.
+        idle_seconds: since the last sign of life of the shard in work that has been still for longest: since its last batch, or
+            since it began to be stored; 0 where none is in work.
     """
 
     seconds_done: float
@@ -52,10 +51,10 @@ class LabellingActor:
         self._seconds_done = 0.0
         # The models are run by one thread at a time.
         self._models = threading.Lock()
-        # Of the two below, which both threads of ``label`` and that of ``beat`` use.
+        # Of the one below, which both threads of ``label`` and that of ``beat`` use.
         self._state = threading.Lock()
-        self._shards_in_work = 0
-        self._last_activity = 0.0
+        # By shard in work: one that is stuck shows even while the other gets on.
+        self._last_activity: dict[int, float] = {}
 
     def start(self) -> int:
         """The process id; answered once Ray has found room for the actor."""
@@ -74,23 +73,28 @@ class LabellingActor:
 
     def label(self, shard_range: ShardRange) -> Receipt:
         """Label, store and commit one shard. May be called again while it commits; then the next is labelled meanwhile."""
-        with self._in_work():
+        try:
             with self._models:
+                self._active(shard_range)
                 shard = self._labelled(shard_range)
-            self._active()
+            self._active(shard_range)
             record = commit_shard(self._store, self._job.document, shard_range, shard.utterances, shard.skipped)
+        finally:
+            with self._state:
+                self._last_activity.pop(shard_range.index, None)
         return Receipt(num_frames=record.shard.num_frames, num_skipped=len(record.shard.skipped))
 
     def beat(self) -> Beat:
         """Answered by a thread of its own while a shard is made."""
         with self._state:
-            idle_seconds = time.monotonic() - self._last_activity if self._shards_in_work else 0.0
+            now = time.monotonic()
+            idle_seconds = now - min(self._last_activity.values(), default=now)
         return Beat(seconds_done=self._seconds_done, idle_seconds=idle_seconds)
 
     def _labelled(self, shard_range: ShardRange) -> LabelledShard:
         def on_seconds(seconds: float) -> None:
             self._seconds_done += seconds
-            self._active()
+            self._active(shard_range)
 
         job = self._job
         # A thread that is new to torch would take another number, and round otherwise.
@@ -98,20 +102,6 @@ class LabellingActor:
         rows = job.corpus.read(shard_range.first_row, shard_range.num_rows)
         return label_shard(rows, self._teachers, job.document.spec, job.document.storage, on_seconds=on_seconds)
 
-    @contextmanager
-    def _in_work(self) -> Iterator[None]:
+    def _active(self, shard_range: ShardRange) -> None:
         with self._state:
-            self._shards_in_work += 1
-            # A second shard waits for the first: that it came is no progress.
-            if self._shards_in_work == 1:
-                self._last_activity = time.monotonic()
-        try:
-            yield
-        finally:
-            with self._state:
-                self._shards_in_work -= 1
-                self._last_activity = time.monotonic()
-
-    def _active(self) -> None:
-        with self._state:
-            self._last_activity = time.monotonic()
+            self._last_activity[shard_range.index] = time.monotonic()

@@ -11,8 +11,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from softlabel_schemas.compiled import compiled
 from softlabel_schemas.selection import NO_LABEL
-from teacher_service.compiled import compiled, exp_of_negative, largest_of
+from teacher_service.float32 import exp_of_negative, largest_of
 from teacher_service.selection import MIN_LOG_PROB
 
 Float32 = npt.NDArray[np.float32]

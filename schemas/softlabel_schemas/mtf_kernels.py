@@ -34,7 +34,7 @@ _FIRST_TEN = np.uint64(sum(slot << (6 * slot) for slot in range(10)))
 GOOD, BAD_TARGETS, CUT_SHORT, LEFT_OVER, BAD_POSITION, BAD_CLASS, REPEATED, RISING, BAD_TAIL, BAD_MASS = range(10)
 
 
-@compiled
+@compiled()
 def encode_frames(
     frame_offsets,
     entry_offsets,
@@ -164,7 +164,7 @@ def encode_frames(
     return GOOD, 0
 
 
-@compiled
+@compiled()
 def decode_frames(
     frame_offsets,
     entry_offsets,
@@ -323,7 +323,7 @@ def decode_frames(
     return GOOD, 0
 
 
-@compiled
+@compiled()
 def _num_ones(bits):
     """Ones in a 64-bit word."""
     bits = bits - ((bits >> np.uint64(1)) & np.uint64(0x5555555555555555))

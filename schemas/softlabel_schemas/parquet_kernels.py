@@ -7,7 +7,7 @@ import numpy as np
 from softlabel_schemas.compiled import compiled
 
 
-@compiled
+@compiled()
 def split_byte_arrays(page, values, lengths):
     """Values behind their lengths (four bytes each) -> values joined. False where they are not exactly the page.
 

@@ -69,11 +69,12 @@ class UniqueIds:
     def _write_run(self) -> None:
         if not self._num_pending:
             return
-        run = np.sort(np.concatenate(self._pending))
+        run = np.concatenate(self._pending)
+        self._pending, self._num_pending = [], 0
+        run.sort()
         firsts = np.arange(1 << _PART_BITS, dtype=np.uint64) << np.uint64(64 - _PART_BITS)
         self._runs.append((self._file.tell(), np.append(np.searchsorted(run, firsts), len(run))))
         self._file.write(run.data)
-        self._pending, self._num_pending = [], 0
 
     def _candidates(self) -> npt.NDArray[np.uint64]:
         """Hashes that occur more than once."""

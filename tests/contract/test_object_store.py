@@ -329,7 +329,8 @@ def test_every_exception_comes_back_from_another_process() -> None:
     classes = set()
     for package in (softlabel_schemas, teacher_service, student_trainer):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if found.name.endswith("__main__"):
+            # Triton's kernels are imported where there is Triton.
+            if found.name.endswith(("__main__", "_triton")):
                 continue
             for each in vars(importlib.import_module(found.name)).values():
                 if isinstance(each, type) and issubclass(each, Exception) and each.__module__ == found.name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -90,3 +91,28 @@ def test_a_commit_that_fails_fails_its_shard_alone(tmp_path: Path) -> None:
         futures = [pool.submit(actor.label, shard_range) for shard_range in job.plan]
     assert [future.exception() is None for future in futures] == [True, False, True, True]
     assert isinstance(futures[1].exception(), OSError)
+
+
+def test_a_commit_that_is_stuck_shows_while_other_shards_get_on(tmp_path: Path) -> None:
+    job = job_of(tmp_path, "labels")
+    actor = loaded(job)
+    stuck, released, put_many = threading.Event(), threading.Event(), actor._store.put_many
+
+    def wait_and_put(objects: Any) -> None:
+        if not stuck.is_set():
+            stuck.set()
+            assert released.wait(30)
+        put_many(objects)
+
+    actor._store.put_many = wait_and_put  # type: ignore[method-assign]
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(actor.label, job.plan[0])
+        assert stuck.wait(30)
+        since = time.monotonic()
+        for shard_range in job.plan[1:]:
+            actor.label(shard_range)
+        assert actor.beat().idle_seconds >= time.monotonic() - since - 0.01
+        released.set()
+        first.result()
+    assert actor.beat().idle_seconds == 0.0
+    assert committed_shards(job.store()) == {0, 1, 2, 3}

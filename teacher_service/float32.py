@@ -1,4 +1,4 @@
-"""Compilation by numba, and what float32 posteriors need of it: exp, log1p and the largest.
+"""What compiled loops over float32 posteriors need: exp, log1p and the largest.
 
 numba alone does not vectorise ``math.exp`` (that takes Intel's SVML): a call costs some 5 ns, these about 0.2. Both are
 polynomials fitted at Chebyshev nodes; a test holds them within 2e-7 of float64 over their whole range.
@@ -7,14 +7,11 @@ polynomials fitted at Chebyshev nodes; a test holds them within 2e-7 of float64 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from softlabel_schemas.compiled import compiled
 
 _LOG2_E = np.float32(math.log2(math.e))
 # ln 2 in two parts, the first exact in a product with any exponent.
@@ -39,24 +36,6 @@ _L4, _L5, _L6, _L7 = (
 )
 _ALL_BUT_SIGN = np.int32(2**31 - 1)
 _SQRT2_MINUS_1 = np.float32(math.sqrt(2) - 1)
-
-
-def compiled(*, fastmath: set[str] | bool = False) -> Callable[[Function], Function]:
-    """Compile on first use, without the GIL; kept on disk where numba can write beside the module or to NUMBA_CACHE_DIR.
-
-    Args:
-        fastmath: LLVM's flags; "reassoc" lets sums be vectorised. A machine with wider vectors then rounds otherwise, as the
-            teachers themselves do.
-    """
-
-    def compile_it(function: Function) -> Function:
-        try:
-            return cast(Function, numba.njit(cache=True, nogil=True, fastmath=fastmath)(function))
-        except RuntimeError:
-            # No folder for the cache can be written: every process compiles for itself, some seconds.
-            return cast(Function, numba.njit(nogil=True, fastmath=fastmath)(function))
-
-    return compile_it
 
 
 @compiled(fastmath={"contract"})
