@@ -95,7 +95,7 @@ import numpy as np
 from softlabel_schemas.compiled import compiled
 from tests.fuzz import worker
 
-@compiled
+@compiled()
 def look(values, index):
     return values[index]
 
