@@ -129,7 +129,11 @@ class IndexReader:
     def _shard_indices(self, shards: Sequence[int]) -> dict[int, ShardIndex]:
         found = {shard: index for shard in shards if (index := self._shards.get(shard)) is not None}
         missing = [shard for shard in shards if shard not in found]
-        for commit in undamaged(self._store, lambda: read_commits(self._store, self._document, missing)):
+        try:
+            commits = undamaged(self._store, lambda: read_commits(self._store, self._document, missing))
+        except FileNotFoundError as error:
+            raise IntegrityError(f"a commit record is missing: {error}") from None
+        for commit in commits:
             shard, index = commit.shard.index, commit.shard_index()
             if commit.shard != self._manifest.shards[shard]:
                 raise IntegrityError(
