@@ -21,7 +21,7 @@ from torch import Tensor
 
 from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.front_end import UtteranceError, UtteranceReader
+from softlabel_schemas.front_end import Fbank, Precomputed, UtteranceError, UtteranceReader
 from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.shard import LabelledUtterance
 from softlabel_schemas.spec import DatasetSpec, StorageSpec
@@ -126,14 +126,20 @@ def label_shard(
 
 
 def _read(reader: UtteranceReader, rows: Sequence[Utterance], indices: list[int], teachers: list[Teacher]) -> _Batch:
-    batch = _Batch(indices=indices)
+    batch, front_ends = _Batch(indices=indices), list[Fbank | Precomputed]()
+    for teacher in teachers:
+        # Features that several teachers take are computed once.
+        if teacher.front_end not in front_ends:
+            front_ends.append(teacher.front_end)
+    positions = [front_ends.index(teacher.front_end) for teacher in teachers]
     for index in indices:
         try:
-            batch.features[index] = reader.features(rows[index], [teacher.front_end for teacher in teachers])
+            features = reader.features(rows[index], front_ends)
+            batch.features[index] = [features[position] for position in positions]
         except UtteranceError as error:
             batch.errors[index] = error
     if batch.features:
-        batch.padded.extend(pad(features) for features in zip(*batch.features.values(), strict=True))
+        batch.padded.extend(pad(of_teacher) for of_teacher in zip(*batch.features.values(), strict=True))
     return batch
 
 

@@ -55,6 +55,8 @@ from teacher_service.shard_queue import GaveUpError, ShardQueue
 _SHARDS_PER_ACTOR = 2
 _POLL_SECONDS = 1.0
 _FROZEN_SECONDS = 120.0
+# Of all actors together: a thousand are asked every ten seconds each, up to a hundred in every round.
+_BEATS_PER_SECOND = 100
 _LOAD_SECONDS = 1800.0
 _ROOM_SECONDS = 1800.0
 _CONNECT_SECONDS = 10.0
@@ -236,6 +238,9 @@ class _Driver:
             # All that is left pauses.
             time.sleep(_POLL_SECONDS)
             ready = set()
+        beats = [worker.beat for worker in self._workers if worker.beat is not None]
+        if beats:
+            ready |= set(ray.wait(beats, num_returns=len(beats), timeout=0)[0])
         self._round_failed = False
         for worker in list(self._workers):
             if worker.starting in ready:
@@ -244,7 +249,7 @@ class _Driver:
                 if worker in self._workers:
                     self._collect(worker, reference)
             if worker in self._workers:
-                self._check_alive(worker)
+                self._check_alive(worker, ready)
         self._check_room()
 
     def _started(self, worker: _Worker) -> None:
@@ -289,15 +294,17 @@ class _Driver:
         self._seconds_committed += self._job.seconds_of_shard[shard_range.index]
         check_skipped(self._job, self._num_skipped)
 
-    def _check_alive(self, worker: _Worker) -> None:
+    def _check_alive(self, worker: _Worker, ready: set[Any]) -> None:
         now = time.monotonic()
         if worker.starting is not None:
             self._check_starting(worker, now - worker.since)
             return
         if worker.beat is None:
+            if now - worker.asked < self._num_actors / _BEATS_PER_SECOND:
+                return
             worker.beat, worker.asked = worker.actor.beat.options(concurrency_group="beats").remote(), now
             return
-        if not ray.wait([worker.beat], timeout=0)[0]:
+        if worker.beat not in ready:
             if now - worker.asked > _FROZEN_SECONDS:
                 self._lose(worker, f"the actor did not answer for {_FROZEN_SECONDS:g} s")
             return

@@ -1,6 +1,6 @@
 """Throughput of labelling against a bare loop of the same teachers over the same batches that writes nothing; padding.
 
-    python -m tests.benchmarks.job            # about ten minutes
+    python -m tests.benchmarks.job            # about five minutes on an idle machine
     python -m tests.benchmarks.job --json
 
 One process, one torch thread; an actor as Ray runs it, with two shards in hand, against two loops, once with models on the
@@ -56,7 +56,7 @@ _BATCH_SECONDS = 30.0
 
 
 def figures(
-    *, num_shards: int = 6, shard_seconds: float = 120.0, repeats: int = 5, with_ray: bool = True
+    *, num_shards: int = 5, shard_seconds: float = 120.0, repeats: int = 3, with_ray: bool = True
 ) -> list[Figure]:
     """
     Args:
@@ -262,7 +262,7 @@ def librispeech_like(rng: np.random.Generator, num_utterances: int) -> npt.NDArr
 def main() -> None:
     parser = argparse.ArgumentParser(description="Throughput of labelling against a bare loop; padding.")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     found = figures(repeats=arguments.repeats)
     if arguments.json:
