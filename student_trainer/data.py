@@ -2,8 +2,8 @@
 
 ::
 
-    corpus rows -> epoch_pools(seed, epoch) -> pool -> batches of rows -> collate -> Step
-                                          one thread: load    another: collate     the loop
+    corpus rows -> Order.pools(epoch) -> pool -> batches of rows -> collate -> Step
+                                    one thread: load    another: collate     the loop
 
 The order is a function of durations, seed and epoch alone: the same with and without soft labels, and on every machine.
 """

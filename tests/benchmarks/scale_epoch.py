@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from softlabel_schemas import open_dataset
-from student_trainer.data import epoch_pools
+from student_trainer.order import Order
 from tests.benchmarks.curves import Curve
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.scale_planning import HOURS, NUM_SHARDS
@@ -67,7 +67,7 @@ def _figures(server: Rgw, num_shards: int, shard_format: str) -> list[Figure]:
         first = _traffic(proxy, lambda: dataset[rows[0].utterance_id])
         seconds_N = np.full(count, _UTTERANCE_SECONDS)
         pool_seconds = _SHARDS_PER_POOL * _UTTERANCES_PER_SHARD * _UTTERANCE_SECONDS
-        pools = epoch_pools(seconds_N, seed=0, epoch=0, batch_seconds=pool_seconds / 4, pool_seconds=pool_seconds)
+        pools = Order(seed=0, batch_seconds=pool_seconds / 4, pool_seconds=pool_seconds).pools(seconds_N, epoch=0)
 
         def shuffled() -> None:
             for batches in pools:
@@ -115,12 +115,12 @@ def _bytes(name: str, traffic: _Traffic, stored: int) -> Figure:
 
 
 def order_of_epoch(sizes: Sequence[int]) -> Figure:
-    """Seconds that the student needs to order an epoch (``epoch_pools``), over utterances."""
+    """Seconds that the student needs to order an epoch (``Order.pools``), over utterances."""
     values = []
     for num_utterances in sizes:
         seconds_N = np.random.default_rng(0).uniform(2, 14, num_utterances)
         started = time.perf_counter()
-        epoch_pools(seconds_N, seed=0, epoch=0, batch_seconds=600.0, pool_seconds=_POOL_SECONDS)
+        Order(seed=0, batch_seconds=600.0, pool_seconds=_POOL_SECONDS).pools(seconds_N, epoch=0)
         values.append(time.perf_counter() - started)
     curve = Curve(name="order of an epoch", size_name="utterances", unit="s", sizes=sizes, values=values)
     return curve.figure(f"real; extrapolated to 500,000,000: {curve.at(5e8):,.0f} s")
