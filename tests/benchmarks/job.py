@@ -137,10 +137,11 @@ class JobBench:
         shard_range, corpus = self._job.plan[shard], self._job.corpus
         rows = corpus.read(shard_range.first_row, shard_range.num_rows)
         reader, utterances = UtteranceReader(rows), list(rows)
-        front_ends = [teacher.front_end for teacher in self._models]
+        # All of these teachers take the same features.
+        (front_end,) = {teacher.front_end.model_dump_json(): teacher.front_end for teacher in self._models}.values()
         for indices in batch_rows(rows.seconds(), self._job.document.storage.batch_seconds):
-            features = [reader.features(utterances[index], front_ends) for index in indices]
-            yield [pad(of_teacher) for of_teacher in zip(*features, strict=True)]
+            padded = pad([reader.features(utterances[index], [front_end])[0] for index in indices])
+            yield [padded] * len(self._models)
 
     def bare(self) -> float:
         return self._loop(lambda shard: self._batches[shard])
