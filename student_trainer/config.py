@@ -15,13 +15,29 @@ from softlabel_schemas.strict import StrictModel, load_toml
 TailMode = Literal["renormalize", "ghost", "to_hard_label", "uniform"]
 # Of [soft_labels]: where bytes come from, which does not change what is trained.
 CACHE_FIELDS = ("cache", "cache_gib")
+# Settings that came later: left out of the digest where they are not used, so that runs made before them are still resumed.
+_LATER = {"corpus": ("hard_label_splits",), "soft_labels": ("final_weight",)}
 
 
 class CorpusConfig(StrictModel):
+    """Attributes:
+    hard_label_splits: those of ``train_splits`` whose hard labels are used; the others train as if they had none. None: all.
+    """
+
     manifest: str
     inventory: str
     train_splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("train",)
     dev_splits: tuple[str, ...] = ("dev",)
+    hard_label_splits: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        other = sorted(set(self.hard_label_splits or ()) - set(self.train_splits))
+        if other:
+            raise ValueError(
+                f"hard_label_splits must be among train_splits, {', '.join(self.train_splits)}; found {', '.join(other)}"
+            )
+        return self
 
 
 class SoftLabelConfig(StrictModel):
@@ -29,6 +45,7 @@ class SoftLabelConfig(StrictModel):
 
     Attributes:
         weight: of the soft loss; the hard loss has 1 - weight.
+        final_weight: where ``weight`` arrives, linearly, at the end of the run; None keeps it as it is.
         temperature: one of those the dataset stores tails for; the soft loss is scaled by its square (Hinton et al.).
         tail: what becomes of the probability outside the kept entries; see ``loss.py``.
         num_heads: 1 shares an output layer, 2 gives the soft loss its own (the hard one decodes).
@@ -39,6 +56,7 @@ class SoftLabelConfig(StrictModel):
 
     url: str
     weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    final_weight: Annotated[float, Field(ge=0, le=1)] | None = None
     temperature: Annotated[float, Field(gt=0)] = 1.0
     tail: TailMode = "ghost"
     num_heads: Literal[1, 2] = 1
@@ -48,7 +66,7 @@ class SoftLabelConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.weight == 1 and self.num_heads == 2:
+        if self.weight == 1 and self.final_weight in (None, 1) and self.num_heads == 2:
             raise ValueError("weight 1 with num_heads 2 leaves the hard head, which decodes, untrained")
         return self
 
@@ -102,7 +120,12 @@ class TrainConfig(StrictModel):
         exclude: dict[str, Any] = {"output": True}
         if self.soft_labels is not None:
             exclude["soft_labels"] = set(CACHE_FIELDS)
-        return sha256_hex(canonical_json(self.model_dump(mode="json", exclude=exclude)))
+        settings = self.model_dump(mode="json", exclude=exclude)
+        for table, names in _LATER.items():
+            for name in names:
+                if settings[table] is not None and settings[table][name] is None:
+                    del settings[table][name]
+        return sha256_hex(canonical_json(settings))
 
 
 def load_config(path: str | Path) -> TrainConfig:

@@ -12,8 +12,15 @@ the cross-entropy between p and s; the teacher's entropy, a constant, is left ou
 * ``to_hard_label``: the tail goes to the frame's hard label; a frame without one is renormalised.
 * ``uniform``: the tail is spread evenly over the classes that were not kept.
 
-All of these need of a frame's logits the chosen ones and the logsumexp of those that were not kept. Where the temperature is 1
-and the output layer is shared, so does the hard loss: a step with both normalises once, like a step with the hard loss alone.
+The hard loss is a mean over the labelled frames of a batch, the soft loss one over all its frames. So hard and soft gradient
+stand as (1 - weight) to weight in every batch that has a label, whatever share of the speech is labelled: ``weight`` means the
+same with hard labels on a tenth of the corpus as on all of it. (Divided by all frames, the hard loss would fade with that
+share.) The price: a labelled frame counts for more in a batch with few of them, and a batch without any teaches by its soft
+loss alone.
+
+All tail modes need of a frame's logits the chosen ones and the logsumexp of those that were not kept. Where the temperature
+is 1 and the output layer is shared, so does the hard loss: a step with both normalises once, like a step with the hard loss
+alone.
 """
 
 from __future__ import annotations
