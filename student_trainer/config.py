@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 
 from softlabel_schemas.digest import canonical_json, sha256_hex
+from softlabel_schemas.frame_selection import FrameSelection
 from softlabel_schemas.front_end import Fbank, FrontEnd
 from softlabel_schemas.selection import Selection
 from softlabel_schemas.strict import StrictModel, load_toml
@@ -16,7 +17,7 @@ TailMode = Literal["renormalize", "ghost", "to_hard_label", "uniform"]
 # Of [soft_labels]: where bytes come from, which does not change what is trained.
 CACHE_FIELDS = ("cache", "cache_gib")
 # Settings that came later: left out of the digest where they are not used, so that runs made before them are still resumed.
-_LATER = {"corpus": ("hard_label_splits",), "soft_labels": ("final_weight",)}
+_LATER = {"corpus": ("hard_label_splits",), "soft_labels": ("final_weight", "frames")}
 
 
 class CorpusConfig(StrictModel):
@@ -50,6 +51,7 @@ class SoftLabelConfig(StrictModel):
         tail: what becomes of the probability outside the kept entries; see ``loss.py``.
         num_heads: 1 shares an output layer, 2 gives the soft loss its own (the hard one decodes).
         selection: narrower than the stored one; None uses all that is stored.
+        frames: weights of frames, from the stored targets and the hard labels; None counts all frames alike.
         cache: local folder that keeps the files of the dataset, for URLs that are slow or costly to read; None keeps none.
         cache_gib: its largest size, GiB; several runs may share one folder.
     """
@@ -61,6 +63,7 @@ class SoftLabelConfig(StrictModel):
     tail: TailMode = "ghost"
     num_heads: Literal[1, 2] = 1
     selection: Selection | None = None
+    frames: FrameSelection | None = None
     cache: str | None = None
     cache_gib: Annotated[float, Field(gt=0)] = 50.0
 

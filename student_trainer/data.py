@@ -14,6 +14,7 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.dataset import SoftLabelDataset
 from softlabel_schemas.errors import InputError
+from softlabel_schemas.frame_selection import frame_weights, silence_classes
 from softlabel_schemas.front_end import Fbank, Precomputed, UtteranceReader
 from softlabel_schemas.selection import NO_LABEL, check_derivable, narrow
 from softlabel_schemas.targets import SoftTargets
@@ -45,6 +47,13 @@ class Step:
     @property
     def ends_epoch(self) -> bool:
         return self.step + 1 == self.num_steps
+
+
+class WeightedTargets(NamedTuple):
+    """Soft targets of an utterance and the weight of each frame, float32 [T]; None: 1."""
+
+    soft: SoftTargets
+    weights_T: npt.NDArray[np.float32] | None
 
 
 class SoftLabels:
@@ -76,9 +85,11 @@ class SoftLabels:
             )
         if config.selection is not None:
             check_derivable(spec.selection, config.selection)
+        # Of the dataset's inventory, which is the student's.
+        self._silence_V = None if config.frames is None else silence_classes(dataset.inventory, config.frames)
         self.dataset, self.config = dataset, config
 
-    def of(self, utterances: Sequence[Utterance]) -> list[SoftTargets]:
+    def of(self, utterances: Sequence[Utterance]) -> list[WeightedTargets]:
         """Targets in the order of ``utterances``; each is joined by id, a missing one or another length raises."""
         try:
             stored = self.dataset.read_utterances([utterance.utterance_id for utterance in utterances])
@@ -86,17 +97,21 @@ class SoftLabels:
             raise InputError(f"no soft targets for utterance {error.args[0]}") from None
         found = []
         for utterance, labelled in zip(utterances, stored, strict=True):
-            targets = labelled.targets
-            labels = utterance.hard_labels
-            if labels is not None and len(labels) != targets.num_frames:
+            targets, labels_T = labelled.targets, utterance.hard_labels
+            if labels_T is None:
+                labels_T = np.full(targets.num_frames, NO_LABEL, dtype=np.int32)
+            if len(labels_T) != targets.num_frames:
                 raise InputError(
                     f"utterance {utterance.utterance_id}: {targets.num_frames} frames of soft targets, "
-                    f"{len(labels)} of hard labels"
+                    f"{len(labels_T)} of hard labels"
                 )
+            weights_T = None
+            if self.config.frames is not None and self._silence_V is not None:
+                # From all that is stored: a narrower selection may be a sample.
+                weights_T = frame_weights(targets, labels_T, self._silence_V, self.config.frames)
             if self.config.selection is not None:
-                no_labels = np.full(targets.num_frames, NO_LABEL)
-                targets = narrow(targets, self.config.selection, no_labels if labels is None else labels)
-            found.append(targets)
+                targets = narrow(targets, self.config.selection, labels_T)
+            found.append(WeightedTargets(targets, weights_T))
         return found
 
 
@@ -131,7 +146,8 @@ class TrainingData:
                 utterance_id=utterance.utterance_id,
                 features=self._reader.features(utterance, [self.front_end])[0],
                 hard_labels=None if labels is None else labels.astype(np.int64),
-                soft=targets,
+                soft=None if targets is None else targets.soft,
+                frame_weights=None if targets is None else targets.weights_T,
             )
         return examples
 

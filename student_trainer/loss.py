@@ -44,11 +44,13 @@ class SparseTargets:
         ids_NK: int64.
         probs_NK: float32; 0 where a frame has fewer than K entries.
         tail_N: float32.
+        weights_N: float32, what each frame's loss is multiplied by; None: 1.
     """
 
     ids_NK: Tensor
     probs_NK: Tensor
     tail_N: Tensor
+    weights_N: Tensor | None = None
 
 
 def hard_loss(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
@@ -62,7 +64,10 @@ def soft_loss(
 ) -> Tensor:
     """Mean soft cross-entropy over frames, times temperature squared (Hinton et al., 2015).
 
-    Frames without any entry count as frames but add nothing.
+    Frames without any entry count as frames but add nothing, and so do frames of weight 0: the loss is sum(w_n loss_n) / N. To
+    drop frames at reading is then what dropping their entries at labelling would have been, and what one frame teaches does
+    not depend on which others are dropped; divided by the sum of the weights, the few frames that are left of a batch would
+    stand for all of it.
     """
     student = _log_posterior(logits_NV, targets, labels_N, temperature, tail)
     return _cross_entropy(student, targets, labels_N, tail) * temperature**2
@@ -129,7 +134,8 @@ def _cross_entropy(student: _LogPosterior, targets: SparseTargets, labels_N: Ten
         loss_N = torch.where(labels_N >= 0, loss_N - targets.tail_N * student.label_N, renormalized_N)
     else:
         loss_N = loss_N - targets.tail_N * student.outside_N
-    return torch.where(kept_N > 0, loss_N, 0.0).mean()
+    loss_N = torch.where(kept_N > 0, loss_N, 0.0)
+    return loss_N.mean() if targets.weights_N is None else (targets.weights_N * loss_N).mean()
 
 
 class _ChosenAndOutside(torch.autograd.Function):
