@@ -27,6 +27,14 @@ class Example:
     soft: SoftTargets | None
     frame_weights: npt.NDArray[np.float32] | None = None
 
+    @property
+    def num_labels(self) -> int:
+        """Frames of hard labels, or without them of soft targets."""
+        if self.hard_labels is not None:
+            return len(self.hard_labels)
+        assert self.soft is not None
+        return self.soft.num_frames
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -56,11 +64,8 @@ def collate(examples: Sequence[Example], *, temperature: float = 1.0) -> Batch:
         features_BTD[row, : lengths[row]] = example.features
     labels, label_lengths = [], []
     for example in examples:
-        if example.hard_labels is not None:
-            labels.append(example.hard_labels)
-        else:
-            assert example.soft is not None
-            labels.append(np.full(example.soft.num_frames, NO_LABEL, dtype=np.int64))
+        labels_T = example.hard_labels
+        labels.append(np.full(example.num_labels, NO_LABEL, dtype=np.int64) if labels_T is None else labels_T)
         label_lengths.append(len(labels[-1]))
     soft = [example.soft for example in examples if example.soft is not None]
     weights = [example.frame_weights for example in examples if example.frame_weights is not None]

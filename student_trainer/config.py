@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from softlabel_schemas.digest import canonical_json, sha256_hex
 from softlabel_schemas.frame_selection import FrameSelection
-from softlabel_schemas.front_end import Fbank, FrontEnd
+from softlabel_schemas.front_end import Fbank, FrontEnd, Precomputed
 from softlabel_schemas.selection import Selection
 from softlabel_schemas.strict import StrictModel, load_toml
 
@@ -84,7 +84,8 @@ class ModelConfig(StrictModel):
 class TrainingConfig(StrictModel):
     """Attributes:
     batch_seconds: padded speech in a batch.
-    pool_seconds: speech shuffled together; a corpus up to this size is kept in memory and shuffled as a whole.
+    pool_seconds: speech shuffled together; a corpus up to this size is kept in memory (at every speed of the augmentation) and
+        shuffled as a whole.
     warmup: share of the run in which the learning rate rises; it then falls to zero along a cosine.
     checkpoint_minutes: between checkpoints within an epoch; there is one after every epoch anyhow.
     """
@@ -100,6 +101,23 @@ class TrainingConfig(StrictModel):
     num_threads: Annotated[int, Field(ge=1)] | None = None
 
 
+class Augmentation(StrictModel):
+    """Of the training speech, anew in every epoch; see ``augmentation.py`` and ``speed.py``. The defaults are for small corpora
+    of read speech and short budgets, where strong masking costs more than it gives.
+
+    Attributes:
+        speeds: each utterance is played at one of these, drawn anew in every epoch; (1.0,) leaves speech as it is.
+        time_masks: masks over frames, each of at most ``max_time_mask_ms``.
+        frequency_masks: masks over mel bins, each of at most ``max_frequency_mask`` of them.
+    """
+
+    speeds: Annotated[tuple[Annotated[float, Field(ge=0.5, le=2)], ...], Field(min_length=1)] = (0.9, 1.0, 1.1)
+    time_masks: Annotated[int, Field(ge=0)] = 2
+    max_time_mask_ms: Annotated[float, Field(gt=0)] = 150.0
+    frequency_masks: Annotated[int, Field(ge=0)] = 2
+    max_frequency_mask: Annotated[int, Field(ge=1)] = 5
+
+
 class TrainConfig(StrictModel):
     """One training run; without ``soft_labels`` it trains on hard labels alone."""
 
@@ -108,6 +126,7 @@ class TrainConfig(StrictModel):
     seed: Annotated[int, Field(ge=0)] = 0
     corpus: CorpusConfig
     soft_labels: SoftLabelConfig | None = None
+    augmentation: Augmentation | None = None
     front_end: FrontEnd = Fbank(stack=3)
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
@@ -116,6 +135,18 @@ class TrainConfig(StrictModel):
     def _check(self) -> Self:
         if not self.name or "/" in self.name:
             raise ValueError("name must be a plain, non-empty name")
+        augmentation, front_end = self.augmentation, self.front_end
+        if augmentation is None:
+            return self
+        if isinstance(front_end, Precomputed):
+            raise ValueError(
+                "augmentation needs the front end 'fbank': stored features have neither samples nor known frequencies"
+            )
+        if augmentation.frequency_masks and augmentation.max_frequency_mask > front_end.num_mel_bins:
+            raise ValueError(
+                f"augmentation.max_frequency_mask is {augmentation.max_frequency_mask}, more than the "
+                f"{front_end.num_mel_bins} mel bins of the front end"
+            )
         return self
 
     def digest(self) -> str:
@@ -124,6 +155,8 @@ class TrainConfig(StrictModel):
         if self.soft_labels is not None:
             exclude["soft_labels"] = set(CACHE_FIELDS)
         settings = self.model_dump(mode="json", exclude=exclude)
+        if self.augmentation is None:
+            del settings["augmentation"]
         for table, names in _LATER.items():
             for name in names:
                 if settings[table] is not None and settings[table][name] is None:

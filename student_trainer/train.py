@@ -1,8 +1,8 @@
 """The training loop: hard cross-entropy and sparse soft loss, resumable to the same result.
 
-Everything random is a function of (seed, epoch, step): the order of the batches, and dropout, whose generator is seeded
-anew at each step. A checkpoint therefore holds no generator state, and a run that was killed and resumed ends with
-the same weights as one that was not.
+Everything random is a function of (seed, epoch, step): the order of the batches, augmentation (by utterance), and
+dropout, whose generator is seeded anew at each step. A checkpoint therefore holds no generator state, and a run that
+was killed and resumed ends with the same weights as one that was not.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from softlabel_schemas.command_line import progress
 from softlabel_schemas.corpus import Corpus, check_hard_labels, load_corpus
 from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import SkippedUtterance
+from student_trainer.augmentation import Augmenter
 from student_trainer.batch import Batch
 from student_trainer.config import TrainConfig
-from student_trainer.data import SoftLabels, Step, TrainingData
+from student_trainer.data import Step, TrainingData
 from student_trainer.evaluate import check_lengths, load_evaluation_corpus, model_posteriors
 from student_trainer.hard_labels import check_something_to_learn, only_hard_labels_of
 from student_trainer.interrupts import interrupts_held
@@ -39,6 +41,7 @@ from student_trainer.models import ENCODERS, AcousticModel
 from student_trainer.order import Order
 from student_trainer.run_folder import RUN, RunFolder, build_model, set_threads
 from student_trainer.schedule import learning_rate, soft_weight
+from student_trainer.soft_labels import SoftLabels
 
 
 @dataclass(slots=True)
@@ -102,7 +105,12 @@ def train(config: TrainConfig) -> bool:
         say_what_is_left_out(left_out, len(whole_corpus), where=where, url=dataset.store.url)
     folder.write_inventory(inventory)
     trainer = _Trainer(config, folder, identity, left_out, model, optimizer, at)
-    trainer.run(TrainingData(train_corpus, config.front_end, soft_labels), dev, inventory)
+    augmenter = None
+    if config.augmentation is not None:
+        # The configuration's own check; stored features cannot be augmented.
+        assert isinstance(config.front_end, Fbank)
+        augmenter = Augmenter(config.augmentation, config.front_end, config.seed)
+    trainer.run(TrainingData(train_corpus, config.front_end, soft_labels, augmenter), dev, inventory)
     return True
 
 

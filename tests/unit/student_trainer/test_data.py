@@ -23,8 +23,9 @@ from softlabel_schemas.targets import SoftTargets, concatenate
 from student_trainer import data as data_module
 from student_trainer.batch import Batch, Example, collate, sparse_targets
 from student_trainer.config import SoftLabelConfig
-from student_trainer.data import SoftLabels, Step, TrainingData
+from student_trainer.data import Step, TrainingData
 from student_trainer.order import Order
+from student_trainer.soft_labels import SoftLabels
 from tests.support.speech import (
     FRONT_END,
     INVENTORY,
@@ -163,13 +164,13 @@ class TestSteps:
     def test_a_corpus_of_one_pool_is_loaded_once(
         self, speech: Speech, labels: SoftDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        load, calls = TrainingData.load, []
+        load, calls = TrainingData.load_at_speeds, []
 
         def counting(self: TrainingData, *args: Any) -> Any:
             calls.append(args)
             return load(self, *args)
 
-        monkeypatch.setattr(TrainingData, "load", counting)
+        monkeypatch.setattr(TrainingData, "load_at_speeds", counting)
         data = training_data(speech, join(speech, labels.url))
         steps(data, Order(seed=1, batch_seconds=1.5, pool_seconds=36_000.0), num_epochs=3)
         assert len(calls) == 1
@@ -180,7 +181,7 @@ class TestSteps:
         self, speech: Speech, labels: SoftDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         here, makers = threading.get_ident(), set()
-        load = TrainingData.load
+        load = TrainingData.load_at_speeds
 
         def recording(function: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
@@ -189,7 +190,7 @@ class TestSteps:
 
             return call
 
-        monkeypatch.setattr(TrainingData, "load", recording(load))
+        monkeypatch.setattr(TrainingData, "load_at_speeds", recording(load))
         monkeypatch.setattr(data_module, "collate", recording(collate))
         steps(training_data(speech, join(speech, labels.url)), self.ORDER)
         assert {function for function, _ in makers} == {load, collate}
@@ -206,26 +207,27 @@ class TestSteps:
         self, speech: Speech, labels: SoftDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A load that was under way stops at its next utterance."""
-        load, events = TrainingData.load, []
+        load, events = TrainingData.load_at_speeds, []
         loads, left = threading.Event(), threading.Event()
 
-        def slow(self: TrainingData, rows: list[int], given_up: threading.Event) -> Any:
+        def slow(self: TrainingData, speeds_of: dict[int, tuple[float]], given_up: threading.Event) -> Any:
             if len(events) == 1:
                 loads.set()
                 assert left.wait(30)
-                events.append(len(load(self, rows, given_up)))
+                events.append(len(load(self, speeds_of, given_up)))
                 return {}
-            events.append(len(rows))
-            return load(self, rows, given_up)
+            events.append(len(speeds_of))
+            return load(self, speeds_of, given_up)
 
-        monkeypatch.setattr(TrainingData, "load", slow)
-        threads = threading.active_count()
+        monkeypatch.setattr(TrainingData, "load_at_speeds", slow)
+        # Threads of an earlier test may be about to end.
+        before = set(threading.enumerate())
         found = training_data(speech, join(speech, labels.url)).steps(self.ORDER, temperature=2.0, num_epochs=2)
         next(found)
         assert loads.wait(30)
         found.close()
         left.set()
-        while threading.active_count() > threads:
+        while set(threading.enumerate()) - before:
             time.sleep(0.001)
         assert len(events) == 2
         assert events[1] == 0
