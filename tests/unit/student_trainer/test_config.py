@@ -128,6 +128,14 @@ class TestLoad:
                 'hard_label_splits = ["extra", "dev"]',
                 "hard_label_splits must be among train_splits, train, extra; found dev",
             ),
+            ("[model]", "[augmentation]\nspeeds = []\n[model]", "augmentation.speeds: "),
+            ("[model]", "[augmentation]\nspeeds = [3.0]\n[model]", "augmentation.speeds.0: "),
+            ("[model]", "[augmentation]\nmax_frequency_mask = 41\n[model]", "is 41, more than the 40 mel bins"),
+            (
+                'kind = "fbank"\nstack = 2',
+                'kind = "precomputed"\nnum_features = 4\nframe_shift_ms = 10\n[augmentation]',
+                "augmentation needs the front end 'fbank'",
+            ),
             ("weight = 0.7", "frames = { silence = 1.5 }", "soft_labels.frames.silence: "),
             (
                 "weight = 0.7",
@@ -180,6 +188,8 @@ class TestDigest:
             "num_heads = 2": "num_heads = 1",
             "max_entries = 8": "max_entries = 9",
             "stack = 2": "stack = 1",
+            "[model]": "[augmentation]\n[model]",
+            "[model]\n": "[augmentation]\ntime_masks = 3\n[model]\n",
             '"conformer"': '"tdnn"',
             "hidden = 64": "hidden = 65",
             "epochs = 3": "epochs = 4",
