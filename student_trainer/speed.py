@@ -1,9 +1,9 @@
 """Speed perturbation (Ko et al., 2015): the waveform is resampled, labels and targets are re-timed to it.
 
-At speed s, what was heard at time u is heard at u / s. Frame t of a front end is centred at (t + 1/2) times the frame
-shift, so frame t of the changed speech is centred on what the recording has at s (t + 1/2) shifts: in frame floor(s (t
-+ 1/2)), whose label and target it takes. They are at most half a frame from where they belong, as before; a target is
-never a mean of neighbours, which would be none of the ensemble's posteriors.
+At speed s, what was heard at time u is heard at u / s. Frame t of a front end is centred at (t + 1/2) times the frame shift,
+so frame t of the changed speech is centred on what the recording has at s (t + 1/2) shifts: in its frame floor(s (t + 1/2)),
+whose label and target it takes. That moves a border by half a frame at most. A target is never a mean of neighbours, which
+would be none of the ensemble's posteriors.
 """
 
 from __future__ import annotations
