@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 
 from softlabel_schemas.digest import canonical_json, sha256_hex
+from softlabel_schemas.folds import Fold, NumFolds
 from softlabel_schemas.frame_selection import FrameSelection
 from softlabel_schemas.front_end import Fbank, FrontEnd, Precomputed
 from softlabel_schemas.selection import Selection
@@ -17,12 +18,14 @@ TailMode = Literal["renormalize", "ghost", "to_hard_label", "uniform"]
 # Of [soft_labels]: where bytes come from, which does not change what is trained.
 CACHE_FIELDS = ("cache", "cache_gib")
 # Settings that came later: left out of the digest where they are not used, so that runs made before them are still resumed.
-_LATER = {"corpus": ("hard_label_splits",), "soft_labels": ("final_weight", "frames")}
+_LATER = {"corpus": ("hard_label_splits", "num_folds", "held_out_fold"), "soft_labels": ("final_weight", "frames")}
 
 
 class CorpusConfig(StrictModel):
     """Attributes:
     hard_label_splits: those of ``train_splits`` whose hard labels are used; the others train as if they had none. None: all.
+    num_folds, held_out_fold: the speakers of this fold have no part in the run, neither as training nor as dev speech, so that
+        its model can label them (out-of-fold; see ``softlabel_schemas.folds``). None: all speakers.
     """
 
     manifest: str
@@ -30,9 +33,21 @@ class CorpusConfig(StrictModel):
     train_splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("train",)
     dev_splits: tuple[str, ...] = ("dev",)
     hard_label_splits: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    num_folds: NumFolds | None = None
+    held_out_fold: Annotated[int, Field(ge=0)] | None = None
+
+    @property
+    def held_out(self) -> Fold | None:
+        if self.num_folds is None or self.held_out_fold is None:
+            return None
+        return Fold(num_folds=self.num_folds, fold=self.held_out_fold)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if (self.num_folds is None) != (self.held_out_fold is None):
+            raise ValueError("num_folds and held_out_fold belong together: give both or neither")
+        if self.num_folds is not None and self.held_out_fold is not None and self.held_out_fold >= self.num_folds:
+            raise ValueError(f"held_out_fold is {self.held_out_fold}, expected 0 to {self.num_folds - 1}")
         other = sorted(set(self.hard_label_splits or ()) - set(self.train_splits))
         if other:
             raise ValueError(

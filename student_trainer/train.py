@@ -24,6 +24,7 @@ from softlabel_schemas.command_line import progress
 from softlabel_schemas.corpus import Corpus, check_hard_labels, load_corpus
 from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.folds import without_fold
 from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import SkippedUtterance
@@ -65,7 +66,7 @@ def train(config: TrainConfig) -> bool:
     set_threads(config.training.num_threads)
     inventory = ClassInventory.load(config.corpus.inventory)
     corpus = load_corpus(config.corpus.manifest)
-    whole_corpus = train_corpus = corpus.select_splits(config.corpus.train_splits)
+    whole_corpus = train_corpus = _heard(corpus.select_splits(config.corpus.train_splits), config)
     dataset = _open_dataset(config)
     left_out: tuple[SkippedUtterance, ...] = ()
     if dataset is not None:
@@ -98,7 +99,7 @@ def train(config: TrainConfig) -> bool:
         return False
     dev = None
     if config.corpus.dev_splits:
-        dev_corpus = load_evaluation_corpus(config.corpus.manifest, config.corpus.dev_splits, inventory)
+        dev_corpus = _heard(load_evaluation_corpus(config.corpus.manifest, config.corpus.dev_splits, inventory), config)
         dev = TrainingData(dev_corpus, config.front_end, None)
     if dataset is not None:
         where = f"{folder.path}/{RUN}"
@@ -112,6 +113,12 @@ def train(config: TrainConfig) -> bool:
         augmenter = Augmenter(config.augmentation, config.front_end, config.seed)
     trainer.run(TrainingData(train_corpus, config.front_end, soft_labels, augmenter), dev, inventory)
     return True
+
+
+def _heard(corpus: Corpus, config: TrainConfig) -> Corpus:
+    """Without the speakers that are held out."""
+    held_out = config.corpus.held_out
+    return corpus if held_out is None else without_fold(corpus, held_out, where=config.corpus.manifest)
 
 
 class _Trainer:

@@ -27,6 +27,17 @@ def batch_rows(seconds_N: npt.NDArray[np.floating], batch_seconds: float) -> lis
     return batches
 
 
+def batch_rows_by_fold(
+    seconds_N: npt.NDArray[np.floating], fold_N: npt.NDArray[np.integer], batch_seconds: float
+) -> list[list[int]]:
+    """As :func:`batch_rows`, each batch of one fold: its teachers run on nobody else's speech."""
+    batches: list[list[int]] = []
+    for fold in np.unique(fold_N):
+        rows = np.flatnonzero(fold_N == fold)
+        batches += [[int(rows[row]) for row in batch] for batch in batch_rows(seconds_N[rows], batch_seconds)]
+    return batches
+
+
 def pad(features: Sequence[npt.NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
     """features_BTD float32, zero-padded, and lengths_B int64."""
     lengths = [len(feature) for feature in features]

@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from softlabel_schemas.errors import InputError
+from softlabel_schemas.folds import NumFolds
 from softlabel_schemas.object_store import refuse_credentials
 from softlabel_schemas.selection import Selection
-from softlabel_schemas.spec import CodecName, ShardFormat, check_temperatures
+from softlabel_schemas.spec import CodecName, ShardFormat, check_folds, check_temperatures
 from softlabel_schemas.strict import StrictModel, load_toml
 
 # How a word of a name ends, so that PGPASSWORD is one and TOKENIZERS_PARALLELISM none.
@@ -78,18 +79,24 @@ Location = Annotated[str, AfterValidator(refuse_credentials_in)]
 
 
 class CorpusConfig(StrictModel):
-    """``splits`` None labels the whole corpus."""
+    """Attributes:
+    splits: None labels the whole corpus.
+    num_folds: label each utterance only by the teachers of its speaker's fold, see ``softlabel_schemas.folds``; None: by all.
+    """
 
     manifest: Location
     splits: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    num_folds: NumFolds | None = None
 
 
 class TeacherConfig(StrictModel):
-    """``weight`` is relative to the other teachers'. A bundle whose model is made by a factory outside this project runs
-    that function's code: it must be named here too, ``allow_factory = "package.module:function"``."""
+    """``weight`` is relative to the other teachers' (of the fold). ``fold``: labels only the speakers of this fold of
+    ``corpus.num_folds``, and the bundle says that it was trained without them. A bundle whose model is made by a factory outside
+    this project runs that function's code: it must be named here too, ``allow_factory = "package.module:function"``."""
 
     bundle: Location
     weight: Annotated[float, Field(gt=0)] = 1.0
+    fold: Annotated[int, Field(ge=0)] | None = None
     allow_factory: str | None = None
 
 
@@ -135,7 +142,7 @@ class ResourceConfig(StrictModel):
     """What each actor gets, and how it batches.
 
     Attributes:
-        num_actors: each holds the whole ensemble.
+        num_actors: each holds the whole ensemble, with folds those of all folds; a batch is run by those of one.
         cpus_per_actor: also the number of torch threads.
         gpus_per_actor: may be a fraction; above 0 the teachers run on the GPU.
         batch_seconds: padded speech in a batch.
@@ -180,6 +187,11 @@ class JobConfig(StrictModel):
     destination: DestinationConfig
     resources: ResourceConfig = ResourceConfig()
     errors: ErrorConfig = ErrorConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_folds([teacher.fold for teacher in self.teachers], self.corpus.num_folds)
+        return self
 
 
 def load_job(path: str | Path) -> JobConfig:

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.errors import InputError
+from softlabel_schemas.folds import folds_of
 from softlabel_schemas.front_end import Fbank, Precomputed, UtteranceError, UtteranceReader
 from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.shard import LabelledUtterance
 from softlabel_schemas.spec import DatasetSpec, StorageSpec
-from teacher_service.batching import batch_rows, pad
+from teacher_service.batching import batch_rows, batch_rows_by_fold, pad
 from teacher_service.overlap import Behind, ahead
 from teacher_service.teacher import Teacher
 from teacher_service.utterance_labels import Outputs, Results, label_outputs
@@ -51,9 +52,11 @@ class _Batch:
         features: for each teacher, float32 [T, D].
         padded: for each teacher, features_BTD and lengths_B of the rows in ``features``.
         errors: of the other rows.
+        teachers: that label it.
     """
 
     indices: list[int]
+    teachers: list[Teacher]
     features: dict[int, list[np.ndarray]] = field(default_factory=dict)
     padded: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     errors: Results = field(default_factory=dict)
@@ -83,7 +86,6 @@ def label_shard(
         UtteranceError: an utterance cannot be labelled and ``storage.on_error`` is "fail"; names it.
     """
     reader, utterances = UtteranceReader(rows), list(rows)
-    names, weights = [teacher.name for teacher in teachers], [teacher.weight for teacher in teachers]
     labelled: dict[int, LabelledUtterance] = {}
     skipped: dict[int, SkippedUtterance] = {}
 
@@ -104,20 +106,21 @@ def label_shard(
             on_seconds(sum(utterances[index].seconds for index in batch.indices))
 
     def finish(batch: _Batch, outputs: list[Outputs], errors: Results) -> tuple[_Batch, Results]:
+        names, weights = zip(*((teacher.name, teacher.weight) for teacher in batch.teachers), strict=True)
         for each in outputs:
             errors |= label_outputs(utterances, each, names, weights, spec)
         return batch, errors
 
     reading = ahead(
-        lambda indices: _read(reader, utterances, indices, teachers),
-        batch_rows(rows.seconds(), storage.batch_seconds),
+        lambda batch: _read(reader, utterances, *batch),
+        _batches(rows, teachers, spec.num_folds, storage.batch_seconds),
         depth=max(_BATCHES_AHEAD, torch.get_num_threads()),
         num_threads=torch.get_num_threads(),
     )
     with reading as batches, Behind[tuple[_Batch, Results]]() as behind:
         with models:
             for batch in batches:
-                keep_batch(behind.push(finish, batch, *_run_batch(utterances, batch, teachers)))
+                keep_batch(behind.push(finish, batch, *_run_batch(utterances, batch)))
         keep_batch(behind.last())
     return LabelledShard(
         utterances=[labelled[index] for index in sorted(labelled)],
@@ -125,8 +128,21 @@ def label_shard(
     )
 
 
+def _batches(
+    rows: Corpus, teachers: list[Teacher], num_folds: int | None, batch_seconds: float
+) -> list[tuple[list[int], list[Teacher]]]:
+    """Rows of each batch, and the teachers that label it."""
+    if num_folds is None:
+        return [(batch, teachers) for batch in batch_rows(rows.seconds(), batch_seconds)]
+    fold_N = folds_of(rows.table["speaker"], num_folds, where=rows.base_url)
+    return [
+        (batch, [teacher for teacher in teachers if teacher.fold == fold_N[batch[0]]])
+        for batch in batch_rows_by_fold(rows.seconds(), fold_N, batch_seconds)
+    ]
+
+
 def _read(reader: UtteranceReader, rows: Sequence[Utterance], indices: list[int], teachers: list[Teacher]) -> _Batch:
-    batch, front_ends = _Batch(indices=indices), list[Fbank | Precomputed]()
+    batch, front_ends = _Batch(indices=indices, teachers=teachers), list[Fbank | Precomputed]()
     for teacher in teachers:
         # Features that several teachers take are computed once.
         if teacher.front_end not in front_ends:
@@ -143,19 +159,19 @@ def _read(reader: UtteranceReader, rows: Sequence[Utterance], indices: list[int]
     return batch
 
 
-def _run_batch(rows: Sequence[Utterance], batch: _Batch, teachers: list[Teacher]) -> tuple[list[Outputs], Results]:
+def _run_batch(rows: Sequence[Utterance], batch: _Batch) -> tuple[list[Outputs], Results]:
     """Run the teachers on one padded batch. Where a teacher's output does not fit the batch, each utterance has one of its own,
     to find those that it is the fault of."""
     if not batch.features:
         return [], {}
     try:
-        return [_run(list(batch.features), batch.padded, teachers)], {}
+        return [_run(list(batch.features), batch.padded, batch.teachers)], {}
     except InputError:
         outputs: list[Outputs] = []
         errors: Results = {}
         for index, own in batch.features.items():
             try:
-                outputs.append(_run([index], [pad([features_TD]) for features_TD in own], teachers))
+                outputs.append(_run([index], [pad([features_TD]) for features_TD in own], batch.teachers))
             except InputError as error:
                 errors[index] = UtteranceError(f"utterance {rows[index].utterance_id}: {error}")
         return outputs, errors

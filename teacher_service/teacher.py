@@ -25,12 +25,14 @@ class Teacher:
     """One loaded model.
 
     Attributes:
-        weight: normalised over the ensemble.
+        weight: normalised over the ensemble (of the fold).
+        fold: the only one it labels; None labels everything.
         autocast: to bfloat16. The weights stay float32: an exported program has its types written into the graph.
     """
 
     name: str
     weight: float
+    fold: int | None
     front_end: Fbank | Precomputed
     num_classes: int
     model: nn.Module
@@ -94,6 +96,7 @@ def load_teacher(config: TeacherConfig, *, weight: float, device: str, precision
     return Teacher(
         name=bundle.name,
         weight=weight,
+        fold=config.fold,
         front_end=bundle.front_end,
         num_classes=bundle.num_classes,
         model=model.to(device),

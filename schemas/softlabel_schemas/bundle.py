@@ -21,6 +21,7 @@ from pydantic import Field, JsonValue
 
 from softlabel_schemas.digest import canonical_json, sha256_hex
 from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.folds import Fold
 from softlabel_schemas.front_end import FrontEnd
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.object_store import ObjectStore
@@ -56,7 +57,13 @@ class Factory(StrictModel):
 
 
 class TeacherBundle(StrictModel):
-    """Description of a teacher; ``frame_shift_ms`` is that of its outputs."""
+    """Description of a teacher.
+
+    Attributes:
+        frame_shift_ms: of its outputs.
+        held_out: the fold of speakers that had no part in its training, neither as training nor as dev speech; None where
+            nothing is known of that. Whoever trained it says so.
+    """
 
     bundle_version: Literal[1] = 1
     name: Annotated[str, Field(min_length=1, max_length=200)]
@@ -65,10 +72,11 @@ class TeacherBundle(StrictModel):
     inventory_digest: Sha256
     num_classes: Annotated[int, Field(gt=0)]
     frame_shift_ms: Annotated[float, Field(gt=0)]
+    held_out: Fold | None = None
 
     def digest(self) -> str:
-        """sha256 over all but the name: what the teacher's outputs are a function of."""
-        return sha256_hex(canonical_json(self.model_dump(mode="json", exclude={"name"})))
+        """sha256 over all but the name and the fold: what the teacher's outputs are a function of."""
+        return sha256_hex(canonical_json(self.model_dump(mode="json", exclude={"name", "held_out"})))
 
 
 class BundleReader:
@@ -117,6 +125,7 @@ def write_bundle(
     front_end: Any,
     inventory: ClassInventory,
     frame_shift_ms: float,
+    held_out: Fold | None = None,
 ) -> TeacherBundle:
     """Write a bundle; ``factory`` None means that ``model`` is a torch.export program, else it is safetensors.
 
@@ -135,13 +144,15 @@ def write_bundle(
             "inventory_digest": inventory.digest(),
             "num_classes": inventory.num_classes,
             "frame_shift_ms": frame_shift_ms,
+            "held_out": held_out,
         },
         where="teacher bundle",
     )
     store = ObjectStore(url)
     store.put(description.model.file, model)
     store.put(INVENTORY, inventory.to_json())
-    store.put(DESCRIPTION, canonical_json(description.model_dump(mode="json")))
+    exclude = {"held_out"} if held_out is None else None
+    store.put(DESCRIPTION, canonical_json(description.model_dump(mode="json", exclude=exclude)))
     return description
 
 

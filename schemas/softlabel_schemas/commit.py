@@ -285,7 +285,7 @@ def _publish_committed(
         "content_digest": canonical_json(label_hash.hexdigest()),
         "fingerprint": canonical_json(document.spec.fingerprint()),
         "shards": b"[" + b",".join(pieces) + b"]",
-        "spec": canonical_json(document.spec.model_dump(mode="json")),
+        "spec": canonical_json(document.spec.fields()),
         "storage": canonical_json(document.storage.model_dump(mode="json")),
     }
     if document.spec.format_version >= 2:

@@ -100,6 +100,10 @@ class Corpus:
         check_splits(splits, set(pc.unique(self.table["split"]).to_pylist()))
         return self._replaced(rows_of_splits(self.table, splits))
 
+    def where(self, chosen_N: npt.NDArray[np.bool_]) -> Corpus:
+        """The rows where ``chosen_N`` [N] is true, in order."""
+        return self._replaced(self.table.filter(pa.array(chosen_N)))
+
     def _replaced(self, table: pa.Table) -> Corpus:
         return Corpus(
             table,

@@ -33,6 +33,7 @@ from softlabel_schemas.corpus import (
 from softlabel_schemas.corpus_blocks import ManifestFile
 from softlabel_schemas.corpus_schema import NO_ROWS, SCHEMA, check_rows
 from softlabel_schemas.errors import InputError
+from softlabel_schemas.folds import SpeakerScan
 from softlabel_schemas.plan import ShardPlanner, ShardRange
 from softlabel_schemas.read_ahead import read_ahead
 from softlabel_schemas.unique_ids import UniqueIds
@@ -66,6 +67,7 @@ class CorpusScan:
         digest: equal to ``Corpus.digest`` of the same rows.
         label_range: the lowest and the highest hard label; None without any.
         seconds_of_shard: of each shard of ``plan``.
+        speakers: of the chosen rows.
     """
 
     digest: str
@@ -76,6 +78,7 @@ class CorpusScan:
     plan: list[ShardRange]
     seconds_of_shard: list[float]
     blocks: tuple[Block, ...]
+    speakers: SpeakerScan
 
 
 class CorpusFile:
@@ -104,6 +107,7 @@ class CorpusFile:
         """
         file = ManifestFile(self.url, self._storage_options)
         planner, known_splits, ranges = ShardPlanner(shard_seconds), set[str](), set[int]()
+        speakers = SpeakerScan()
         blocks: list[Block] = []
         num_file_rows = 0
         with contextlib.ExitStack() as temporary:
@@ -119,6 +123,7 @@ class CorpusFile:
                 for (name, encode), part in zip(DIGEST_PARTS[:-1], spilled, strict=True):
                     part.write(encode(chosen.table[name]))
                 planner.add(chosen.seconds())
+                speakers.add(chosen.table)
                 ranges.update(label_range(chosen.table) or ())
                 block = Block(
                     row_group=row_group, position=position, num_rows=len(chosen), digest=_block_digest(chosen)
@@ -151,6 +156,7 @@ class CorpusFile:
             plan=planner.plan(),
             seconds_of_shard=planner.seconds_of_shard(),
             blocks=self._blocks,
+            speakers=speakers,
         )
 
     def read(self, first_row: int, num_rows: int) -> Corpus:
@@ -203,10 +209,10 @@ def _ahead(blocks: Iterator[BlockT]) -> Iterator[BlockT]:
 
 
 def _block_digest(corpus: Corpus) -> bytes:
-    """Over all that labelling reads of these rows: what the corpus digest is over, and locations."""
+    """Over all that labelling reads of these rows: what the corpus digest is over, locations and speakers."""
     digest = digest_head(corpus.inventory_digest, corpus.hard_label_frame_shift_ms, len(corpus))
     digest.update(corpus.digest.encode())
-    for name in ("audio", "features"):
+    for name in ("audio", "features", "speaker"):
         digest.update(text_lengths(corpus.table[name]))
         digest.update(text_bytes(corpus.table[name]))
     return digest.digest()

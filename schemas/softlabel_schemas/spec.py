@@ -6,26 +6,44 @@ neither the labels nor the content digest. Both must match for a run to resume, 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from softlabel_schemas.digest import canonical_json, sha256_hex
 from softlabel_schemas.errors import InputError
+from softlabel_schemas.folds import NumFolds
 from softlabel_schemas.limits import MAX_COUNT, MAX_FRAME_SHIFT_MS, MAX_SHARDS
 from softlabel_schemas.selection import Selection
 from softlabel_schemas.strict import StrictModel, shortened
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ShardFormat = Literal["parquet", "zarr"]
+Combination = Literal["arithmetic", "log_linear"]
 CodecName = Literal["mtf-sqrt", "packed-u8", "packed-f32"]
 
 
 class TeacherSpec(StrictModel):
-    """One member of the ensemble: its bundle's digest (weights, front end, frame shift) and its normalised weight."""
+    """One member of the ensemble.
+
+    Attributes:
+        digest: of its bundle (weights, front end, frame shift).
+        weight: normalised over the ensemble; with folds, over that of its fold.
+        fold: whose speakers it was trained without, and labelled; None where all teachers labelled everything.
+    """
 
     name: str
     digest: Sha256
+    weight: Annotated[float, Field(gt=0, le=1)]
+    fold: Annotated[int, Field(ge=0)] | None = None
+
+
+class InputSpec(StrictModel):
+    """A dataset that others were combined with; ``weight`` is normalised over the inputs."""
+
+    content_digest: Sha256
     weight: Annotated[float, Field(gt=0, le=1)]
 
 
@@ -39,6 +57,9 @@ class DatasetSpec(StrictModel):
         combination: "arithmetic" averages posteriors, "log_linear" averages log-posteriors and renormalises.
         temperatures: tail masses are stored for these; 1.0 first.
         precision: floating point type the teachers ran in.
+        num_folds: an utterance was labelled by the teachers of its speaker's fold (see ``folds.fold_of``); None without folds.
+        speakers_digest: of the labelled utterances' speakers, which decide the folds; None without folds.
+        combined_from: the stored datasets that the labels were combined from, without a teacher; None where teachers ran.
     """
 
     format_version: Literal[1, 2] = 2
@@ -47,25 +68,39 @@ class DatasetSpec(StrictModel):
     num_classes: Annotated[int, Field(gt=0, lt=2**31)]
     frame_shift_ms: Annotated[float, Field(gt=0, le=MAX_FRAME_SHIFT_MS)]
     teachers: Annotated[tuple[TeacherSpec, ...], Field(min_length=1)]
-    combination: Literal["arithmetic", "log_linear"]
+    combination: Combination
     temperatures: tuple[float, ...]
     selection: Selection
     codec: CodecName
     precision: Literal["float32", "bfloat16"]
+    num_folds: NumFolds | None = None
+    speakers_digest: Sha256 | None = None
+    combined_from: Annotated[tuple[InputSpec, ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_temperatures(self.temperatures)
         if self.format_version == 1 and self.codec == "mtf-sqrt":
             raise ValueError("format version 1 has no codec 'mtf-sqrt'")
-        total = sum(teacher.weight for teacher in self.teachers)
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"the teachers' weights add up to {total:g}, expected 1")
+        if (self.num_folds is None) != (self.speakers_digest is None):
+            raise ValueError("num_folds and speakers_digest belong together")
+        check_folds([teacher.fold for teacher in self.teachers], self.num_folds)
+        totals: defaultdict[int | None, float] = defaultdict(float)
+        for teacher in self.teachers:
+            totals[teacher.fold] += teacher.weight
+        for fold, total in totals.items():
+            if abs(total - 1) > 1e-6:
+                of_fold = "" if fold is None else f" of fold {fold}"
+                raise ValueError(f"the weights of the teachers{of_fold} add up to {total:g}, expected 1")
         return self
+
+    def fields(self) -> dict[str, Any]:
+        """As JSON; what a dataset does not have is absent, nothing is null."""
+        return self.model_dump(mode="json", exclude_none=True)
 
     def fingerprint(self) -> str:
         """sha256 over the canonical JSON of the spec."""
-        return sha256_hex(canonical_json(self.model_dump(mode="json")))
+        return sha256_hex(canonical_json(self.fields()))
 
 
 class StorageSpec(StrictModel):
@@ -84,6 +119,28 @@ class StorageSpec(StrictModel):
     shard_seconds: Annotated[float, Field(gt=0)]
     batch_seconds: Annotated[float, Field(gt=0)]
     on_error: Literal["fail", "skip"]
+
+
+def check_folds(folds: Sequence[int | None], num_folds: int | None) -> None:
+    """Raises ValueError unless each fold has a teacher and each teacher a fold, or there are neither.
+
+    Args:
+        folds: of the teachers.
+    """
+    if num_folds is None:
+        if any(fold is not None for fold in folds):
+            raise ValueError("a teacher has a fold, but there are no folds: give num_folds too")
+        return
+    if any(fold is None for fold in folds):
+        raise ValueError(
+            f"num_folds is {num_folds}: every teacher needs a fold, or none has one and num_folds is left out"
+        )
+    found = {fold for fold in folds if fold is not None}
+    if max(found) >= num_folds:
+        raise ValueError(f"a teacher has fold {max(found)}, expected 0 to {num_folds - 1}")
+    missing = next((fold for fold in range(num_folds) if fold not in found), None)
+    if missing is not None:
+        raise ValueError(f"fold {missing} of {num_folds} has no teacher; every fold needs one")
 
 
 def check_temperatures(temperatures: tuple[float, ...]) -> None:

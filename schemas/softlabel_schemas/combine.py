@@ -1,0 +1,160 @@
+"""Combine stored targets of several teachers into those of their ensemble, without running a teacher.
+
+Of a class that teacher m did not keep only this is known: it is one of the n_m such classes, and they have the tail mass t_m together.
+Each is taken to have t_m / n_m, and the ensemble's posterior is that of the estimates q_m (q_m(i) = p_m(i) where i was kept):
+
+    arithmetic   p^(i) = sum_m w_m q_m(i)                      log_linear   p^(i) = prod_m q_m(i)^w_m / Z
+
+The classes that some teacher kept are ranked by p^, and the k likeliest are kept. It is exact where every class was stored.
+
+Error. A class outside K_m, the kept ones, has p_m(i) and its estimate both in [0, t_m], so |q_m(i) - p_m(i)| <= t_m. q_m and p_m put
+the same t_m on the same n_m classes, so their total variation distance is at most t_m (1 - 1 / n_m). Hence
+
+- arithmetic: |p^(i) - p(i)| <= sum of w_m t_m over the teachers that did not keep i (0 if all did), and in total variation
+  TV(p^, p) <= sum_m w_m t_m (1 - 1 / n_m);
+- log_linear: before normalisation, with g = prod_m p_m^w_m and g^ = prod_m q_m^w_m, |g^(i) - g(i)| <= prod_m b_m^w_m with b_m = p_m(i)
+  where m kept i and t_m where not; a class that all kept has only the error of Z, and the classes that none kept add up to at most
+  prod_m t_m^w_m, in truth (Hoelder's inequality) as in the estimate. ln p^(i) has no bound: p_m(i) may be as small as it likes.
+
+Temperature tau. Stored at m: the tail at tau, so the sum over the n_m classes of p_m(i)^(1/tau). Its mean, to the power of tau, is the
+one value v_m that each of them could have to give this sum; at tau = 1 it is t_m / n_m. Outside all kept sets p^(i) at tau is made of v_m
+instead. It is exact for one teacher and where every class was stored; elsewhere it is an estimate, much nearer than spreading t_m
+evenly, which overstates the tail at tau > 1 (Jensen's inequality). Only temperatures that all inputs stored can be derived.
+
+Shape suffixes: T frames, E entries of all frames together, M inputs, K temperatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabel_schemas.errors import InputError
+from softlabel_schemas.spec import Combination
+from softlabel_schemas.targets import SoftTargets, offsets_of, segment_sum
+
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+# As at capture: a probability below this is stored as this, since log-probabilities are finite.
+_MIN_LOG_PROB = -100.0
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Combined:
+    """Targets of the ensemble, and the entropy of the posterior they were taken from, nats, float64 [T]."""
+
+    targets: SoftTargets
+    entropy_T: Float64
+
+
+class Estimate:
+    """A teacher's posterior as far as its targets tell: kept classes, and one value for all others.
+
+    Attributes:
+        keys_E: int64, frame * num_classes + class.
+        log_probs_E: float64; normalised, which a lossy codec's are only within its bound.
+    """
+
+    def __init__(self, targets: SoftTargets) -> None:
+        self._targets = targets
+        counts_T = targets.counts_T
+        self.keys_E = np.repeat(np.arange(targets.num_frames), counts_T) * targets.num_classes + targets.class_ids
+        total_T = targets.kept_mass_T() + targets.tail_mass[:, 0]
+        self._log_total_T = np.log(total_T)
+        self.log_probs_E = targets.log_probs - np.repeat(self._log_total_T, counts_T)
+
+    def log_outside_T(self, temperature: float) -> Float64:
+        """ln v of each class that was not kept, float64 [T]; see the module's docstring."""
+        targets = self._targets
+        num_outside_T = targets.num_classes - targets.counts_T
+        # Where nothing is outside, or it has no mass, the logarithm is infinite and then floored.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_num_T = np.log(np.maximum(num_outside_T, 1))
+            even_T = np.log(targets.tail_mass[:, 0].astype(np.float64)) - log_num_T - self._log_total_T
+            if temperature != 1.0:
+                tail_T = targets.tail_mass[:, targets.temperatures.index(temperature)].astype(np.float64)
+                kept_T = segment_sum(np.exp(self.log_probs_E / temperature), targets.offsets)
+                powered_T = temperature * (np.log(tail_T) + np.log(kept_T) - np.log1p(-tail_T) - log_num_T)
+                # Without a kept entry, or with a tail that was rounded to 1, the sum is not known.
+                even_T = np.where((kept_T > 0) & (tail_T < 1), powered_T, even_T)
+        return np.maximum(even_T, _MIN_LOG_PROB)
+
+    def log_prob_T(self, class_ids_T: npt.NDArray[np.integer]) -> Float64:
+        """ln q of one class of each frame, float64 [T]."""
+        found_T = self.log_outside_T(1.0)
+        keys_T = np.arange(self._targets.num_frames) * self._targets.num_classes + class_ids_T
+        _, entries, frames = np.intersect1d(self.keys_E, keys_T, assume_unique=True, return_indices=True)
+        found_T[frames] = self.log_probs_E[entries]
+        return found_T
+
+
+def combine_targets(
+    inputs: Sequence[SoftTargets], weights: Sequence[float], method: Combination, *, top_k: int
+) -> Combined:
+    """The ensemble's targets at the temperatures that all inputs have, in the order of the first.
+
+    Args:
+        inputs: of the same frames, one for each teacher (or ensemble).
+        weights: positive, adding up to 1.
+
+    Raises:
+        InputError: the inputs differ in frames or classes; names both.
+    """
+    first = inputs[0]
+    for position, each in enumerate(inputs[1:], start=2):
+        found, expected = (each.num_frames, each.num_classes), (first.num_frames, first.num_classes)
+        if found != expected:
+            raise InputError(f"input {position} has (frames, classes) {found}, the first has {expected}")
+    num_classes, estimates = first.num_classes, [Estimate(targets) for targets in inputs]
+    keys_E, positions = np.unique(np.concatenate([each.keys_E for each in estimates]), return_inverse=True)
+    frames_E, ids_E = np.divmod(keys_E, num_classes)
+    offsets = offsets_of(np.bincount(frames_E, minlength=first.num_frames))
+    outside_MT = np.stack([each.log_outside_T(1.0) for each in estimates])
+    known_ME = outside_MT[:, frames_E]
+    ends = np.cumsum([0, *(len(each.keys_E) for each in estimates)])
+    for row, each in enumerate(estimates):
+        known_ME[row, positions[ends[row] : ends[row + 1]]] = each.log_probs_E
+    log_E, log_outside_T = _pool(known_ME, weights, method), _pool(outside_MT, weights, method)
+    num_outside_T = num_classes - np.diff(offsets)
+    log_total_T = np.log(segment_sum(np.exp(log_E), offsets) + num_outside_T * np.exp(log_outside_T))
+    log_E -= log_total_T[frames_E]
+    log_outside_T -= log_total_T
+    kept = _top(log_E, ids_E, frames_E, offsets, top_k)
+    temperatures = tuple(t for t in first.temperatures if all(t in each.temperatures for each in inputs))
+    tails = []
+    for temperature in temperatures:
+        others_MT = np.stack([each.log_outside_T(temperature) for each in estimates])
+        powered_T = np.exp((_pool(others_MT, weights, method) - log_total_T) / temperature)
+        powered_E = np.exp(log_E / temperature)
+        is_kept_E = np.zeros(len(log_E), dtype=bool)
+        is_kept_E[kept] = True
+        dropped_T = segment_sum(np.where(is_kept_E, 0.0, powered_E), offsets) + num_outside_T * powered_T
+        tails.append(dropped_T / (dropped_T + segment_sum(np.where(is_kept_E, powered_E, 0.0), offsets)))
+    targets = SoftTargets(
+        num_classes=num_classes,
+        temperatures=temperatures,
+        offsets=offsets_of(np.minimum(np.diff(offsets), top_k)),
+        class_ids=ids_E[kept].astype(np.int32),
+        log_probs=np.clip(log_E[kept], _MIN_LOG_PROB, 0.0).astype(np.float32),
+        tail_mass=np.stack(tails, axis=1).astype(np.float32),
+    )
+    entropy_T = segment_sum(-log_E * np.exp(log_E), offsets) - num_outside_T * log_outside_T * np.exp(log_outside_T)
+    return Combined(targets=targets, entropy_T=entropy_T)
+
+
+def _pool(log_probs: Float64, weights: Sequence[float], method: Combination) -> Float64:
+    """Over the first axis, [M, ...]; not normalised."""
+    weights_M1 = np.array(weights)[:, None]
+    if method == "log_linear":
+        return np.asarray((weights_M1 * log_probs).sum(axis=0))
+    return np.asarray(np.logaddexp.reduce(np.log(weights_M1) + log_probs, axis=0))
+
+
+def _top(log_E: Float64, ids_E: Int64, frames_E: Int64, offsets: Int64, top_k: int) -> Int64:
+    """Positions of each frame's ``top_k`` likeliest entries, ranked; ties, as they are stored, by rising class id."""
+    order = np.lexsort((ids_E, -log_E.astype(np.float32), frames_E))
+    ranks = np.arange(len(order)) - np.repeat(offsets[:-1], np.diff(offsets))
+    return np.asarray(order[ranks < top_k])
