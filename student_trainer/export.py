@@ -17,7 +17,7 @@ FACTORY = "student_trainer.models:build_acoustic_model"
 
 
 def export(run: str | Path, bundle: str | Path, *, name: str | None = None) -> TeacherBundle:
-    """Write the run's model as a bundle, with the fold of speakers that the run held out, if any; only the decoding head goes along.
+    """Write the run's model as a bundle; only the decoding head goes along, and the fold of speakers that was held out.
 
     A torch.export program where the architecture allows one (needs nothing but torch to run), otherwise a factory with
     safetensors: torch.export fixes the time axis of ``nn.LSTM``.

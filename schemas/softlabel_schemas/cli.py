@@ -9,8 +9,10 @@ import click
 
 from softlabel_schemas.command_line import CheckFailedError, CommandGroup, progress
 from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
+from softlabel_schemas.ensemble_cli import combine, fit_weights_command
 from softlabel_schemas.gc import Finding, delete_garbage, find_garbage
 from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.spec import TeacherSpec
 from softlabel_schemas.verification import verify
 
 
@@ -75,7 +77,9 @@ def description(dataset: SoftLabelDataset) -> dict[str, Any]:
         "num_classes": spec.num_classes,
         "frame_shift_ms": spec.frame_shift_ms,
         "combination": spec.combination,
-        "teachers": [f"{teacher.name} ({teacher.weight:.3g}, {teacher.digest[:12]})" for teacher in spec.teachers],
+        "teachers": [_teacher_line(teacher) for teacher in spec.teachers],
+        "num_folds": spec.num_folds,
+        "combined_from": [f"{each.content_digest} ({each.weight:.3g})" for each in spec.combined_from or ()],
         "temperatures": list(spec.temperatures),
         "selection": spec.selection.model_dump(mode="json"),
         "codec": spec.codec,
@@ -83,6 +87,11 @@ def description(dataset: SoftLabelDataset) -> dict[str, Any]:
         "corpus_digest": spec.corpus_digest,
         "inventory_digest": spec.inventory_digest,
     }
+
+
+def _teacher_line(teacher: TeacherSpec) -> str:
+    fold = "" if teacher.fold is None else f", fold {teacher.fold}"
+    return f"{teacher.name} ({teacher.weight:.3g}, {teacher.digest[:12]}{fold})"
 
 
 @main.command("verify")
@@ -161,6 +170,9 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
     facts = {"path": finding.path, "reason": finding.reason, "num_files": len(finding.keys)}
     return {**facts, "num_bytes": finding.num_bytes}
 
+
+main.add_command(combine)
+main.add_command(fit_weights_command)
 
 if __name__ == "__main__":
     main()

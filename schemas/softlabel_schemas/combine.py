@@ -1,27 +1,27 @@
 """Combine stored targets of several teachers into those of their ensemble, without running a teacher.
 
-Of a class that teacher m did not keep only this is known: it is one of the n_m such classes, and they have the tail mass t_m together.
-Each is taken to have t_m / n_m, and the ensemble's posterior is that of the estimates q_m (q_m(i) = p_m(i) where i was kept):
+Of the n_m classes that teacher m did not keep only their mass is known, the tail mass t_m. Each is taken to have t_m / n_m, and the
+ensemble's posterior is that of the estimates q_m (q_m(i) = p_m(i) where i was kept):
 
     arithmetic   p^(i) = sum_m w_m q_m(i)                      log_linear   p^(i) = prod_m q_m(i)^w_m / Z
 
 The classes that some teacher kept are ranked by p^, and the k likeliest are kept. It is exact where every class was stored.
 
-Error. A class outside K_m, the kept ones, has p_m(i) and its estimate both in [0, t_m], so |q_m(i) - p_m(i)| <= t_m. q_m and p_m put
-the same t_m on the same n_m classes, so their total variation distance is at most t_m (1 - 1 / n_m). Hence
+Error. Where m did not keep i, p_m(i) and its estimate are both in [0, t_m], so |q_m(i) - p_m(i)| <= t_m. q_m and p_m put the same
+t_m on the same n_m classes, so their total variation distance TV is at most t_m (1 - 1 / n_m). Hence
 
-- arithmetic: |p^(i) - p(i)| <= sum of w_m t_m over the teachers that did not keep i (0 if all did), and in total variation
+- arithmetic: |p^(i) - p(i)| <= sum of w_m t_m over the teachers that did not keep i (0 if all did), and
   TV(p^, p) <= sum_m w_m t_m (1 - 1 / n_m);
-- log_linear: before normalisation, with g = prod_m p_m^w_m and g^ = prod_m q_m^w_m, |g^(i) - g(i)| <= prod_m b_m^w_m with b_m = p_m(i)
-  where m kept i and t_m where not; a class that all kept has only the error of Z, and the classes that none kept add up to at most
-  prod_m t_m^w_m, in truth (Hoelder's inequality) as in the estimate. ln p^(i) has no bound: p_m(i) may be as small as it likes.
+- log_linear: before normalisation, with g = prod_m p_m^w_m and g^ = prod_m q_m^w_m, |g^(i) - g(i)| <= prod_m b_m^w_m with
+  b_m = p_m(i) where m kept i and t_m where not. A class that all kept has only the error of Z. The classes that none kept add up
+  to at most prod_m t_m^w_m, in truth (Hoelder's inequality) as in the estimate. ln p^(i) has no bound: p_m(i) may be tiny.
 
-Temperature tau. Stored at m: the tail at tau, so the sum over the n_m classes of p_m(i)^(1/tau). Its mean, to the power of tau, is the
-one value v_m that each of them could have to give this sum; at tau = 1 it is t_m / n_m. Outside all kept sets p^(i) at tau is made of v_m
-instead. It is exact for one teacher and where every class was stored; elsewhere it is an estimate, much nearer than spreading t_m
-evenly, which overstates the tail at tau > 1 (Jensen's inequality). Only temperatures that all inputs stored can be derived.
+Temperature tau. The tail that m stored at tau gives the sum over the n_m classes of p_m(i)^(1/tau). Their mean, to the power of tau,
+is the one value v_m that each could have to give this sum; at tau = 1 it is t_m / n_m. The classes outside all kept sets are given
+p^ made of v_m at tau. This is exact for one teacher and where every class was stored; elsewhere it is an estimate, much nearer than
+t_m spread evenly, which overstates the tail at tau > 1 (Jensen's inequality). Only temperatures that all inputs stored are derived.
 
-Shape suffixes: T frames, E entries of all frames together, M inputs, K temperatures.
+Shape suffixes: T frames, E entries of all frames together, M inputs.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Estimate:
                 powered_T = temperature * (np.log(tail_T) + np.log(kept_T) - np.log1p(-tail_T) - log_num_T)
                 # Without a kept entry, or with a tail that was rounded to 1, the sum is not known.
                 even_T = np.where((kept_T > 0) & (tail_T < 1), powered_T, even_T)
-        return np.maximum(even_T, _MIN_LOG_PROB)
+        return np.asarray(np.maximum(even_T, _MIN_LOG_PROB))
 
     def log_prob_T(self, class_ids_T: npt.NDArray[np.integer]) -> Float64:
         """ln q of one class of each frame, float64 [T]."""
@@ -108,41 +108,91 @@ def combine_targets(
         found, expected = (each.num_frames, each.num_classes), (first.num_frames, first.num_classes)
         if found != expected:
             raise InputError(f"input {position} has (frames, classes) {found}, the first has {expected}")
-    num_classes, estimates = first.num_classes, [Estimate(targets) for targets in inputs]
-    keys_E, positions = np.unique(np.concatenate([each.keys_E for each in estimates]), return_inverse=True)
-    frames_E, ids_E = np.divmod(keys_E, num_classes)
-    offsets = offsets_of(np.bincount(frames_E, minlength=first.num_frames))
-    outside_MT = np.stack([each.log_outside_T(1.0) for each in estimates])
-    known_ME = outside_MT[:, frames_E]
-    ends = np.cumsum([0, *(len(each.keys_E) for each in estimates)])
-    for row, each in enumerate(estimates):
-        known_ME[row, positions[ends[row] : ends[row + 1]]] = each.log_probs_E
-    log_E, log_outside_T = _pool(known_ME, weights, method), _pool(outside_MT, weights, method)
-    num_outside_T = num_classes - np.diff(offsets)
-    log_total_T = np.log(segment_sum(np.exp(log_E), offsets) + num_outside_T * np.exp(log_outside_T))
-    log_E -= log_total_T[frames_E]
-    log_outside_T -= log_total_T
-    kept = _top(log_E, ids_E, frames_E, offsets, top_k)
-    temperatures = tuple(t for t in first.temperatures if all(t in each.temperatures for each in inputs))
+    estimates = [Estimate(targets) for targets in inputs]
+    pooled = _Pooled.of(estimates, weights, method, first.num_frames, first.num_classes)
+    order = pooled.ranked(top_k)
+    is_kept_E = np.zeros(len(pooled.log_E), dtype=bool)
+    is_kept_E[order] = True
+    temperatures = tuple(t for t in first.temperatures if all(t in targets.temperatures for targets in inputs))
     tails = []
     for temperature in temperatures:
-        others_MT = np.stack([each.log_outside_T(temperature) for each in estimates])
-        powered_T = np.exp((_pool(others_MT, weights, method) - log_total_T) / temperature)
-        powered_E = np.exp(log_E / temperature)
-        is_kept_E = np.zeros(len(log_E), dtype=bool)
-        is_kept_E[kept] = True
-        dropped_T = segment_sum(np.where(is_kept_E, 0.0, powered_E), offsets) + num_outside_T * powered_T
-        tails.append(dropped_T / (dropped_T + segment_sum(np.where(is_kept_E, powered_E, 0.0), offsets)))
+        outside_T = _pool(np.stack([each.log_outside_T(temperature) for each in estimates]), weights, method)
+        tails.append(pooled.tail_T(is_kept_E, outside_T, temperature))
     targets = SoftTargets(
-        num_classes=num_classes,
+        num_classes=first.num_classes,
         temperatures=temperatures,
-        offsets=offsets_of(np.minimum(np.diff(offsets), top_k)),
-        class_ids=ids_E[kept].astype(np.int32),
-        log_probs=np.clip(log_E[kept], _MIN_LOG_PROB, 0.0).astype(np.float32),
+        offsets=offsets_of(np.minimum(np.diff(pooled.offsets), top_k)),
+        class_ids=pooled.ids_E[order].astype(np.int32),
+        log_probs=np.clip(pooled.log_E[order], _MIN_LOG_PROB, 0.0).astype(np.float32),
         tail_mass=np.stack(tails, axis=1).astype(np.float32),
     )
-    entropy_T = segment_sum(-log_E * np.exp(log_E), offsets) - num_outside_T * log_outside_T * np.exp(log_outside_T)
-    return Combined(targets=targets, entropy_T=entropy_T)
+    return Combined(targets=targets, entropy_T=pooled.entropy_T())
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Pooled:
+    """The ensemble's posterior: the classes that some input kept, by frame and class, and one value for all others.
+
+    Attributes:
+        log_E, ids_E, frames_E: ln p^, class and frame of each entry; ``offsets`` int64 [T + 1].
+        log_outside_T: ln p^ of each of the ``num_outside_T`` other classes.
+        log_total_T: what was subtracted to normalise.
+    """
+
+    log_E: Float64
+    ids_E: Int64
+    frames_E: Int64
+    offsets: Int64
+    log_outside_T: Float64
+    num_outside_T: Int64
+    log_total_T: Float64
+
+    @classmethod
+    def of(
+        cls,
+        estimates: Sequence[Estimate],
+        weights: Sequence[float],
+        method: Combination,
+        num_frames: int,
+        num_classes: int,
+    ) -> _Pooled:
+        keys_E, positions = np.unique(np.concatenate([each.keys_E for each in estimates]), return_inverse=True)
+        frames_E, ids_E = np.divmod(keys_E, num_classes)
+        offsets = offsets_of(np.bincount(frames_E, minlength=num_frames))
+        outside_MT = np.stack([each.log_outside_T(1.0) for each in estimates])
+        known_ME = outside_MT[:, frames_E]
+        ends = np.cumsum([len(each.keys_E) for each in estimates])
+        for known_E, each, own in zip(known_ME, estimates, np.split(positions, ends[:-1]), strict=True):
+            known_E[own] = each.log_probs_E
+        log_E, log_outside_T = _pool(known_ME, weights, method), _pool(outside_MT, weights, method)
+        num_outside_T = num_classes - np.diff(offsets)
+        log_total_T = np.log(segment_sum(np.exp(log_E), offsets) + num_outside_T * np.exp(log_outside_T))
+        return cls(
+            log_E=log_E - log_total_T[frames_E],
+            ids_E=ids_E,
+            frames_E=frames_E,
+            offsets=offsets,
+            log_outside_T=log_outside_T - log_total_T,
+            num_outside_T=num_outside_T,
+            log_total_T=log_total_T,
+        )
+
+    def ranked(self, top_k: int) -> Int64:
+        """Positions of each frame's ``top_k`` likeliest entries, ranked; ties, as they are stored, by rising class id."""
+        order = np.lexsort((self.ids_E, -self.log_E.astype(np.float32), self.frames_E))
+        ranks = np.arange(len(order)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
+        return np.asarray(order[ranks < top_k])
+
+    def tail_T(self, is_kept_E: npt.NDArray[np.bool_], log_outside_T: Float64, temperature: float) -> Float64:
+        """Mass at ``temperature`` of what is not kept; ``log_outside_T`` is not normalised."""
+        powered_E = np.exp(self.log_E / temperature)
+        outside_T = self.num_outside_T * np.exp((log_outside_T - self.log_total_T) / temperature)
+        dropped_T = segment_sum(np.where(is_kept_E, 0.0, powered_E), self.offsets) + outside_T
+        return dropped_T / (dropped_T + segment_sum(np.where(is_kept_E, powered_E, 0.0), self.offsets))
+
+    def entropy_T(self) -> Float64:
+        outside_T = self.num_outside_T * self.log_outside_T * np.exp(self.log_outside_T)
+        return -segment_sum(self.log_E * np.exp(self.log_E), self.offsets) - outside_T
 
 
 def _pool(log_probs: Float64, weights: Sequence[float], method: Combination) -> Float64:
@@ -151,10 +201,3 @@ def _pool(log_probs: Float64, weights: Sequence[float], method: Combination) -> 
     if method == "log_linear":
         return np.asarray((weights_M1 * log_probs).sum(axis=0))
     return np.asarray(np.logaddexp.reduce(np.log(weights_M1) + log_probs, axis=0))
-
-
-def _top(log_E: Float64, ids_E: Int64, frames_E: Int64, offsets: Int64, top_k: int) -> Int64:
-    """Positions of each frame's ``top_k`` likeliest entries, ranked; ties, as they are stored, by rising class id."""
-    order = np.lexsort((ids_E, -log_E.astype(np.float32), frames_E))
-    ranks = np.arange(len(order)) - np.repeat(offsets[:-1], np.diff(offsets))
-    return np.asarray(order[ranks < top_k])
