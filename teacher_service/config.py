@@ -91,8 +91,9 @@ class CorpusConfig(StrictModel):
 
 class TeacherConfig(StrictModel):
     """``weight`` is relative to the other teachers' (of the fold). ``fold``: it labels only the speakers of this fold of
-    ``corpus.num_folds``, and the bundle says that it was trained without them. A bundle whose model is made by a factory outside
-    this project runs that function's code: it must be named here too, ``allow_factory = "package.module:function"``."""
+    ``corpus.num_folds``, and the bundle says that it was trained without them. A bundle whose model is made by a
+    factory outside this project runs that function's code: it must be named here too, ``allow_factory =
+    "package.module:function"``."""
 
     bundle: Location
     weight: Annotated[float, Field(gt=0)] = 1.0

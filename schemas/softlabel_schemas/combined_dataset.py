@@ -145,7 +145,7 @@ def _read(dataset: SoftLabelDataset, utterance_ids: Sequence[str]) -> list[Label
 
 
 def check_inputs(inputs: Sequence[SoftLabelDataset], method: Combination) -> None:
-    """Raises InputError where the datasets are not labels of the same frames and classes, or a mean of other means is asked for."""
+    """Raises InputError where the datasets do not label the same frames and classes, or are ensembles of another kind."""
     first = inputs[0]
     repeated = [
         digest for digest, count in Counter(data.manifest.content_digest for data in inputs).items() if count > 1

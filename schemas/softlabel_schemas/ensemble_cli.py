@@ -25,8 +25,8 @@ from softlabel_schemas.spec import Combination
 def combine(urls: tuple[str, ...], weights: str | None, method: Combination, top_k: int, output: str) -> None:
     """Make the dataset of an ensemble from those of its members at URLS, without running a teacher.
 
-    They label the same corpus. It is exact where they store every class; of a class that one of them did not store its share of the
-    tail is taken. Run it again after a kill, and it goes on.
+    They label the same corpus. It is exact where they store every class; of a class that one of them did not store its
+    share of the tail is taken. Run it again after a kill, and it goes on.
 
     \b
     Example:
@@ -54,7 +54,7 @@ def combine(urls: tuple[str, ...], weights: str | None, method: Combination, top
 @click.option("--split", required=True, help="The split to fit on; no teacher was trained on it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def fit_weights_command(urls: tuple[str, ...], corpus: str, split: str, as_json: bool) -> None:
-    """Find the weights with which the arithmetic mean of the datasets at URLS gives the hard labels of a split the most likelihood.
+    """Find the weights with which the arithmetic mean of the datasets at URLS makes the hard labels of a split likeliest.
 
     \b
     Example:

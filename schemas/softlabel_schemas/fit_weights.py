@@ -1,11 +1,13 @@
 """Weights of an arithmetic ensemble, fitted on a dev split from stored targets.
 
-They maximise the mean log-likelihood of the hard labels, (1/N) sum_n ln sum_m w_m q_m(label_n), by expectation-maximisation of a
-mixture with fixed components (Dempster, Laird and Rubin, 1977): w_m becomes the mean responsibility of teacher m. The objective is
-concave in w, so that the limit does not depend on the start. q_m is the stored probability of the label, or the estimate where it
-was not kept (see ``combine.py``): targets stored with ``keep_hard_label`` give it exactly.
+They maximise the mean log-likelihood of the hard labels, (1/N) sum_n ln sum_m w_m q_m(label_n), by expectation-
+maximisation of a mixture with fixed components (Dempster, Laird and Rubin, 1977): w_m becomes the mean responsibility
+of teacher m. The objective is concave in w, so that the limit does not depend on the start. q_m is the stored
+probability of the label, or the estimate where it was not kept (see ``combine.py``): targets stored with
+``keep_hard_label`` give it exactly.
 
-Weights of a log-linear ensemble are not fitted: its likelihood has a normaliser over all classes, and needs a general optimiser.
+Weights of a log-linear ensemble are not fitted: its likelihood has a normaliser over all classes, and needs a general
+optimiser.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ def fit_weights(inputs: Sequence[SoftLabelDataset], corpus: Corpus, *, where: st
     skipped = {entry.utterance_id for data in inputs for entry in data.manifest.skipped}
     pieces = []
     for start in range(0, len(corpus), _UTTERANCES_AT_ONCE):
-        rows = [row for row in corpus.rows(start, min(start + _UTTERANCES_AT_ONCE, len(corpus)))]
+        rows = list(corpus.rows(start, min(start + _UTTERANCES_AT_ONCE, len(corpus))))
         labels = {row.utterance_id: row.hard_labels for row in rows if row.utterance_id not in skipped}
         pieces.append(_label_log_probs(inputs, {each: found for each, found in labels.items() if found is not None}))
         advance(start + len(rows))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from softlabel_schemas import ClassInventory, Utterance, write_corpus
 from softlabel_schemas.bundle import write_bundle
+from softlabel_schemas.folds import Fold
 from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.selection import Mass, Threshold, TopK
 from softlabel_schemas.strict import parse
@@ -221,18 +222,21 @@ def write_linear_teacher(
     normalize: str = "none",
     inventory: ClassInventory = INVENTORY,
     frame_shift_ms: float = FRAME_SHIFT_MS,
+    seed: int = 1,
+    held_out: Fold | None = None,
     **arguments: Any,
 ) -> TeacherConfig:
     """A bundle of :func:`linear_model`, allowed by the configuration that is returned.
 
     Args:
-        model: other weights than the factory's.
+        model: other weights than those of ``seed``.
+        held_out: what the bundle says of its training.
         arguments: of ``factory``, besides the numbers of features and classes.
     """
     arguments = {"num_features": 40, "num_classes": INVENTORY.num_classes} | arguments
     if model is None:
         with torch.random.fork_rng():
-            torch.manual_seed(1)
+            torch.manual_seed(seed)
             model = state(nn.ModuleDict({"layer": nn.Linear(arguments["num_features"], arguments["num_classes"])}))
     write_bundle(
         folder,
@@ -243,6 +247,7 @@ def write_linear_teacher(
         front_end=Fbank(normalize=normalize),
         inventory=inventory,
         frame_shift_ms=frame_shift_ms,
+        held_out=held_out,
     )
     return TeacherConfig(bundle=str(folder), allow_factory=factory)
 
