@@ -1,0 +1,175 @@
+"""``softlabels combine``: a dataset of datasets, killed, resumed, and refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from softlabel_schemas import InputError, open_dataset
+from softlabel_schemas.cli import main
+from softlabel_schemas.combine import combine_targets
+from softlabel_schemas.combined_dataset import CombinedDataset
+from softlabel_schemas.selection import TopK
+from softlabel_schemas.verification import verify
+from tests.support.datasets import NUM_CLASSES
+from tests.support.members import member_rows, write_member
+from tests.support.targets import assert_same_targets
+from tests.support.trees import tree
+
+
+def softlabels(*args: str) -> Result:
+    return CliRunner().invoke(main, args)
+
+
+def combine(urls: Sequence[str], output: Path, *options: str) -> Result:
+    return softlabels("combine", *urls, "--output", str(output), "--top-k", "6", *options)
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two teachers, cut into different shards; each skipped other utterances."""
+    folder = tmp_path_factory.mktemp("inputs")
+    return [
+        write_member(folder / "tdnn", member_rows(1, skipped=[2]), num_shards=3),
+        write_member(
+            folder / "blstm",
+            member_rows(2, skipped=[7], temperatures=(1.0, 4.0)),
+            name="blstm",
+            num_shards=2,
+            temperatures=(1.0, 4.0),
+        ),
+    ]
+
+
+@pytest.mark.parametrize("method", ["arithmetic", "log_linear"])
+def test_each_utterance_is_combined(urls: list[str], tmp_path: Path, method: Any) -> None:
+    result = combine(urls, tmp_path / "both", "--weights", "1,3", "--method", method)
+    assert result.exit_code == 0, result.output
+    assert "3 shards, 2 utterances skipped; content digest" in result.stdout
+    assert "combine: " in result.stderr
+    first, second, both = (open_dataset(url) for url in (*urls, tmp_path / "both"))
+    assert [problem for _, problem in verify(both) if problem] == []
+    assert [each.utterance_id for each in both] == [f"utt-{index}" for index in (0, 1, 3, 4, 5, 6, 8)]
+    for found in both:
+        targets = [first[found.utterance_id].targets, second[found.utterance_id].targets]
+        expected = combine_targets(targets, [0.25, 0.75], method, top_k=6)
+        assert_same_targets(found.targets, expected.targets)
+        assert found.stats.kept_mass == pytest.approx(expected.targets.kept_mass_T().mean(), abs=1e-6)
+        assert found.stats.entropy == pytest.approx(expected.entropy_T.mean(), abs=1e-6)
+        assert np.isnan(found.stats.agreement)
+
+
+def test_what_is_skipped_names_the_input(urls: list[str], tmp_path: Path) -> None:
+    assert combine(urls, tmp_path / "both").exit_code == 0
+    reasons = {entry.utterance_id: entry.reason for entry in open_dataset(tmp_path / "both").manifest.skipped}
+    assert reasons == {"utt-2": "input 1 of 2 (tdnn): fault 1", "utt-7": "input 2 of 2 (blstm): fault 2"}
+
+
+def test_the_spec_names_teachers_and_inputs(urls: list[str], tmp_path: Path) -> None:
+    assert combine(urls, tmp_path / "both", "--weights", "1,3").exit_code == 0
+    spec = open_dataset(tmp_path / "both").manifest.spec
+    assert [(teacher.name, teacher.weight) for teacher in spec.teachers] == [("tdnn", 0.25), ("blstm", 0.75)]
+    assert (spec.selection, spec.temperatures, spec.combination) == (TopK(k=6), (1.0, 4.0), "arithmetic")
+    digests = [open_dataset(url).manifest.content_digest for url in urls]
+    assert spec.combined_from is not None
+    assert [(each.content_digest, each.weight) for each in spec.combined_from] == list(
+        zip(digests, [0.25, 0.75], strict=True)
+    )
+    facts = json.loads(softlabels("describe", str(tmp_path / "both"), "--json").stdout)
+    assert facts["combined_from"] == [f"{digests[0]} (0.25)", f"{digests[1]} (0.75)"]
+
+
+def test_ensembles_can_be_combined(urls: list[str], tmp_path: Path) -> None:
+    """Weights are multiplied; an ensemble of the other kind is refused."""
+    third = write_member(tmp_path / "third", member_rows(3), name="conformer")
+    for method in ("arithmetic", "log_linear"):
+        assert combine(urls, tmp_path / method, "--method", method).exit_code == 0
+    result = combine([str(tmp_path / "arithmetic"), third], tmp_path / "all", "--weights", "2,1")
+    assert result.exit_code == 0
+    teachers = open_dataset(tmp_path / "all").manifest.spec.teachers
+    assert [round(teacher.weight, 6) for teacher in teachers] == [0.333333] * 3
+    result = combine([str(tmp_path / "log_linear"), third], tmp_path / "other")
+    assert result.exit_code == 2
+    assert "is a 'log_linear' ensemble already, it cannot be a member of a 'arithmetic' one" in result.stderr
+
+
+def test_killed_and_resumed_it_has_the_same_bytes(urls: list[str], tmp_path: Path) -> None:
+    def made(output: Path) -> CombinedDataset:
+        return CombinedDataset([open_dataset(url) for url in urls], [1.0, 1.0], "arithmetic", 6, str(output))
+
+    assert combine(urls, tmp_path / "whole").exit_code == 0
+    killed = made(tmp_path / "resumed")
+    assert killed.begin() == [0, 1, 2]
+    killed.make_shard(1)
+    with pytest.raises(InputError, match="2 of 3 shards are not committed"):
+        killed.publish()
+    assert made(tmp_path / "resumed").begin() == [0, 2]
+    for _ in range(2):
+        assert combine(urls, tmp_path / "resumed").exit_code == 0
+    assert tree(tmp_path / "resumed") == tree(tmp_path / "whole")
+
+
+def test_other_settings_at_the_same_output(urls: list[str], tmp_path: Path) -> None:
+    assert combine(urls, tmp_path / "both").exit_code == 0
+    result = combine(urls, tmp_path / "both", "--weights", "1,2")
+    assert result.exit_code == 2
+    assert "was started with other settings" in result.stderr
+    assert "combined_from: there" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"corpus_digest": "e" * 64}, f"corpus_digest differs: {'c' * 64} in "),
+        ({"frame_shift_ms": 30.0}, "frame_shift_ms differs: 10.0 in "),
+        ({"precision": "bfloat16"}, "precision differs: float32 in "),
+    ],
+)
+def test_datasets_that_do_not_fit_together(urls: list[str], tmp_path: Path, spec: dict[str, Any], message: str) -> None:
+    other = write_member(tmp_path / "other", member_rows(4), **spec)
+    result = combine([urls[0], other], tmp_path / "both")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert other in result.stderr
+    assert not (tmp_path / "both").exists()
+
+
+def test_frames_that_differ(urls: list[str], tmp_path: Path) -> None:
+    other = write_member(tmp_path / "other", member_rows(4, longer=[3]), name="other")
+    result = combine([urls[0], other], tmp_path / "both")
+    assert result.exit_code == 2
+    assert f"utterance utt-3: input 2 has (frames, classes) (9, {NUM_CLASSES}), the first has (8" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("1", "expected 2 positive weights, one for each dataset, found 1"),
+        ("1,-2", "expected 2 positive weights, one for each dataset, found 1, -2"),
+        ("1,nan", "expected 2 positive weights, one for each dataset, found 1, nan"),
+        ("1;2", "--weights are numbers separated by commas, such as 1,2; found '1;2'"),
+    ],
+)
+def test_weights_that_are_none(urls: list[str], tmp_path: Path, weights: str, message: str) -> None:
+    result = combine(urls, tmp_path / "both", "--weights", weights)
+    assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+
+
+def test_the_same_labels_twice(urls: list[str], tmp_path: Path) -> None:
+    result = combine([urls[0], urls[0]], tmp_path / "both")
+    assert result.exit_code == 2
+    assert "the same labels are given twice" in result.stderr
+
+
+@pytest.mark.parametrize("codec", ["mtf-sqrt", "packed-u8"])
+def test_lossy_codecs(tmp_path: Path, codec: str) -> None:
+    """Decoded masses that add up to 1 only within the codec's bound are normalised first."""
+    inputs = [write_member(tmp_path / str(seed), member_rows(seed), name="t" * seed, codec=codec) for seed in (5, 6)]
+    assert combine(inputs, tmp_path / "both").exit_code == 0
+    assert [problem for _, problem in verify(open_dataset(tmp_path / "both")) if problem] == []
