@@ -19,10 +19,11 @@ from click.testing import CliRunner, Result
 
 from softlabel_schemas.errors import InputError
 from student_trainer.cli import main
-from student_trainer.compare import Comparison, compare, paired_bootstrap, results, text
+from student_trainer.compare import Comparison, compare, results, text
 from student_trainer.config import TrainConfig
 from student_trainer.report import render
 from student_trainer.run_folder import RunFolder
+from student_trainer.significance import paired_bootstrap
 from tests.support.datasets import INVENTORY, Written, random_rows, write_dataset
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -155,10 +156,11 @@ def test_the_pair(whole: Comparison) -> None:
     (pair,) = whole.pairs
     assert (pair.soft.name, pair.hard.name, pair.unlike) == ("soft", "hard", ())
     # Mean errors 30, 65, 30, 30 and 50, 80, 40, 40: 55 fewer of 500 frames.
-    assert pair.difference == pytest.approx(-11.0)
+    (found,) = pair.differences
+    assert (found.metric, found.points) == ("frame_error_rate", pytest.approx(-11.0))
     # Every utterance improves: by 20, 7.5, 10 and 10%, which bounds every resample.
-    assert -20 < pair.low < pair.difference < pair.high < -7
-    assert pair.p_value == 2 / 10_001
+    assert -20 < found.low < found.points < found.high < -7
+    assert found.p_value == 2 / 10_001
 
 
 def test_the_text(runs: list[str], ensemble: str) -> None:
@@ -221,14 +223,14 @@ def test_bootstrap_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     frames_U = rng.integers(50, 150, 60).astype(float)
     a, b = rng.binomial(100, 0.30, 60).astype(float), rng.binomial(100, 0.33, 60).astype(float)
     whole = paired_bootstrap(a, b, frames_U)
-    monkeypatch.setattr("student_trainer.compare._INDICES_AT_ONCE", 6_000)
+    monkeypatch.setattr("student_trainer.significance._INDICES_AT_ONCE", 6_000)
     assert paired_bootstrap(a, b, frames_U) == pytest.approx(whole)
 
 
 def test_no_clear_difference_is_said(tmp_path: Path, runs: list[str], labels: Written) -> None:
     # 10 fewer, 10 more: intervals hold zero.
     mixed = write_run(tmp_path / "m", "mixed", (40, 80, 40, 40), dataset=labels.manifest.content_digest)
-    assert "mixed: no clear difference from hard (+0.00, 95% interval −" in text(
+    assert "mixed: no clear difference from hard in frame errors (+0.00, 95% interval −" in text(
         compare([runs[0], mixed], [], [], ["test"])
     )
 
@@ -402,8 +404,8 @@ def test_the_page(whole: Comparison, labels: Written) -> None:
     assert page.tags["figure"] == 4
     assert page.tags["table"] == page.tags["caption"] == 4
     pair = page.rows[1 + len(RESULT_ROWS) + 1]
-    assert [*pair[:3], pair[4]] == ["soft", "hard", "−11.00", "<\xa00.001"]
-    assert re.fullmatch(r"−\S+ to\xa0−\S+", pair[3])
+    assert [*pair[:4], pair[5]] == ["soft", "hard", "frames", "−11.00", "<\xa00.001"]
+    assert re.fullmatch(r"−\S+ to\xa0−\S+", pair[4])
     setup = ["tdnn (hidden\xa064)", "0, 1, 2", "123,456", "3", "40", "0.002"]
     assert ["hard", *setup, "–", "–", "–"] in page.rows
     loss = "weight\xa00.8, temperature\xa01, tail\xa0ghost, heads\xa01"
@@ -449,7 +451,7 @@ def test_the_command(tmp_path: Path, runs: list[str], ensemble: str, labels: Wri
     check_page(report.read_text(encoding="utf-8"))
     found = json.loads(numbers.read_text())
     assert found["num_frames"] == 500
-    assert found["pairs"][0]["difference"] == pytest.approx(-11.0)
+    assert found["pairs"][0]["frame_error_rate"]["difference"] == pytest.approx(-11.0)
     assert found["datasets"][0]["content_digest"] == labels.manifest.content_digest
 
 
