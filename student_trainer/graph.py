@@ -56,21 +56,17 @@ def build_graph(
     silence_labels = None if silence is None else (phone_labels[silence], disambiguations[-1])
     lexicon_fst = _compile(_lexicon_lines(arcs, silence_labels, (disambiguations[0], backoff_word)))
     grammar_fst = _compile(_grammar_lines(ngram, word_labels, backoff_word))
-    kaldifst.arcsort(lexicon_fst, "olabel")
-    kaldifst.arcsort(grammar_fst, "ilabel")
-    graph = kaldifst.compose(lexicon_fst, grammar_fst)
+    graph = _composed(lexicon_fst, grammar_fst)
     kaldifst.determinize_star(graph)
     kaldifst.minimize_encoded(graph)
-    kaldifst.arcsort(graph, "ilabel")
     phones_fst = _compile(_phone_lines(len(phones), disambiguations))
-    kaldifst.arcsort(phones_fst, "olabel")
-    return kaldifst.compose(phones_fst, graph)
+    return _composed(phones_fst, graph)
 
 
 def with_word_penalty(graph: kaldifst.StdVectorFst, num_words: int, penalty: float) -> kaldifst.StdVectorFst:
     """The graph with ``penalty`` (nats) added to the cost of each word."""
     lines = [f"0 0 {label} {label} {penalty!r}" for label in range(1, num_words + 1)]
-    return kaldifst.compose(graph, _compile([*lines, "0"]))
+    return _composed(graph, _compile([*lines, "0"]))
 
 
 def _disambiguated(
@@ -147,6 +143,13 @@ def _phone_lines(num_phones: int, disambiguations: Sequence[int]) -> Iterator[st
     for label in disambiguations:
         yield f"{hub} {hub} {_EPSILON} {label}"
     yield f"{hub}"
+
+
+def _composed(left: kaldifst.StdVectorFst, right: kaldifst.StdVectorFst) -> kaldifst.StdVectorFst:
+    """Sorted first, in place: composing what is not sorted loses paths without a word."""
+    kaldifst.arcsort(left, "olabel")
+    kaldifst.arcsort(right, "ilabel")
+    return kaldifst.compose(left, right)
 
 
 def _compile(lines: Iterator[str] | Sequence[str]) -> kaldifst.StdVectorFst:
