@@ -109,8 +109,23 @@ def evaluate(
     "--inventory", required=True, help="Class inventory of the models to decode; its phones are the lexicon's."
 )
 @click.option("--order", type=click.IntRange(1, 5), default=2, show_default=True, help="Of the n-gram language model.")
+@click.option(
+    "--min-phone-frames",
+    type=click.IntRange(1, 10),
+    default=1,
+    show_default=True,
+    help="Shortest phone; silence apart.",
+)
 @click.option("--output", required=True, help="Folder to write.")
-def graph(corpus: str, splits: tuple[str, ...], lexicon: str, inventory: str, order: int, output: str) -> None:
+def graph(
+    corpus: str,
+    splits: tuple[str, ...],
+    lexicon: str,
+    inventory: str,
+    order: int,
+    min_phone_frames: int,
+    output: str,
+) -> None:
     """Build a graph for decoding words: lexicon and n-gram, the n-gram of these splits' transcripts alone.
 
     \b
@@ -122,7 +137,15 @@ def graph(corpus: str, splits: tuple[str, ...], lexicon: str, inventory: str, or
     from softlabel_schemas.inventory import ClassInventory
     from student_trainer.graph_folder import make_graph
 
-    made = make_graph(corpus, splits, lexicon, ClassInventory.load(inventory), output, ngram_order=order)
+    made = make_graph(
+        corpus,
+        splits,
+        lexicon,
+        ClassInventory.load(inventory),
+        output,
+        ngram_order=order,
+        min_phone_frames=min_phone_frames,
+    )
     click.echo(f"{output}: {len(made.words)} words, {made.fst.num_states} states, {order}-gram")
 
 

@@ -2,12 +2,11 @@
 
 ::
 
-    H  one state for each phone, with a self-loop     L  lexicon, silence optional between words     G  n-gram
+    H  phones of frames, with a shortest duration     L  lexicon, silence optional between words     G  n-gram
 
 After Mohri, Pereira and Riley, "Speech recognition with weighted finite-state transducers" (2008): L.G is determinised and
 minimised, with disambiguation symbols (#0 for a back-off, #1, #2, ... after pronunciations that are the same or the
-beginning of another, the last one after silence) that H then drops. Nothing is assumed of HMM states within a phone: the
-shortest phone is one frame.
+beginning of another, the last one after silence) that H then drops. Nothing is assumed of HMM states within a phone.
 
 Labels: 0 is epsilon; input label p + 1 is phone p; output label w + 1 is word w.
 """
@@ -30,7 +29,12 @@ _EPSILON = 0
 
 
 def build_graph(
-    lexicon: Mapping[str, Sequence[Pronunciation]], ngram: NGram, phones: Sequence[str], silence: str | None
+    lexicon: Mapping[str, Sequence[Pronunciation]],
+    ngram: NGram,
+    phones: Sequence[str],
+    silence: str | None,
+    *,
+    min_phone_frames: int = 1,
 ) -> kaldifst.StdVectorFst:
     """Compose the graph.
 
@@ -38,6 +42,7 @@ def build_graph(
         lexicon: pronunciations of the words of ``ngram``.
         phones: names, silence included; their positions are the columns of the acoustic scores.
         silence: the name in ``phones`` that may stand between words; None where the speech has none.
+        min_phone_frames: shortest duration of a phone that is not silence.
     """
     words = ngram.words
     backoff_word = len(words) + 1
@@ -59,7 +64,8 @@ def build_graph(
     graph = _composed(lexicon_fst, grammar_fst)
     kaldifst.determinize_star(graph)
     kaldifst.minimize_encoded(graph)
-    phones_fst = _compile(_phone_lines(len(phones), disambiguations))
+    min_frames = [1 if phone == silence else min_phone_frames for phone in phones]
+    phones_fst = _compile(_phone_lines(min_frames, disambiguations))
     return _composed(phones_fst, graph)
 
 
@@ -133,13 +139,19 @@ def _grammar_lines(ngram: NGram, word_labels: Mapping[str, int], backoff_word: i
             yield f"{state} {states[history[1:]]} {backoff_word} {_EPSILON} {cost!r}"
 
 
-def _phone_lines(num_phones: int, disambiguations: Sequence[int]) -> Iterator[str]:
-    """H: from the hub into a phone, round its loop, and back without a frame. Disambiguation symbols take no frame."""
+def _phone_lines(min_frames: Sequence[int], disambiguations: Sequence[int]) -> Iterator[str]:
+    """H: from the hub through the states of a phone, round the last one's loop, and back without a frame. Disambiguation
+    symbols take no frame."""
     hub = 0
-    for phone in range(1, num_phones + 1):
-        yield f"{hub} {phone} {phone} {phone}"
-        yield f"{phone} {phone} {phone} {_EPSILON}"
-        yield f"{phone} {hub} {_EPSILON} {_EPSILON}"
+    states = itertools.count(1)
+    for phone, num_frames in enumerate(min_frames, start=1):
+        state = hub
+        for frame in range(num_frames):
+            following = next(states)
+            yield f"{state} {following} {phone} {phone if frame == 0 else _EPSILON}"
+            state = following
+        yield f"{state} {state} {phone} {_EPSILON}"
+        yield f"{state} {hub} {_EPSILON} {_EPSILON}"
     for label in disambiguations:
         yield f"{hub} {hub} {_EPSILON} {label}"
     yield f"{hub}"

@@ -48,6 +48,7 @@ class GraphDescription(StrictModel):
     text_digest: str
     splits: tuple[str, ...]
     ngram_order: int
+    min_phone_frames: int
     phones: tuple[str, ...]
     phone_priors: tuple[float, ...]
     sha256: dict[str, str]
@@ -67,7 +68,14 @@ class DecodingGraph:
 
 
 def make_graph(
-    manifest: str, splits: Sequence[str], lexicon: str, inventory: ClassInventory, output: str, *, ngram_order: int
+    manifest: str,
+    splits: Sequence[str],
+    lexicon: str,
+    inventory: ClassInventory,
+    output: str,
+    *,
+    ngram_order: int = 2,
+    min_phone_frames: int = 1,
 ) -> DecodingGraph:
     """Build a graph from the transcripts and the hard labels of ``splits`` and write its folder.
 
@@ -84,7 +92,8 @@ def make_graph(
     columns = PhoneColumns.of(inventory)
     found = load_lexicon(lexicon, columns.spoken)
     ngram = train_ngram((text.split() for text in texts.values()), ngram_order)
-    fst = build_graph(found.of_words(ngram.words), ngram, columns.phones, columns.silence)
+    pronunciations = found.of_words(ngram.words)
+    fst = build_graph(pronunciations, ngram, columns.phones, columns.silence, min_phone_frames=min_phone_frames)
     words = tuple(ngram.words)
     store.put(WORDS, "".join(f"{word}\n" for word in words).encode())
     path = Path(output)
@@ -96,6 +105,7 @@ def make_graph(
         text_digest=sha256_hex(canonical_json(texts)),
         splits=tuple(splits),
         ngram_order=ngram_order,
+        min_phone_frames=min_phone_frames,
         phones=columns.phones,
         phone_priors=_priors(corpus, columns, where=manifest),
         sha256={name: _file_digest(path / name) for name in (GRAPH, WORDS)},

@@ -35,7 +35,7 @@ def _text(utterance: Utterance) -> str:
 
 
 def write_graph(
-    folder: Path, sentences: Sequence[str], *, lexicon: str = LEXICON, ngram_order: int = 2
+    folder: Path, sentences: Sequence[str], *, lexicon: str = LEXICON, ngram_order: int = 2, min_phone_frames: int = 1
 ) -> DecodingGraph:
     """The graph of these training transcripts, each with one frame of every class as its hard labels."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,6 +61,7 @@ def write_graph(
         INVENTORY,
         str(folder / "graph"),
         ngram_order=ngram_order,
+        min_phone_frames=min_phone_frames,
     )
 
 

@@ -57,6 +57,16 @@ def test_a_decoder_keeps_nothing_of_the_utterance_before(graph: DecodingGraph) -
         assert decoder.decode(log_probs(frames)) == Decoder(graph, settings()).decode(log_probs(frames))
 
 
+def test_phones_have_a_shortest_duration(tmp_path: Path) -> None:
+    """A single clear frame of b is no word where phones last two frames; silence may be as short as before."""
+    one, two = (
+        Decoder(write_graph(tmp_path / str(least), SENTENCES, min_phone_frames=least), settings()) for least in (1, 2)
+    )
+    assert one.decode(log_probs("aabccc")).words == ("AH", "BEE", "SEA")
+    assert two.decode(log_probs("aabccc")).words == ("AH", "SEE")
+    assert two.decode(log_probs("aabbb.ccc")).words == ("AH", "BEE", "SEA")
+
+
 def test_silence_alone_is_no_words(graph: DecodingGraph) -> None:
     assert Decoder(graph, settings()).decode(log_probs("....")).words == ()
 
