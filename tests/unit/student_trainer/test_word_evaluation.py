@@ -132,6 +132,7 @@ def test_refusals(speech: Speech, graph: Path, decoder: Path, run: Path, tmp_pat
     cases = [
         (["tune-decoder", run, "--graph", graph, *data, "--split", "train"], "was made from split train"),
         (["evaluate", run, "--graph", graph, "--decoder", decoder, *data, "--split", "dev"], "was chosen on split dev"),
+        (["evaluate", run, "--graph", graph, "--decoder", decoder, *data, "--split", "train"], "made from split train"),
         (["evaluate", run, "--decoder", decoder, *data, "--split", "test"], "--decoder needs --graph"),
         (
             ["evaluate", "--dataset", "x", "--output", "y", "--graph", graph, *data, "--split", "test"],
