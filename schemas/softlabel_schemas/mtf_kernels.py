@@ -189,120 +189,142 @@ def decode_frames(
 ):
     """Fill class_ids [E], log_probs [E] and tail_mass [T, K]; returns (GOOD or what is wrong, frame).
 
-    The lengths of "positions" and "tail_mass" were checked against the frames and entries. "new_ids" has a byte too many.
+    The lengths of "positions" and "tail_mass" were checked against the frames and entries. "new_ids" goes on for as many bytes
+    as a frame has entries.
 
     Args:
         log_prob_of: f4 [LEVELS + 1]; tail_of: f4 [256]; the others as :func:`encode_frames`.
     """
     num_temperatures = tail_mass.shape[1]
     last_tails = np.zeros(num_temperatures, np.int64)
-    last_entry, last_new = len(class_ids) - 1, len(new_ids) - 1
+    has_stamps = len(stamps) > 0
+    # The nibbles of "positions", one for each entry.
+    nibbles = np.empty(len(class_ids), np.uint8)
+    # Slots of the last frame's classes in their order, without those that FAR_POSITION or one near it took out.
+    order = np.arange(2 * MAX_LIST).astype(np.uint64)
+    is_rare = np.int64(1 << 10 | 1 << 11 | 1 << FAR_POSITION)
+    if high_bytes:
+        is_rare |= np.int64(1 << (NEW_CLASS + LAST_HIGH))
     for u in range(len(frame_offsets) - 1):
         first_frame, stop_frame = frame_offsets[u], frame_offsets[u + 1]
         num_frames = stop_frame - first_frame
-        i_pos, i_new, i_first, i_head = 2 * ends[0, u], ends[1, u], ends[2, u], ends[3, u]
-        i_tail, i_over, i_tails = 2 * ends[4, u], ends[5, u], ends[6, u]
-        end_new, end_first, end_head = ends[1, u + 1], ends[2, u + 1], ends[3, u + 1]
-        end_tail, end_over = 2 * ends[4, u + 1], ends[5, u + 1]
+        i_new, i_first, i_head = np.uint64(ends[1, u]), np.uint64(ends[2, u]), np.uint64(ends[3, u])
+        i_tail, i_over, i_tails = np.uint64(2 * ends[4, u]), np.uint64(ends[5, u]), ends[6, u]
+        end_new, end_first, end_head = np.uint64(ends[1, u + 1]), ends[2, u + 1], ends[3, u + 1]
+        end_tail, end_over = 2 * ends[4, u + 1], np.uint64(ends[5, u + 1])
+        _unpack(positions[ends[0, u] : ends[0, u + 1]], nibbles[entry_offsets[first_frame] : entry_offsets[stop_frame]])
         last_tails[:] = 0
-        num_recent, recent = 0, 0
+        num_recent, recent = 0, np.uint64(0)
         for t in range(first_frame, stop_frame):
             start, stop = entry_offsets[t], entry_offsets[t + 1]
             # Class ids. The last frame's classes that were not met again are those of the ten slots in ``window``, six bits
-            # each, then those from ``coming`` on, less the ones in ``gone``. A processor cannot guess whether an entry is
-            # new, so that is no branch but a mask; ``wrong`` is negative where a position was beyond what is left.
+            # each, then those of ``order`` from ``coming`` on: ``left`` in all. A processor cannot guess whether an entry is
+            # new, so that is no branch but a mask. What is rare is outside the inner loop: it would take its registers.
             # Indices are unsigned where it counts: Numba lets others be negative, which takes time.
-            window, coming, gone, left, wrong = _FIRST_TEN, np.int64(10), np.uint64(0), num_recent, np.int64(0)
-            for e in range(start, stop):
-                nibble = np.int64(positions[np.uint64(i_pos >> 1)] >> ((i_pos & 1) << 2) & 15)
-                i_pos += 1
-                if 10 <= nibble <= FAR_POSITION:
+            window, coming, left, is_moved = _FIRST_TEN, np.uint64(10), num_recent, False
+            e, last = np.uint64(start), np.uint64(stop)
+            while True:
+                while e < last:
+                    nibble = np.int64(nibbles[e])
+                    if is_rare >> nibble & 1:
+                        break
+                    is_new = -np.int64(nibble >= NEW_CLASS)
+                    if nibble | is_new >= left:
+                        return BAD_POSITION, t
+                    shift = np.uint64(6 * (nibble & ~is_new))
+                    from_here = window >> shift
+                    # Slot 0 for a new class: of no meaning, and it can be read.
+                    known = np.int64(class_ids[recent + (from_here & np.uint64(63 & ~is_new))])
+                    new = (nibble - NEW_CLASS) << 8 | np.int64(new_ids[i_new])
+                    class_id = new & is_new | known & ~is_new
+                    if class_id >= num_classes:
+                        return BAD_CLASS, t
+                    if has_stamps:
+                        if stamps[np.uint64(class_id)] == t:
+                            return REPEATED, t
+                        stamps[np.uint64(class_id)] = t
+                    below = window & ((np.uint64(1) << shift) - np.uint64(1))
+                    without = below | from_here >> np.uint64(6) << shift | order[coming] << np.uint64(54)
+                    window = window & np.uint64(is_new) | without & ~np.uint64(is_new)
+                    coming += np.uint64(1 + is_new)
+                    left -= 1 + is_new
+                    i_new -= np.uint64(is_new)
+                    class_ids[e] = class_id
+                    e += np.uint64(1)
+                if e == last:
+                    break
+                nibble = np.int64(nibbles[e])
+                if nibble <= FAR_POSITION:
                     position = nibble
                     if nibble == FAR_POSITION:
                         if i_over >= end_over:
                             return CUT_SHORT, t
                         position += overflow[i_over]
-                        i_over += 1
+                        i_over += np.uint64(1)
                     if position >= left:
                         return BAD_POSITION, t
-                    slot, skip = coming, position - 10
-                    while skip > 0 or gone >> np.uint64(slot) & np.uint64(1):
-                        skip -= np.int64(~(gone >> np.uint64(slot)) & np.uint64(1))
-                        slot += 1
-                    gone |= np.uint64(1) << np.uint64(slot)
+                    after_window = np.int64(coming) - 10
+                    class_id = np.int64(class_ids[recent + order[after_window + position]])
+                    for index in range(after_window + position, after_window + left - 1):
+                        order[index] = order[index + 1]
+                    is_moved = True
                     left -= 1
-                    class_id = np.int64(class_ids[recent + slot])
                 else:
-                    is_new = -np.int64(nibble >= NEW_CLASS)
-                    position = nibble & ~is_new
-                    wrong |= (left - 1 - position) & ~is_new
-                    shift = np.uint64(6 * position)
-                    slot = np.int64(window >> shift & np.uint64(63))
-                    # Behind a wrong position that is what was not written yet, whatever it is: unsigned, so that the check of
-                    # the class below is enough.
-                    known = np.int64(np.uint32(class_ids[np.uint64(min(recent + slot, last_entry))]))
-                    high = nibble - NEW_CLASS
-                    new = high << 8 | np.int64(new_ids[np.uint64(min(i_new, last_new))])
-                    if nibble == NEW_CLASS + LAST_HIGH and high_bytes:
-                        if i_over + high_bytes > end_over:
-                            return CUT_SHORT, t
-                        for byte in range(high_bytes):
-                            new += np.int64(overflow[i_over]) << (8 * byte + 8)
-                            i_over += 1
-                    class_id = new & is_new | known & ~is_new
+                    if i_over + np.uint64(high_bytes) > end_over:
+                        return CUT_SHORT, t
+                    class_id = LAST_HIGH << 8 | np.int64(new_ids[i_new])
+                    i_new += np.uint64(1)
+                    for byte in range(high_bytes):
+                        class_id += np.int64(overflow[i_over]) << (8 * byte + 8)
+                        i_over += np.uint64(1)
                     if class_id >= num_classes:
-                        return (BAD_POSITION if wrong < 0 else BAD_CLASS), t
-                    if gone:
-                        while gone >> np.uint64(coming & 63) & np.uint64(1):
-                            coming += 1
-                    below = window & ((np.uint64(1) << shift) - np.uint64(1))
-                    above = window >> shift >> np.uint64(6) << shift
-                    without = below | above | np.uint64(coming & 63) << np.uint64(54)
-                    window = window & np.uint64(is_new) | without & ~np.uint64(is_new)
-                    coming += 1 + is_new
-                    left -= 1 + is_new
-                    i_new -= is_new
-                if len(stamps):
+                        return BAD_CLASS, t
+                if has_stamps:
                     if stamps[np.uint64(class_id)] == t:
-                        return (BAD_POSITION if wrong < 0 else REPEATED), t
+                        return REPEATED, t
                     stamps[np.uint64(class_id)] = t
-                class_ids[np.uint64(e)] = class_id
-            if wrong < 0:
-                return BAD_POSITION, t
+                class_ids[e] = class_id
+                e += np.uint64(1)
+            if is_moved:
+                for index in range(num_recent):
+                    order[index] = index
             if i_new > end_new:
                 return CUT_SHORT, t
-            num_recent, recent = min(stop - start, MAX_LIST), start
+            num_recent, recent = min(stop - start, MAX_LIST), np.uint64(start)
             # Probabilities.
             squares, num_zeros, code = np.int64(0), np.int64(0), np.int64(LEVELS)
             head = min(start + 1 + HEAD_STEPS, stop)
-            if i_first + min(stop - start, 1) > end_first or i_head + head - min(start + 1, stop) > end_head:
+            num_first, num_head = min(stop - start, 1), head - min(start + 1, stop)
+            if np.int64(i_first) + num_first > end_first or np.int64(i_head) + num_head > end_head:
                 return CUT_SHORT, t
-            if i_tail + stop - head > end_tail:
+            if np.int64(i_tail) + stop - head > end_tail:
                 return CUT_SHORT, t
-            for e in range(start, head):
-                if e > start:
+            for e in range(np.uint64(start), np.uint64(head)):
+                if e > np.uint64(start):
                     code -= head_steps[i_head]
-                    i_head += 1
+                    i_head += np.uint64(1)
                 else:
                     code -= first_codes[i_first]
-                    i_first += 1
+                    i_first += np.uint64(1)
                 if code < 0:
                     return RISING, t
-                log_probs[e] = log_prob_of[code]
+                log_probs[e] = log_prob_of[np.uint64(code)]
                 squares += code * code
                 num_zeros += code == 0
-            for e in range(head, stop):
-                step = np.int64(tail_steps[i_tail >> 1] >> ((i_tail & 1) << 2) & 15)
-                i_tail += 1
+            for e in range(np.uint64(head), np.uint64(stop)):
+                step = np.int64(
+                    tail_steps[i_tail >> np.uint64(1)] >> ((i_tail & np.uint64(1)) << np.uint64(2)) & np.uint64(15)
+                )
+                i_tail += np.uint64(1)
                 if step == LONG_STEP:
                     if i_over >= end_over:
                         return CUT_SHORT, t
                     step += overflow[i_over]
-                    i_over += 1
+                    i_over += np.uint64(1)
                 code -= step
                 if code < 0:
                     return RISING, t
-                log_probs[e] = log_prob_of[code]
+                log_probs[e] = log_prob_of[np.uint64(code)]
                 squares += code * code
                 num_zeros += code == 0
             for k in range(num_temperatures):
@@ -316,11 +338,20 @@ def decode_frames(
             mass = (squares + num_zeros / 16) / (LEVELS * LEVELS)
             if not abs(mass + tail_mass[t, 0] - 1.0) <= mass_tolerance:
                 return BAD_MASS, t
-        if i_tail + (i_tail & 1) != end_tail or i_new != end_new or i_first != end_first:
+        if np.int64(i_tail + (i_tail & np.uint64(1))) != end_tail or i_new != end_new or np.int64(i_first) != end_first:
             return LEFT_OVER, first_frame
-        if i_head != end_head or i_over != end_over:
+        if np.int64(i_head) != end_head or i_over != end_over:
             return LEFT_OVER, first_frame
     return GOOD, 0
+
+
+@compiled()
+def _unpack(pairs, nibbles):
+    """The low nibble of each byte first."""
+    for i in range(len(nibbles) >> 1):
+        nibbles[2 * i], nibbles[2 * i + 1] = pairs[i] & 15, pairs[i] >> 4
+    if len(nibbles) & 1:
+        nibbles[len(nibbles) - 1] = pairs[len(pairs) - 1] & 15
 
 
 @compiled()

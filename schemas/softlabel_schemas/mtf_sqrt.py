@@ -169,7 +169,7 @@ class MtfSqrtCodec:
         status, frame = mtf_kernels.decode_frames(
             frame_offsets,
             offsets,
-            *(_bytes(streams[name][0], padding=name == "new_ids") for name in STREAMS),
+            *(_bytes(streams[name][0], padding=self.max_entries if name == "new_ids" else 0) for name in STREAMS),
             np.stack([streams[name][1] for name in STREAMS]),
             LOG_PROB_OF,
             TAIL_OF,
@@ -199,9 +199,9 @@ class MtfSqrtCodec:
         return np.full(self.num_classes if self.num_classes <= MAX_STAMPS else 0, -1, np.int64)
 
 
-def _bytes(data: memoryview, *, padding: bool) -> UInt8:
+def _bytes(data: memoryview, *, padding: int) -> UInt8:
     array = np.frombuffer(data, np.uint8)
-    return _readonly(np.append(array, np.uint8(0)) if padding else array)
+    return _readonly(np.append(array, np.zeros(padding, np.uint8)) if padding else array)
 
 
 def _readonly(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

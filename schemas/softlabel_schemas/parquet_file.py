@@ -9,6 +9,7 @@ used. Any Parquet library can still read the files.
 from __future__ import annotations
 
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,7 @@ class Column:
     optional: bool = False
 
 
-class PageColumns:
+class PageColumns(ABC):
     """Columns as pages, wherever these lie.
 
     Args:
@@ -82,9 +83,9 @@ class PageColumns:
         values = parts[0][0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *(v for v, _ in parts)])
         return values.data, offsets_of(lengths)
 
+    @abstractmethod
     def _pages(self, name: str) -> Iterator[tuple[memoryview, int]]:
         """The decompressed pages of a column, and the number of rows in each."""
-        raise NotImplementedError
 
     def _page(self, start: int, stop: int) -> tuple[memoryview, int, int]:
         """The page at ``start``: decompressed, its number of rows, and where the next one begins."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
 
 from softlabel_schemas import layout
 from softlabel_schemas.commit import read_commits, read_spec
@@ -16,6 +18,7 @@ from softlabel_schemas.read_ahead import read_ahead
 from softlabel_schemas.shard_blocks import check_index
 from softlabel_schemas.strict import printable
 from softlabel_schemas.transfers import undamaged
+from softlabel_schemas.unique_ids import UniqueIds
 from softlabel_schemas.utterance_index import ShardIndex
 
 _READ_AHEAD = 4
@@ -26,38 +29,42 @@ def verify(dataset: SoftLabelDataset) -> Iterator[tuple[int | None, str]]:
     """Check every byte and every invariant; yields ``(shard index, problem)``, None for the dataset as a whole.
 
     After each good shard it yields ``(shard index, "")``, so that a caller can show progress. It holds a few shards at a time;
-    the utterance index is made once more, on the disk of temporary files.
+    the utterance index is made once more, and ids are compared, on the disk of temporary files.
     """
-    with IndexBuilder(dataset.manifest.storage.num_rows) as index:
-        yield from _verify(dataset, index)
+    with IndexBuilder(dataset.manifest.storage.num_rows) as index, UniqueIds() as ids:
+        yield from _verify(dataset, index, ids)
 
 
-def _verify(dataset: SoftLabelDataset, made: IndexBuilder) -> Iterator[tuple[int | None, str]]:
+def _verify(dataset: SoftLabelDataset, made: IndexBuilder, ids: UniqueIds) -> Iterator[tuple[int | None, str]]:
     yield from ((None, problem) for problem in _verify_documents(dataset))
-    content, all_good = LabelHash(), True
-    seen: set[str] = set()
+    content, good = LabelHash(), list[int]()
     shards = range(dataset.num_shards)
     checks = read_ahead(lambda index: _verify_shard(dataset, index), shards, num_parallel=_READ_AHEAD)
     for index, coming in zip(shards, checks, strict=True):
         try:
             label_hash, utterance_ids, shard_index = coming.result()
         except (IntegrityError, FileNotFoundError) as error:
-            all_good = False
             yield index, str(error)
             continue
-        repeated = seen.intersection(utterance_ids)
-        seen.update(utterance_ids)
-        if repeated:
-            all_good = False
-            yield index, f"shard {index}: utterance {printable(min(repeated))} is in an earlier shard too"
-            continue
+        good.append(index)
+        ids.add(_column(utterance_ids))
         content.update(label_hash)
         if shard_index is not None:
             made.add(index, shard_index)
         yield index, ""
+    all_good = len(good) == dataset.num_shards
+    # Shards are read once more only where a hash was met twice.
+    repeated = ids.first_repeated(_column(dataset.read_shard(index).utterance_ids) for index in good)
+    if repeated is not None:
+        all_good = False
+        yield None, f"utterance {printable(repeated[0])} is there {repeated[1]} times, in different shards"
     yield from ((None, problem) for problem in _verify_index(dataset, made if all_good else None))
     if all_good and content.hexdigest() != dataset.manifest.content_digest:
         yield None, f"content digest is {content.hexdigest()}, the manifest says {dataset.manifest.content_digest}"
+
+
+def _column(utterance_ids: Sequence[str]) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(utterance_ids, pa.string())])
 
 
 def _verify_documents(dataset: SoftLabelDataset) -> Iterator[str]:

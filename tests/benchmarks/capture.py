@@ -10,7 +10,6 @@ Logits are normal, of deviation 3.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,8 @@ from softlabel_schemas.selection import NO_LABEL, Mass, TopK
 from teacher_service.capture import capture
 from teacher_service.ensemble import combine
 from teacher_service.selection import select
-from tests.benchmarks.figures import Figure, interleaved, median_and_spread, to_json
+from tests.benchmarks.command_line import benchmark_parser, print_figures
+from tests.benchmarks.figures import Figure, interleaved, median_and_spread
 
 TOP_20 = TopK(k=20)
 MASS = Mass(mass=0.95, max_entries=20)
@@ -184,17 +184,8 @@ def _on_device(function: Callable[[], None], num_bytes: int) -> Callable[[], flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Capture against torch's softmax and topk on the same logits.")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--repeats", type=int, default=9)
-    arguments = parser.parse_args()
-    found = figures(repeats=arguments.repeats)
-    if arguments.json:
-        print(to_json(found))
-        return
-    for figure in found:
-        ratio = "" if figure.ratio is None else f"{figure.ratio:6.2f}"
-        print(f"{figure.name:<52} {figure.value:>12,.0f} {figure.unit:<9} {ratio} {figure.target} {figure.note}")
+    options = benchmark_parser(__doc__, repeats=9).parse_args()
+    print_figures(figures(repeats=options.repeats), as_json=options.json)
 
 
 if __name__ == "__main__":

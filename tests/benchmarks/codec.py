@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -153,21 +153,19 @@ def _timed(function: Callable[[], Any]) -> Callable[[], float]:
     return seconds
 
 
-class _Subject:
+class _Subject(Protocol):
     """Something that stores the posteriors and reads them back."""
 
-    def write(self) -> None:
-        raise NotImplementedError
+    def write(self) -> None: ...
 
     def read(self) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
         """Log-probabilities [T, K] and tail [T]."""
-        raise NotImplementedError
+        ...
 
-    def sizes(self) -> dict[str, float]:
-        raise NotImplementedError
+    def sizes(self) -> dict[str, float]: ...
 
 
-class _Codec(_Subject):
+class _Codec:
     def __init__(self, name: CodecName, posteriors: Posteriors, folder: Path, shard_format: str) -> None:
         self._posteriors, self._folder = posteriors, folder
         self._utterances = posteriors.utterances()
@@ -205,7 +203,7 @@ class _Codec(_Subject):
         return {"bytes_per_frame": dataset / num_frames, "shard_bytes_per_frame": shard / num_frames}
 
 
-class _Baseline(_Subject):
+class _Baseline:
     def __init__(self, posteriors: Posteriors, path: Path) -> None:
         self._posteriors, self._path, self._zstd = posteriors, path, pa.Codec("zstd", compression_level=3)
         ends = np.cumsum(posteriors.frames_per_utterance)

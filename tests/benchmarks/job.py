@@ -16,7 +16,6 @@ is not in it; the loops' commits are counted in the same way, without the first 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import tempfile
 import time
@@ -41,7 +40,8 @@ from teacher_service.job import PreparedJob, missing_shards, prepare
 from teacher_service.labelling_actor import LabellingActor
 from teacher_service.ray_job import run_job
 from teacher_service.teacher import Teacher
-from tests.benchmarks.figures import Figure, interleaved, median_and_spread, to_json
+from tests.benchmarks.command_line import benchmark_parser, print_figures
+from tests.benchmarks.figures import Figure, interleaved, median_and_spread
 from tests.support.teachers import OWN_FACTORY, make_job, state, write_linear_teacher, write_sounds
 
 INVENTORY = ClassInventory(names=tuple(f"senone-{index}" for index in range(660)))
@@ -261,17 +261,8 @@ def librispeech_like(rng: np.random.Generator, num_utterances: int) -> npt.NDArr
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Throughput of labelling against a bare loop; padding.")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
-    found = figures(repeats=arguments.repeats)
-    if arguments.json:
-        print(to_json(found))
-        return
-    for figure in found:
-        ratio = "" if figure.ratio is None else f"{figure.ratio:6.3f} {figure.spread}"
-        print(f"{figure.name:<70} {figure.value:>10.3f} {figure.unit} {ratio} {figure.target} {figure.met}")
+    options = benchmark_parser(__doc__, repeats=3).parse_args()
+    print_figures(figures(repeats=options.repeats), as_json=options.json)
 
 
 if __name__ == "__main__":

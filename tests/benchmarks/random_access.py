@@ -9,7 +9,6 @@ speak of: what is measured is bytes and decoding; on a real network each request
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import tempfile
 import time
@@ -26,7 +25,8 @@ from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.plan import ShardRange
 from softlabel_schemas.selection import TopK
 from softlabel_schemas.spec import StorageSpec
-from tests.benchmarks.figures import Figure, interleaved, median_and_spread, to_json
+from tests.benchmarks.command_line import benchmark_parser, print_figures
+from tests.benchmarks.figures import Figure, interleaved, median_and_spread
 from tests.support.datasets import SPEC
 from tests.support.indices import requests
 from tests.support.rgw import missing_programs, s3_environment, serve
@@ -240,25 +240,18 @@ def _bytes(place: _Place, num_frames: int) -> list[Figure]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, repeats=5)
     parser.add_argument("--shards", type=int, default=32)
     parser.add_argument("--utterances", type=int, default=512, help="of each shard")
     parser.add_argument("--frames", type=int, default=300, help="of each utterance")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     found = figures(
-        num_shards=arguments.shards,
-        num_utterances=arguments.utterances,
-        num_frames=arguments.frames,
-        repeats=arguments.repeats,
+        num_shards=options.shards,
+        num_utterances=options.utterances,
+        num_frames=options.frames,
+        repeats=options.repeats,
     )
-    if arguments.json:
-        print(to_json(found))
-        return
-    for figure in found:
-        ratio = "" if figure.ratio is None else f"{figure.ratio:.3f} of {figure.baseline_name} ({figure.baseline:.1f})"
-        print(f"{figure.name:<44}{figure.value:>10.3f} {figure.unit:<16}{ratio}{figure.target:>8} {figure.note}")
+    print_figures(found, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ that it must do.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import sys
@@ -19,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmarks import scale_epoch, scale_planning, scale_shards, scale_workers
-from tests.benchmarks.figures import Figure, to_json
-from tests.benchmarks.table import table
+from tests.benchmarks.command_line import benchmark_parser, print_figures
+from tests.benchmarks.figures import Figure
 from tests.support.rgw import serve
 
 PARTS = ("planning", "shards", "epoch", "workers")
@@ -75,12 +74,10 @@ def figures(sizes: Sizes | None = None, parts: Collection[str] = PARTS) -> list[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print a JSON array of figures")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    arguments = parser.parse_args()
-    found = figures(parts=arguments.only)
-    print(to_json(found) if arguments.json else table(found))
+    options = parser.parse_args()
+    print_figures(figures(parts=options.only), as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ One thread for the model, as in the recipes; the loader's threads have what is l
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,7 +18,8 @@ import torch
 
 from student_trainer.batch import Batch, collate
 from student_trainer.train import _Trainer
-from tests.benchmarks.figures import Figure, interleaved, median_and_spread, to_json
+from tests.benchmarks.command_line import benchmark_parser, print_figures
+from tests.benchmarks.figures import Figure, interleaved, median_and_spread
 from tests.benchmarks.student_feeding import feeding_figures
 from tests.benchmarks.student_parts import BATCH_SECONDS, STUDENTS, TOP_K, make_trainer, random_examples
 
@@ -94,18 +94,8 @@ def _timed(trainer: _Trainer, batch: Batch) -> Callable[[], float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--repeats", type=int, default=15)
-    arguments = parser.parse_args()
-    found = figures(repeats=arguments.repeats)
-    if arguments.json:
-        print(to_json(found))
-        return
-    for figure in found:
-        ratio = "" if figure.ratio is None else f"{figure.ratio:8.3f} of {figure.baseline:.4g} {figure.baseline_name}"
-        met = {True: "met", False: "not met", None: ""}[figure.met]
-        print(f"{figure.name:<58}{figure.value:>10.4g} {figure.unit:<6}{ratio:<55}{figure.target} {met}  {figure.note}")
+    options = benchmark_parser(__doc__, repeats=15).parse_args()
+    print_figures(figures(repeats=options.repeats), as_json=options.json)
 
 
 if __name__ == "__main__":

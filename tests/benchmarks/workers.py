@@ -23,7 +23,8 @@ from typing import Any
 from teacher_service.config import TeacherConfig
 from teacher_service.job import prepare
 from teacher_service.ray_job import run_job
-from tests.benchmarks.figures import Figure, interleaved, median_and_spread, to_json
+from tests.benchmarks.command_line import benchmark_parser, print_figures
+from tests.benchmarks.figures import Figure, interleaved, median_and_spread
 from tests.benchmarks.job import INVENTORY, write_benchmark_corpus, write_teachers, write_waiting_teacher
 from tests.support.teachers import make_job
 
@@ -153,21 +154,13 @@ def _child(call: dict[str, Any]) -> Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Throughput of one and two actors; the driver's CPU.")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = benchmark_parser(__doc__, repeats=3)
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        print(json.dumps(asdict(_child(json.loads(arguments.child)))))
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(asdict(_child(json.loads(options.child)))))
         return
-    found = figures(repeats=arguments.repeats)
-    if arguments.json:
-        print(to_json(found))
-        return
-    for figure in found:
-        ratio = "" if figure.ratio is None else f"{figure.ratio:8.3f}"
-        print(f"{figure.name:<70} {figure.value:>10.3f} {figure.unit} {ratio} {figure.spread} {figure.target}")
+    print_figures(figures(repeats=options.repeats), as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def test_an_utterance_in_two_shards_is_noticed(root: Path, tmp_path: Path) -> No
     write_dataset(str(tmp_path / "twice"), shard_format=shard_format, num_shards=2, rows=[*rows, rows[0]])
     result = verify(tmp_path / "twice")
     assert result.exit_code == 1
-    assert "shard 1: utterance utt-ü0 is in an earlier shard too" in result.stderr
+    assert "utterance utt-ü0 is there 2 times, in different shards" in result.stderr
 
 
 def reverse_shards(body: Any) -> None:
