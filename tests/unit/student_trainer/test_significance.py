@@ -162,5 +162,5 @@ def test_words_of_other_transcripts_are_refused(runs: list[str]) -> None:
         found = with_words(evaluation("soft", SOFT[0]), SOFT_WORDS[0])
         found["utterances"][1]["words"] += 1
         RunFolder(run).write_json("evaluation-test.json", found)
-    with pytest.raises(InputError, match="soft and hard cannot be compared: .* different numbers of words"):
+    with pytest.raises(InputError, match=r"soft and hard cannot be compared: .* different numbers of words"):
         compare(runs, [], [], ["test"])
