@@ -1,4 +1,4 @@
-"""The feed: a reproducible order, and the join of features, hard labels and soft targets by utterance id."""
+"""The feed: a reproducible order of batches of features, hard labels and soft targets."""
 
 from __future__ import annotations
 
@@ -15,29 +15,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softlabel_schemas import InputError, open_dataset
+from softlabel_schemas import open_dataset
 from softlabel_schemas.front_end import UtteranceError
-from softlabel_schemas.selection import Mass, TopK
 from softlabel_schemas.targets import SoftTargets, concatenate
 from student_trainer import data as data_module
 from student_trainer.batch import Batch, Example, collate, sparse_targets
 from student_trainer.config import SoftLabelConfig
-from student_trainer.data import SoftLabels, Step, TrainingData
+from student_trainer.data import Step, TrainingData
 from student_trainer.order import Order
+from student_trainer.soft_labels import SoftLabels
 from tests.support.speech import (
     FRONT_END,
     INVENTORY,
-    TEMPERATURES,
     SoftDataset,
     Speech,
     save_corpus,
-    without_labels,
     write_soft_labels,
     write_speech,
 )
-from tests.support.targets import assert_same_targets, ranking, targets_from_dense
-
-NO_LABELS = "train-05"
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +45,6 @@ def labels(speech: Speech) -> SoftDataset:
     """Stored in another order than the corpus's, and with utterances of another split in between."""
     order = np.random.default_rng(0).permutation(23)
     return write_soft_labels(speech.folder / "labels", [speech.utterances[index] for index in order])
-
-
-@pytest.fixture
-def new_labels(speech: Speech, tmp_path: Path) -> Callable[..., str]:
-    return lambda **kwargs: write_soft_labels(tmp_path / "labels", speech.split("train"), **kwargs).url
 
 
 def join(speech: Speech, url: str, inventory_digest: str = INVENTORY.digest(), **settings: Any) -> SoftLabels:
@@ -162,13 +152,13 @@ class TestSteps:
     def test_a_corpus_of_one_pool_is_loaded_once(
         self, speech: Speech, labels: SoftDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        load, calls = TrainingData.load, []
+        load, calls = TrainingData.load_at_speeds, []
 
         def counting(self: TrainingData, *args: Any) -> Any:
             calls.append(args)
             return load(self, *args)
 
-        monkeypatch.setattr(TrainingData, "load", counting)
+        monkeypatch.setattr(TrainingData, "load_at_speeds", counting)
         data = training_data(speech, join(speech, labels.url))
         steps(data, Order(seed=1, batch_seconds=1.5, pool_seconds=36_000.0), num_epochs=3)
         assert len(calls) == 1
@@ -179,7 +169,7 @@ class TestSteps:
         self, speech: Speech, labels: SoftDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         here, makers = threading.get_ident(), set()
-        load = TrainingData.load
+        load = TrainingData.load_at_speeds
 
         def recording(function: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
@@ -188,7 +178,7 @@ class TestSteps:
 
             return call
 
-        monkeypatch.setattr(TrainingData, "load", recording(load))
+        monkeypatch.setattr(TrainingData, "load_at_speeds", recording(load))
         monkeypatch.setattr(data_module, "collate", recording(collate))
         steps(training_data(speech, join(speech, labels.url)), self.ORDER)
         assert {function for function, _ in makers} == {load, collate}
@@ -205,26 +195,27 @@ class TestSteps:
         self, speech: Speech, labels: SoftDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A load that was under way stops at its next utterance."""
-        load, events = TrainingData.load, []
+        load, events = TrainingData.load_at_speeds, []
         loads, left = threading.Event(), threading.Event()
 
-        def slow(self: TrainingData, rows: list[int], given_up: threading.Event) -> Any:
+        def slow(self: TrainingData, speeds_of: dict[int, tuple[float]], given_up: threading.Event) -> Any:
             if len(events) == 1:
                 loads.set()
                 assert left.wait(30)
-                events.append(len(load(self, rows, given_up)))
+                events.append(len(load(self, speeds_of, given_up)))
                 return {}
-            events.append(len(rows))
-            return load(self, rows, given_up)
+            events.append(len(speeds_of))
+            return load(self, speeds_of, given_up)
 
-        monkeypatch.setattr(TrainingData, "load", slow)
-        threads = threading.active_count()
+        monkeypatch.setattr(TrainingData, "load_at_speeds", slow)
+        # Threads of an earlier test may be about to end.
+        before = set(threading.enumerate())
         found = training_data(speech, join(speech, labels.url)).steps(self.ORDER, temperature=2.0, num_epochs=2)
         next(found)
         assert loads.wait(30)
         found.close()
         left.set()
-        while threading.active_count() > threads:
+        while set(threading.enumerate()) - before:
             time.sleep(0.001)
         assert len(events) == 2
         assert events[1] == 0
@@ -238,102 +229,6 @@ def assert_same_batch(found: Batch, expected: Batch) -> None:
     assert expected.targets is not None
     for name in ("ids_NK", "probs_NK", "tail_N"):
         assert torch.equal(getattr(found.targets, name), getattr(expected.targets, name)), name
-
-
-class TestJoin:
-    def test_is_by_id(self, speech: Speech, labels: SoftDataset) -> None:
-        examples = training_data(speech, join(speech, labels.url)).load(range(20))
-        stored = [utterance.utterance_id for utterance in open_dataset(labels.url)]
-        assert stored != sorted(stored)
-        for row, utterance in enumerate(speech.split("train")):
-            example = examples[row]
-            assert example.utterance_id == utterance.utterance_id
-            np.testing.assert_array_equal(example.hard_labels, utterance.hard_labels)
-            assert example.hard_labels.dtype == np.int64
-            assert len(example.features) == len(utterance.hard_labels)
-            assert_same_targets(example.soft, labels.targets[utterance.utterance_id])
-
-    def test_a_narrower_selection(self, speech: Speech, labels: SoftDataset) -> None:
-        wanted = TopK(k=1, keep_hard_label=True)
-        for utterance, found in zip(
-            speech.split("train"), join(speech, labels.url, selection=wanted).of(speech.split("train")), strict=True
-        ):
-            log_posterior_TV = labels.log_posteriors[utterance.utterance_id]
-            kept_TV = np.zeros(log_posterior_TV.shape, dtype=bool)
-            np.put_along_axis(kept_TV, ranking(log_posterior_TV)[:, :1], True, axis=1)
-            labelled = np.flatnonzero(utterance.hard_labels >= 0)
-            kept_TV[labelled, utterance.hard_labels[labelled]] = True
-            expected = targets_from_dense(log_posterior_TV, kept_TV, TEMPERATURES)
-            np.testing.assert_array_equal(found.offsets, expected.offsets)
-            np.testing.assert_array_equal(found.class_ids, expected.class_ids)
-            np.testing.assert_array_equal(found.log_probs, expected.log_probs)
-            np.testing.assert_allclose(found.tail_mass, expected.tail_mass, atol=1e-6)
-
-    def test_an_utterance_without_hard_labels_has_none_to_keep(self, speech: Speech, labels: SoftDataset) -> None:
-        utterance = without_labels(speech.utterances[5])
-        (found,) = join(speech, labels.url, selection=TopK(k=2, keep_hard_label=True)).of([utterance])
-        assert set(found.counts_T) == {2}
-
-    def test_another_inventory(self, speech: Speech, labels: SoftDataset) -> None:
-        message = rf"inventory {INVENTORY.digest()[:12]} \(6 classes\), the student's is {'a' * 12}"
-        with pytest.raises(InputError, match=message):
-            join(speech, labels.url, inventory_digest="a" * 64)
-
-    def test_another_frame_shift(self, speech: Speech, new_labels: Callable[..., str]) -> None:
-        with pytest.raises(InputError, match=r"soft targets is 12\.5 ms, of the hard labels 30 ms"):
-            join(speech, new_labels(spec={"frame_shift_ms": 12.5}))
-
-    def test_a_temperature_that_is_not_stored(self, speech: Speech, labels: SoftDataset) -> None:
-        with pytest.raises(InputError, match=r"temperature 1\.5 is asked for, tails are stored for 1, 2"):
-            join(speech, labels.url, temperature=1.5)
-
-    @pytest.mark.parametrize(
-        ("stored", "wanted", "reason"),
-        [
-            (TopK(k=3), TopK(k=3, keep_hard_label=True), "the hard label was not always kept"),
-            (TopK(k=3), TopK(k=4), "at most 3 entries per frame were kept, 4 are asked for"),
-            (Mass(mass=0.9, max_entries=3), TopK(k=3), "'top_k' selection needs entries that a 'mass' selection"),
-            (Mass(mass=0.9, max_entries=3), Mass(mass=0.95, max_entries=3), "mass 0.9 was kept, 0.95 is asked for"),
-        ],
-    )
-    def test_a_selection_that_cannot_be_derived(
-        self, speech: Speech, new_labels: Callable[..., str], stored: Any, wanted: Any, reason: str
-    ) -> None:
-        with pytest.raises(InputError, match=reason):
-            join(speech, new_labels(selection=stored), selection=wanted)
-
-    def test_an_utterance_that_is_not_in_the_dataset(self, speech: Speech, tmp_path: Path) -> None:
-        url = write_soft_labels(tmp_path / "labels", speech.split("train")[:19]).url
-        with pytest.raises(InputError, match="no soft targets for utterance train-19: no such utterance"):
-            training_data(speech, join(speech, url)).load(range(20))
-
-    def test_an_utterance_that_was_skipped(self, speech: Speech, new_labels: Callable[..., str]) -> None:
-        url = new_labels(skipped={"train-03": "its audio is empty"})
-        with pytest.raises(InputError, match="utterance train-03: it was skipped: its audio is empty"):
-            training_data(speech, join(speech, url)).load(range(20))
-
-    def test_another_length(self, speech: Speech, new_labels: Callable[..., str]) -> None:
-        num_frames = len(speech.utterances[2].hard_labels)
-        soft_labels = join(speech, new_labels(extra_frames={"train-02": 2}))
-        message = f"utterance train-02: {num_frames + 2} frames of soft targets, {num_frames} of hard labels"
-        with pytest.raises(InputError, match=message):
-            training_data(speech, soft_labels).load(range(20))
-
-    def test_neither_hard_labels_nor_soft_targets(self, tmp_path: Path) -> None:
-        speech = write_speech(tmp_path, unlabelled=[NO_LABELS])
-        with pytest.raises(InputError, match=f"utterance {NO_LABELS} has neither hard labels nor soft targets"):
-            training_data(speech).load(range(20))
-
-    def test_soft_targets_alone(self, tmp_path: Path) -> None:
-        speech = write_speech(tmp_path / "speech", unlabelled=[NO_LABELS])
-        url = write_soft_labels(tmp_path / "labels", speech.split("train")).url
-        examples = training_data(speech, join(speech, url)).load([4, 5])
-        assert examples[5].hard_labels is None
-        batch = collate(list(examples.values()))
-        first, second = (len(example.features) for example in examples.values())
-        assert batch.label_lengths_B.tolist() == [first, second]
-        assert batch.labels_N[first:].tolist() == [-1] * second
-        assert (batch.labels_N[:first] >= 0).any()
 
 
 class TestCollate:
