@@ -21,7 +21,7 @@ from softlabel_schemas.arrow import joined_bytes
 _HASH_BYTES = 8
 # 32 MB.
 _IDS_PER_RUN = 1 << 22
-# Of fewer, in memory.
+# Up to this size, in memory.
 _SPOOLED_BYTES = 1 << 20
 # By the hash's highest bits: of a billion ids, a part has as many as a run.
 _PART_BITS = 8
