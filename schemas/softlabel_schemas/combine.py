@@ -6,6 +6,7 @@ n_m, and the ensemble's posterior is that of the estimates q_m (q_m(i) = p_m(i) 
     arithmetic   p^(i) = sum_m w_m q_m(i)                      log_linear   p^(i) = prod_m q_m(i)^w_m / Z
 
 The classes that some teacher kept are ranked by p^, and the k likeliest are kept. It is exact where every class was stored.
+A frame that an input stored without entries has none in the result either.
 
 Error. Where m did not keep i, p_m(i) and its estimate are both in [0, t_m], so |q_m(i) - p_m(i)| <= t_m. q_m and p_m
 put the same t_m on the same n_m classes, so their total variation distance TV is at most t_m (1 - 1 / n_m). Hence
@@ -114,7 +115,10 @@ def combine_targets(
             raise InputError(f"input {position} has (frames, classes) {found}, the first has {expected}")
     estimates = [Estimate(targets) for targets in inputs]
     pooled = _Pooled.of(estimates, weights, method, first.num_frames, first.num_classes)
+    # A frame that an input stored without entries was dropped there: the ensemble's posterior is not known.
+    known_T = np.all([targets.counts_T > 0 for targets in inputs], axis=0)
     order = pooled.ranked(top_k)
+    order = order[known_T[pooled.frames_E[order]]]
     is_kept_E = np.zeros(len(pooled.log_E), dtype=bool)
     is_kept_E[order] = True
     temperatures = tuple(t for t in first.temperatures if all(t in targets.temperatures for targets in inputs))
@@ -125,7 +129,7 @@ def combine_targets(
     targets = SoftTargets(
         num_classes=first.num_classes,
         temperatures=temperatures,
-        offsets=offsets_of(np.minimum(np.diff(pooled.offsets), top_k)),
+        offsets=offsets_of(np.where(known_T, np.minimum(np.diff(pooled.offsets), top_k), 0)),
         class_ids=pooled.ids_E[order].astype(np.int32),
         log_probs=np.clip(pooled.log_E[order], _MIN_LOG_PROB, 0.0).astype(np.float32),
         tail_mass=np.stack(tails, axis=1).astype(np.float32),
