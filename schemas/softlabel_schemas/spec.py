@@ -92,6 +92,10 @@ class DatasetSpec(StrictModel):
             if abs(total - 1) > 1e-6:
                 of_fold = "" if fold is None else f" of fold {fold}"
                 raise ValueError(f"the weights of the teachers{of_fold} add up to {total:g}, expected 1")
+        if self.combined_from is not None:
+            total = sum(each.weight for each in self.combined_from)
+            if abs(total - 1) > 1e-6:
+                raise ValueError(f"the weights of combined_from add up to {total:g}, expected 1")
         return self
 
     def fields(self) -> dict[str, Any]:

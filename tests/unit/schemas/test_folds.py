@@ -127,6 +127,10 @@ def test_folds_are_in_the_fingerprint_and_absent_without() -> None:
         ({"teachers": [teacher(1, 0), teacher(1, 2)]}, "a teacher has fold 2, expected 0 to 1"),
         ({"teachers": [teacher(0.5, 0), teacher(1, 1)]}, "the weights of the teachers of fold 0 add up to 0.5"),
         ({"num_folds": None, "speakers_digest": None}, "a teacher has a fold, but there are no folds"),
+        (
+            {"combined_from": [{"content_digest": "7" * 64, "weight": 0.5}]},
+            "the weights of combined_from add up to 0.5",
+        ),
     ],
 )
 def test_specs_that_contradict_themselves(changes: dict[str, Any], message: str) -> None:
