@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 
@@ -138,10 +137,10 @@ def _check_held_out(teacher: TeacherConfig, reader: BundleReader, num_folds: int
 
 def _weights(config: JobConfig) -> list[float]:
     """Of each teacher, normalised over those of its fold, or over all where there are no folds."""
-    totals: defaultdict[int | None, float] = defaultdict(float)
-    for teacher in config.teachers:
-        totals[teacher.fold] += teacher.weight
-    return [teacher.weight / totals[teacher.fold] for teacher in config.teachers]
+    return [
+        teacher.weight / sum(other.weight for other in config.teachers if other.fold == teacher.fold)
+        for teacher in config.teachers
+    ]
 
 
 def _check_manifest_size(config: JobConfig, spec: DatasetSpec, seconds: float, num_shards: int) -> None:

@@ -106,7 +106,7 @@ def label_shard(
             on_seconds(sum(utterances[index].seconds for index in batch.indices))
 
     def finish(batch: _Batch, outputs: list[Outputs], errors: Results) -> tuple[_Batch, Results]:
-        names, weights = zip(*((teacher.name, teacher.weight) for teacher in batch.teachers), strict=True)
+        names, weights = [each.name for each in batch.teachers], [each.weight for each in batch.teachers]
         for each in outputs:
             errors |= label_outputs(utterances, each, names, weights, spec)
         return batch, errors

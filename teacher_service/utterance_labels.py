@@ -39,7 +39,7 @@ class Outputs:
 
 
 def label_outputs(
-    rows: Sequence[Utterance], outputs: Outputs, names: Sequence[str], weights: Sequence[float], spec: DatasetSpec
+    rows: Sequence[Utterance], outputs: Outputs, names: list[str], weights: list[float], spec: DatasetSpec
 ) -> Results:
     """Check the outputs against the corpus, and capture.
 
@@ -73,7 +73,7 @@ def label_outputs(
 
 
 def _captured(
-    logits: list[Tensor], num_frames: list[int], weights: Sequence[float], spec: DatasetSpec, labels_N: np.ndarray
+    logits: list[Tensor], num_frames: list[int], weights: list[float], spec: DatasetSpec, labels_N: np.ndarray
 ) -> Selected:
     """On a stream of its own where the device has streams: what is copied does not wait for the next batch's model."""
     device = logits[0].device
