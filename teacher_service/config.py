@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.object_store import refuse_credentials
-from softlabel_schemas.selection import Selection
+from softlabel_schemas.selection import Selection, check_sampled_temperatures
 from softlabel_schemas.spec import CodecName, ShardFormat, check_temperatures
 from softlabel_schemas.strict import StrictModel, load_toml
 
@@ -180,6 +180,11 @@ class JobConfig(StrictModel):
     destination: DestinationConfig
     resources: ResourceConfig = ResourceConfig()
     errors: ErrorConfig = ErrorConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_sampled_temperatures(self.selection, self.targets.temperatures)
+        return self
 
 
 def load_job(path: str | Path) -> JobConfig:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.errors import InputError
+from softlabel_schemas.frame_selection import silence_classes
 from softlabel_schemas.front_end import Fbank, Precomputed, UtteranceError, UtteranceReader
 from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.shard import LabelledUtterance
@@ -84,6 +85,8 @@ def label_shard(
     """
     reader, utterances = UtteranceReader(rows), list(rows)
     names, weights = [teacher.name for teacher in teachers], [teacher.weight for teacher in teachers]
+    frames = spec.selection.frames
+    silence_V = np.zeros(0, dtype=bool) if frames is None else silence_classes(teachers[0].inventory, frames)
     labelled: dict[int, LabelledUtterance] = {}
     skipped: dict[int, SkippedUtterance] = {}
 
@@ -105,7 +108,7 @@ def label_shard(
 
     def finish(batch: _Batch, outputs: list[Outputs], errors: Results) -> tuple[_Batch, Results]:
         for each in outputs:
-            errors |= label_outputs(utterances, each, names, weights, spec)
+            errors |= label_outputs(utterances, each, names, weights, spec, silence_V)
         return batch, errors
 
     reading = ahead(

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from softlabel_schemas.digest import canonical_json, sha256_hex
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.limits import MAX_COUNT, MAX_FRAME_SHIFT_MS, MAX_SHARDS
-from softlabel_schemas.selection import Selection
+from softlabel_schemas.selection import Selection, check_sampled_temperatures
 from softlabel_schemas.strict import StrictModel, shortened
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -56,6 +56,7 @@ class DatasetSpec(StrictModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_temperatures(self.temperatures)
+        check_sampled_temperatures(self.selection, self.temperatures)
         if self.format_version == 1 and self.codec == "mtf-sqrt":
             raise ValueError("format version 1 has no codec 'mtf-sqrt'")
         total = sum(teacher.weight for teacher in self.teachers)

@@ -12,16 +12,9 @@ from hypothesis import strategies as st
 
 from softlabel_schemas import InputError, SoftTargets
 from softlabel_schemas.codec import build_codec
-from softlabel_schemas.selection import (
-    NO_LABEL,
-    Mass,
-    Threshold,
-    TopK,
-    check_derivable,
-    max_entries_per_frame,
-    narrow,
-    prefix_lengths,
-)
+from softlabel_schemas.narrowing import check_derivable, narrow
+from softlabel_schemas.selection import NO_LABEL, Mass, Threshold, TopK, max_entries_per_frame, prefix_lengths
+from softlabel_schemas.spec import DatasetSpec
 from softlabel_schemas.targets import offsets_of
 from tests.support.datasets import SPEC
 from tests.support.targets import random_log_posterior, ranking, targets_from_dense
@@ -38,6 +31,10 @@ selections = st.one_of(
     st.builds(Mass, mass=probabilities, max_entries=caps, keep_hard_label=st.booleans()),
     st.builds(Threshold, min_prob=probabilities, max_entries=caps, keep_hard_label=st.booleans()),
 )
+
+
+def spec_of(stored: AnySelection) -> DatasetSpec:
+    return SPEC.model_copy(update={"num_classes": NUM_CLASSES, "selection": stored, "codec": "packed-f32"})
 
 
 def select_densely(
@@ -76,17 +73,17 @@ def test_narrow_equals_selecting_from_the_posterior(
     seed: int, scale: float, stored: AnySelection, wanted: AnySelection
 ) -> None:
     try:
-        check_derivable(stored, wanted)
+        check_derivable(stored, wanted, num_classes=NUM_CLASSES)
     except InputError:
         assume(False)
     rng = np.random.default_rng(seed)
     log_posterior_TV = random_log_posterior(rng, 6, NUM_CLASSES, scale)
     hard_labels_T = rng.integers(NO_LABEL, NUM_CLASSES, 6)
-    codec = build_codec(
-        SPEC.model_copy(update={"num_classes": NUM_CLASSES, "selection": stored, "codec": "packed-f32"})
-    )
+    spec = spec_of(stored)
+    codec = build_codec(spec)
     streams = codec.encode(select_densely(stored, log_posterior_TV, hard_labels_T), offsets_of([6]))
-    found = narrow(codec.decode(streams, offsets_of([6])), wanted, hard_labels_T).validate()
+    decoded = codec.decode(streams, offsets_of([6]))
+    found = narrow(decoded, spec, wanted, utterance_id="utt", hard_labels_T=hard_labels_T).validate()
     expected = select_densely(wanted, log_posterior_TV, hard_labels_T)
     np.testing.assert_array_equal(found.offsets, expected.offsets)
     np.testing.assert_array_equal(found.class_ids, expected.class_ids)
@@ -158,14 +155,14 @@ NOT_DERIVABLE = [
 
 @pytest.mark.parametrize(("stored", "wanted"), DERIVABLE)
 def test_derivable(stored: AnySelection, wanted: AnySelection) -> None:
-    check_derivable(stored, wanted)
+    check_derivable(stored, wanted, num_classes=NUM_CLASSES)
 
 
 @pytest.mark.parametrize(("stored", "wanted", "reason"), NOT_DERIVABLE)
 def test_not_derivable(stored: AnySelection, wanted: AnySelection, reason: str) -> None:
     message = f"cannot be derived from the stored one: {reason}; label again with a wider one"
     with pytest.raises(InputError, match=re.escape(message)):
-        check_derivable(stored, wanted)
+        check_derivable(stored, wanted, num_classes=NUM_CLASSES)
 
 
 @pytest.mark.parametrize(("hard_labels", "found"), [(None, "none"), ([1, 2], "2")])
@@ -174,12 +171,12 @@ def test_keeping_the_hard_label_needs_one_for_each_frame(hard_labels: list[int] 
     targets = select_densely(TopK(k=2), log_posterior_TV, np.full(3, NO_LABEL))
     labels = None if hard_labels is None else np.array(hard_labels)
     with pytest.raises(ValueError, match=f"needs 3 hard labels, one per frame, found {found}"):
-        narrow(targets, TopK(k=1, keep_hard_label=True), labels)
+        narrow(targets, spec_of(TopK(k=2)), TopK(k=1, keep_hard_label=True), utterance_id="utt", hard_labels_T=labels)
 
 
 def test_frames_without_entries_stay_empty() -> None:
     log_posterior_TV = random_log_posterior(np.random.default_rng(0), 3, NUM_CLASSES)
     empty = targets_from_dense(log_posterior_TV, np.zeros((3, NUM_CLASSES), dtype=bool), TEMPERATURES)
-    found = narrow(empty, TopK(k=1)).validate()
+    found = narrow(empty, spec_of(TopK(k=2)), TopK(k=1), utterance_id="utt").validate()
     assert found.num_entries == 0
     np.testing.assert_allclose(found.tail_mass, 1, atol=1e-6)
