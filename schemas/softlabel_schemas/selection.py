@@ -10,8 +10,9 @@ Six policies, of three kinds. Classes are ranked by falling probability, ties by
 
 Bias. Of a prefix, a student trained on the kept entries *renormalised* learns p(i) / kept mass on the kept classes and 0 on
 the others: too sharp, by what the tail held. With the tail as a ghost class it learns p(i) on the kept classes, and only how
-the tail is spread is left to it. The tail mass is stored so that the student can choose (FORMAT.md, "Reading"). The expectation of a
-sample over the draws is the posterior itself, with either tail mode, since no tail is left; what is paid is variance.
+the tail is spread is left to it. The tail mass is stored so that the student can choose (FORMAT.md, "Reading"). The
+expectation of a sample over the draws is the posterior itself, with either tail mode, since no tail is left; what is paid is
+variance.
 
 With ``frames`` any policy drops frames too: they are stored without entries. See :mod:`softlabel_schemas.frame_selection` for
 the rules and their bias.
@@ -107,8 +108,8 @@ class RandomSampling(_Policy):
 
     Source: Anshumann et al., "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs" (ACL 2025), with the
     posterior itself as the proposal: all importance weights are then equal. Unbiased: the expected target is the posterior,
-    and so is the expected gradient that of the whole posterior. The variance of a target is p (1 - p) / draws; the sample is drawn once
-    and met again in every epoch, so a student large enough to learn a corpus by heart fits the sample and not its
+    and so is the expected gradient that of the whole posterior. The variance of a target is p (1 - p) / draws; the sample is
+    drawn once and met again in every epoch, so a student large enough to learn a corpus by heart fits the sample and not its
     expectation. At temperature 1 only: a tempered sample is biased.
     """
 

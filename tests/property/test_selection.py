@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -111,58 +109,6 @@ def test_narrow_equals_selecting_from_the_posterior(
 def test_prefix_lengths_at_the_boundaries(selection: AnySelection, length: int) -> None:
     probs_TM = np.array([[0.5, 0.25, 0.125, 0.125, 0.0]])
     assert prefix_lengths(selection, probs_TM).tolist() == [length]
-
-
-DERIVABLE = [
-    (TopK(k=8), TopK(k=8)),
-    (TopK(k=8), Mass(mass=1.0, max_entries=8)),
-    (TopK(k=8), Threshold(min_prob=0.001, max_entries=8)),
-    (TopK(k=8, keep_hard_label=True), TopK(k=3)),
-    (TopK(k=8, keep_hard_label=True), Mass(mass=0.5, max_entries=3, keep_hard_label=True)),
-    (Mass(mass=0.9, max_entries=8), Mass(mass=0.9, max_entries=4)),
-    (Threshold(min_prob=0.01, max_entries=8), Threshold(min_prob=0.1, max_entries=8)),
-    # Every policy keeps the likeliest class.
-    (Mass(mass=0.1, max_entries=8), TopK(k=1)),
-    (Threshold(min_prob=0.9, max_entries=8), Mass(mass=1.0, max_entries=1)),
-]
-NOT_DERIVABLE = [
-    (TopK(k=8), TopK(k=9), "at most 8 entries per frame were kept, 9 are asked for"),
-    (TopK(k=8), Mass(mass=0.1, max_entries=9), "at most 8 entries per frame were kept, 9 are asked for"),
-    (TopK(k=8), TopK(k=2, keep_hard_label=True), "the hard label was not always kept"),
-    (Mass(mass=0.9, max_entries=8), Mass(mass=0.95, max_entries=8), "mass 0.9 was kept, 0.95 is asked for"),
-    (
-        Mass(mass=0.9, max_entries=8, keep_hard_label=True),
-        Mass(mass=0.9, max_entries=8),
-        "a hard label kept beside the selection cannot be told from its last entry; keep hard labels",
-    ),
-    (
-        Mass(mass=0.9, max_entries=8),
-        TopK(k=2),
-        "a 'top_k' selection needs entries that a 'mass' selection may have dropped",
-    ),
-    (
-        Threshold(min_prob=0.01, max_entries=8),
-        Mass(mass=0.1, max_entries=8),
-        "a 'mass' selection needs entries that a 'threshold' selection may have dropped",
-    ),
-    (
-        Threshold(min_prob=0.01, max_entries=8),
-        Threshold(min_prob=0.001, max_entries=8),
-        "classes below 0.01 were dropped, min_prob 0.001 is asked for",
-    ),
-]
-
-
-@pytest.mark.parametrize(("stored", "wanted"), DERIVABLE)
-def test_derivable(stored: AnySelection, wanted: AnySelection) -> None:
-    check_derivable(stored, wanted, num_classes=NUM_CLASSES)
-
-
-@pytest.mark.parametrize(("stored", "wanted", "reason"), NOT_DERIVABLE)
-def test_not_derivable(stored: AnySelection, wanted: AnySelection, reason: str) -> None:
-    message = f"cannot be derived from the stored one: {reason}; label again with a wider one"
-    with pytest.raises(InputError, match=re.escape(message)):
-        check_derivable(stored, wanted, num_classes=NUM_CLASSES)
 
 
 @pytest.mark.parametrize(("hard_labels", "found"), [(None, "none"), ([1, 2], "2")])
