@@ -185,7 +185,7 @@ def test_frames_are_dropped_by_labels_and_classes_of_silence() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"policy": "top_k", "k": 3, "frames": {"silence": 0.5}}, "keeps a frame (weight 1) or drops it (0), found a weight of 0.5"),
+        ({"policy": "top_k", "k": 3, "frames": {"silence": 0.5}}, "keeps a frame (weight 1) or drops it (0), found a weight"),
         ({"policy": "top_k", "k": 3, "frames": {}}, "no frame is selected"),
         ({"policy": "head_and_sample", "k": 65_000, "draws": 535}, "k + draws is 65535, at most 65534 entries of a frame"),
         ({"policy": "random_sampling", "draws": 3, "keep_hard_label": True}, "unknown key 'keep_hard_label'"),
