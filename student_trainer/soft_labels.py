@@ -12,7 +12,8 @@ from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.dataset import SoftLabelDataset
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.frame_selection import frame_weights, silence_classes
-from softlabel_schemas.selection import NO_LABEL, check_derivable, narrow
+from softlabel_schemas.narrowing import check_derivable, narrow
+from softlabel_schemas.selection import NO_LABEL
 from softlabel_schemas.targets import SoftTargets
 from student_trainer.config import SoftLabelConfig
 
@@ -52,9 +53,15 @@ class SoftLabels:
                 f"tails are stored for {', '.join(f'{t:g}' for t in spec.temperatures)}"
             )
         if config.selection is not None:
-            check_derivable(spec.selection, config.selection)
-        # Of the dataset's inventory, which is the student's.
-        self._silence_V = None if config.frames is None else silence_classes(dataset.inventory, config.frames)
+            check_derivable(
+                spec.selection, config.selection, num_classes=spec.num_classes, temperature=config.temperature
+            )
+        self._selection = spec.selection if config.selection is None else config.selection
+        self._silence_V = None
+        for frames in (config.frames, self._selection.frames):
+            if frames is not None:
+                # Of the dataset's inventory, which is the student's.
+                self._silence_V = silence_classes(dataset.inventory, frames)
         self.dataset, self.config = dataset, config
 
     def of(self, utterances: Sequence[Utterance]) -> list[WeightedTargets]:
@@ -77,7 +84,17 @@ class SoftLabels:
             if self.config.frames is not None and self._silence_V is not None:
                 # From all that is stored: a narrower selection may be a sample.
                 weights_T = frame_weights(targets, labels_T, self._silence_V, self.config.frames)
-            if self.config.selection is not None:
-                targets = narrow(targets, self.config.selection, labels_T)
+            targets = narrow(
+                targets,
+                self.dataset.manifest.spec,
+                self._selection,
+                utterance_id=utterance.utterance_id,
+                hard_labels_T=labels_T,
+                silence_V=self._silence_V,
+            )
+            if self._selection.frames is not None:
+                # Without entries, so that some tail modes would take the tail for a target.
+                kept_T = (targets.counts_T > 0).astype(np.float32)
+                weights_T = kept_T if weights_T is None else weights_T * kept_T
             found.append(WeightedTargets(targets, weights_T))
         return found

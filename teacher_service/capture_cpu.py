@@ -19,13 +19,15 @@ import torch
 from torch import Tensor
 
 from softlabel_schemas.compiled import compiled
-from softlabel_schemas.selection import Mass, Threshold, TopK
+from softlabel_schemas.selection import Mass, PrefixSelection, SampledSelection, TopK
 from teacher_service.float32 import exp_of_negative, largest_of, log1p_of_fraction
+from teacher_service.sample_rows import sample_rows
 from teacher_service.select_rows import MASS, THRESHOLD, TOP_K, select_rows
 from teacher_service.selection import Selected
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+UInt64 = npt.NDArray[np.uint64]
 
 # 256 KiB of log-posterior: half of a core's second cache.
 _BLOCK_ELEMENTS = 1 << 16
@@ -38,9 +40,10 @@ def capture_cpu(
     rows: Sequence[Int64],
     weights: Sequence[float],
     method: Literal["arithmetic", "log_linear"],
-    selection: TopK | Mass | Threshold,
+    selection: PrefixSelection | SampledSelection,
     temperatures: tuple[float, ...],
     labels_N: Int64,
+    streams_NW: UInt64 | None = None,
 ) -> Selected:
     """Combine, temper and select.
 
@@ -49,6 +52,7 @@ def capture_cpu(
         rows: for each teacher, where in its logits the N frames are.
         weights: positive, adding up to 1.
         labels_N: hard labels; -1 where a frame has none.
+        streams_NW: for a sample, see ``softlabel_schemas.sampling.frame_streams``.
     """
     arrays = [each.float().numpy() for each in logits]
     code = _LOG_LINEAR if method == "log_linear" and len(arrays) > 1 else _ARITHMETIC
@@ -60,37 +64,42 @@ def capture_cpu(
         if code == _LOG_LINEAR:
             _normalise(log_probs_RV)
 
-    return _by_blocks(fill, arrays[0].shape[1], selection, temperatures, labels_N)
+    return _by_blocks(fill, arrays[0].shape[1], selection, temperatures, labels_N, streams_NW)
 
 
 def select_cpu(
-    log_probs_NV: Tensor, selection: TopK | Mass | Threshold, temperatures: tuple[float, ...], labels_N: Tensor
+    log_probs_NV: Tensor,
+    selection: PrefixSelection | SampledSelection,
+    temperatures: tuple[float, ...],
+    labels_N: Tensor,
+    streams_NW: UInt64 | None = None,
 ) -> Selected:
-    """As :func:`teacher_service.selection.select`, of log-posteriors float32 [N, V] on the CPU."""
+    """As :func:`teacher_service.selection.select`, of log-posteriors float32 [N, V] on the CPU; samples too."""
     array = log_probs_NV.numpy()
 
     def fill(log_probs_RV: Float32, start: int) -> None:
         log_probs_RV[:] = array[start : start + len(log_probs_RV)]
 
-    return _by_blocks(fill, array.shape[1], selection, temperatures, labels_N.numpy())
+    return _by_blocks(fill, array.shape[1], selection, temperatures, labels_N.numpy(), streams_NW)
 
 
 def _by_blocks(
     fill: Callable[[Float32, int], None],
     num_classes: int,
-    selection: TopK | Mass | Threshold,
+    selection: PrefixSelection | SampledSelection,
     temperatures: tuple[float, ...],
     labels_N: Int64,
+    streams_NW: UInt64 | None,
 ) -> Selected:
     """Select from N frames whose log-posterior ``fill`` writes, a block of rows from a first one on at a time."""
-    num_frames, width = len(labels_N), min(selection.cap, num_classes)
-    num_entries = width + int(selection.keep_hard_label)
+    num_frames = len(labels_N)
+    num_entries = min(selection.cap, num_classes) + int(selection.keep_hard_label)
     ids_NK = np.empty((num_frames, num_entries), dtype=np.int64)
     log_probs_NK = np.empty((num_frames, num_entries), dtype=np.float32)
     kept_NK = np.zeros((num_frames, num_entries), dtype=np.bool_)
-    tail_NM = np.empty((num_frames, len(temperatures)), dtype=np.float32)
+    tail_NM = np.zeros((num_frames, len(temperatures)), dtype=np.float32)
     entropy_N = np.empty(num_frames, dtype=np.float32)
-    policy, limit = _rule(selection)
+    top1_N, top1_log_prob_N = np.empty(num_frames, dtype=np.int64), np.empty(num_frames, dtype=np.float32)
     num_rows = max(1, _BLOCK_ELEMENTS // num_classes)
     starts = range(0, num_frames, num_rows)
 
@@ -100,18 +109,19 @@ def _by_blocks(
             stop = min(start + num_rows, num_frames)
             log_probs_RV, rows = scratch_RV[: stop - start], slice(start, stop)
             fill(log_probs_RV, start)
+            entries = ids_NK[rows], log_probs_NK[rows], kept_NK[rows]
+            if isinstance(selection, SampledSelection):
+                assert streams_NW is not None
+                sample_rows(
+                    *(log_probs_RV, min(selection.num_head, num_classes), selection.draws, streams_NW[rows]),
+                    *(*entries, entropy_N[rows], top1_N[rows], top1_log_prob_N[rows]),
+                )
+                continue
             select_rows(
-                *(
-                    log_probs_RV,
-                    width,
-                    policy,
-                    limit,
-                    selection.keep_hard_label,
-                    np.asarray(temperatures),
-                    labels_N[rows],
-                ),
-                *(ids_NK[rows], log_probs_NK[rows], kept_NK[rows], tail_NM[rows], entropy_N[rows]),
+                *(log_probs_RV, min(selection.cap, num_classes), *_rule(selection), selection.keep_hard_label),
+                *(np.asarray(temperatures), labels_N[rows], *entries, tail_NM[rows], entropy_N[rows]),
             )
+            top1_N[rows], top1_log_prob_N[rows] = ids_NK[rows, 0], log_probs_NK[rows, 0]
 
     num_threads = min(torch.get_num_threads(), len(starts))
     if num_threads <= 1:
@@ -125,11 +135,12 @@ def _by_blocks(
         kept_NK=torch.from_numpy(kept_NK),
         tail_NM=torch.from_numpy(tail_NM),
         entropy_N=torch.from_numpy(entropy_N),
-        top1_N=torch.from_numpy(ids_NK[:, 0].copy()),
+        top1_N=torch.from_numpy(top1_N),
+        top1_log_prob_N=torch.from_numpy(top1_log_prob_N),
     )
 
 
-def _rule(selection: TopK | Mass | Threshold) -> tuple[int, float]:
+def _rule(selection: PrefixSelection) -> tuple[int, float]:
     if isinstance(selection, TopK):
         return TOP_K, 0.0
     return (MASS, selection.mass) if isinstance(selection, Mass) else (THRESHOLD, selection.min_prob)

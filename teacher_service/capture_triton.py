@@ -26,8 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softlabel_schemas.selection import NO_LABEL, Mass, Threshold, TopK
-from teacher_service.selection import MIN_LOG_PROB, Selected, prefix
+from softlabel_schemas.selection import MIN_LOG_PROB, NO_LABEL, PrefixSelection
+from teacher_service.selection import Selected, prefix
 
 # Classes that are ranked: with fewer than this above it, a floor is good enough.
 _NUM_CANDIDATES = 128
@@ -39,7 +39,7 @@ def capture_triton(
     num_frames: Sequence[int],
     weights: Sequence[float],
     method: Literal["arithmetic", "log_linear"],
-    selection: TopK | Mass | Threshold,
+    selection: PrefixSelection,
     temperatures: tuple[float, ...],
     labels_N: Tensor,
 ) -> Selected:
@@ -87,7 +87,7 @@ def _cut(
     label_log_probs_N: Tensor,
     entropy_N: Tensor,
     outside_NM: Tensor,
-    selection: TopK | Mass | Threshold,
+    selection: PrefixSelection,
     temperatures: tuple[float, ...],
     labels_N: Tensor,
 ) -> Selected:
@@ -119,6 +119,7 @@ def _cut(
         tail_NM=torch.stack(tails, dim=1),
         entropy_N=entropy_N,
         top1_N=ids_NK[:, 0],
+        top1_log_prob_N=log_probs_NK[:, 0].clamp(MIN_LOG_PROB, 0.0),
     )
 
 

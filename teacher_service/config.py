@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.folds import NumFolds
 from softlabel_schemas.object_store import refuse_credentials
-from softlabel_schemas.selection import Selection
+from softlabel_schemas.selection import Selection, check_sampled_temperatures
 from softlabel_schemas.spec import CodecName, ShardFormat, check_folds, check_temperatures
 from softlabel_schemas.strict import StrictModel, load_toml
 
@@ -192,6 +192,7 @@ class JobConfig(StrictModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_folds([teacher.fold for teacher in self.teachers], self.corpus.num_folds)
+        check_sampled_temperatures(self.selection, self.targets.temperatures)
         return self
 
 

@@ -11,6 +11,7 @@ from softlabel_schemas.corpus import check_label_inventory, check_label_range
 from softlabel_schemas.corpus_file import CorpusFile
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.folds import Fold
+from softlabel_schemas.frame_selection import silence_classes
 from softlabel_schemas.inventory import ClassInventory, check_same_inventory
 from softlabel_schemas.manifest import SpecDocument
 from softlabel_schemas.object_store import MAX_DOCUMENT_BYTES, ObjectStore
@@ -66,6 +67,8 @@ def prepare(config: JobConfig) -> PreparedJob:
                 f"teachers have different frame shifts: {first.store.url} {first.description.frame_shift_ms:g} ms, "
                 f"{reader.store.url} {reader.description.frame_shift_ms:g} ms"
             )
+    if config.selection.frames is not None:
+        silence_classes(first.inventory, config.selection.frames)
     corpus = CorpusFile(config.corpus.manifest, config.corpus.splits)
     scan = corpus.scan(config.destination.shard_seconds)
     check_label_inventory(scan.inventory_digest, first.inventory, where=config.corpus.manifest)

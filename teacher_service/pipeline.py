@@ -22,6 +22,7 @@ from torch import Tensor
 from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.folds import folds_of
+from softlabel_schemas.frame_selection import silence_classes
 from softlabel_schemas.front_end import Fbank, Precomputed, UtteranceError, UtteranceReader
 from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.shard import LabelledUtterance
@@ -86,6 +87,8 @@ def label_shard(
         UtteranceError: an utterance cannot be labelled and ``storage.on_error`` is "fail"; names it.
     """
     reader, utterances = UtteranceReader(rows), list(rows)
+    frames = spec.selection.frames
+    silence_V = np.zeros(0, dtype=bool) if frames is None else silence_classes(teachers[0].inventory, frames)
     labelled: dict[int, LabelledUtterance] = {}
     skipped: dict[int, SkippedUtterance] = {}
 
@@ -108,7 +111,7 @@ def label_shard(
     def finish(batch: _Batch, outputs: list[Outputs], errors: Results) -> tuple[_Batch, Results]:
         names, weights = [each.name for each in batch.teachers], [each.weight for each in batch.teachers]
         for each in outputs:
-            errors |= label_outputs(utterances, each, names, weights, spec)
+            errors |= label_outputs(utterances, each, names, weights, spec, silence_V)
         return batch, errors
 
     reading = ahead(

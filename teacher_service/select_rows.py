@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabel_schemas.compiled import compiled
-from softlabel_schemas.selection import NO_LABEL
+from softlabel_schemas.selection import MIN_LOG_PROB, NO_LABEL
 from teacher_service.float32 import exp_of_negative, largest_of
-from teacher_service.selection import MIN_LOG_PROB
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -25,7 +24,7 @@ _MAX_RUNNING = 128
 # Classes that are compared with the threshold at once.
 _STRIDE = 32
 # Nats from the largest log-probability to the last that is kept: a first guess, and how many more are made.
-_FIRST_GAP = np.float32(6.0)
+FIRST_GAP = np.float32(6.0)
 _MAX_GAPS = 10
 TOP_K, MASS, THRESHOLD = 0, 1, 2
 
@@ -49,13 +48,10 @@ def select_rows(
     entropy_R: Float32,
 ) -> None:
     """Fill the last five; ``log_probs_RV`` is used up."""
-    gap = _FIRST_GAP
+    gap = FIRST_GAP
     for row in range(len(log_probs_RV)):
         log_probs_V, ids_K, log_probs_K, kept_K = log_probs_RV[row], ids_RK[row], log_probs_RK[row], kept_RK[row]
-        if width > _MAX_RUNNING:
-            _rank_all(log_probs_V, ids_K[:width], log_probs_K[:width])
-        else:
-            gap = _rank_running(log_probs_V, gap if gap < _INFINITY else _FIRST_GAP, ids_K[:width], log_probs_K[:width])
+        gap = rank_row(log_probs_V, gap, ids_K[:width], log_probs_K[:width])
         num_kept = _prefix_length(log_probs_K[:width], policy, limit)
         kept_K[:num_kept] = True
         if keep_hard_label:
@@ -68,8 +64,8 @@ def select_rows(
             if kept_K[k]:
                 # Out of the sums over what is left out.
                 log_probs_V[ids_K[k]] = -_INFINITY
-                kept_entropy -= math.exp(log_probs_K[k]) * float(_clamped(log_probs_K[k]))
-        tail, tail_entropy = _tail_and_entropy(log_probs_V)
+                kept_entropy -= math.exp(log_probs_K[k]) * float(clamped(log_probs_K[k]))
+        tail, tail_entropy = tail_and_entropy(log_probs_V)
         entropy_R[row] = kept_entropy + tail_entropy
         for m in range(len(temperatures_M)):
             if temperatures_M[m] == 1.0:
@@ -82,17 +78,27 @@ def select_rows(
                     inside += float(exp_of_negative((log_probs_K[k] - top) * scale))
             tail_RM[row, m] = outside / (outside + inside)
         for k in range(len(ids_K)):
-            log_probs_K[k] = _clamped(log_probs_K[k])
+            log_probs_K[k] = clamped(log_probs_K[k])
 
 
 @compiled()
-def _rank_running(log_probs_V: Float32, gap: np.float32, ids_K: Int64, log_probs_K: Float32) -> np.float32:
-    """The likeliest classes in order, ties by rising id: ids rise as they are read, so a later equal one goes behind.
+def rank_row(log_probs_V: Float32, gap: np.float32, ids_K: Int64, log_probs_K: Float32) -> np.float32:
+    """The likeliest classes in order, ties by rising id.
 
     Args:
         gap: between the largest and a floor below which nothing is looked at; the one found is returned, as a first guess
             for the next row. It saves time and changes nothing.
     """
+    if len(ids_K) > _MAX_RUNNING:
+        _rank_all(log_probs_V, ids_K, log_probs_K)
+    else:
+        gap = _rank_running(log_probs_V, gap if gap < _INFINITY else FIRST_GAP, ids_K, log_probs_K)
+    return gap
+
+
+@compiled()
+def _rank_running(log_probs_V: Float32, gap: np.float32, ids_K: Int64, log_probs_K: Float32) -> np.float32:
+    """Ids rise as they are read, so a later equal one goes behind."""
     width, num_classes = len(ids_K), len(log_probs_V)
     gap = _find_gap(log_probs_V, gap, width)
     threshold, num_found = largest_of(log_probs_V) - gap, 0
@@ -174,14 +180,14 @@ def _prefix_length(log_probs_K: Float32, policy: int, limit: float) -> int:
 
 
 @compiled()
-def _clamped(log_prob: np.float32) -> np.float32:
+def clamped(log_prob: np.float32) -> np.float32:
     """Log-probabilities that are stored are finite; NaN stays NaN and is found later."""
     above = _MIN_LOG_PROB if log_prob < _MIN_LOG_PROB else log_prob
     return _ZERO if above > _ZERO else above
 
 
 @compiled(fastmath={"reassoc"})
-def _tail_and_entropy(log_probs_V: Float32) -> tuple[float, float]:
+def tail_and_entropy(log_probs_V: Float32) -> tuple[float, float]:
     """Sums of p and of -p log p."""
     tail, entropy = 0.0, 0.0
     for start in range(0, len(log_probs_V), 1024):
@@ -189,7 +195,7 @@ def _tail_and_entropy(log_probs_V: Float32) -> tuple[float, float]:
         for v in range(len(run)):
             prob = exp_of_negative(run[v])
             part += prob
-            entropy_part -= prob * _clamped(run[v])
+            entropy_part -= prob * clamped(run[v])
         tail += float(part)
         entropy += float(entropy_part)
     return tail, entropy

@@ -1,7 +1,7 @@
 """Selection on the device: log-posteriors -> the few that are kept. Only these leave the device.
 
-The policies are those of :mod:`softlabel_schemas.selection`, which also selects again at read time; a test holds the
-two against each other.
+The policies are the prefixes of :mod:`softlabel_schemas.selection`. :mod:`softlabel_schemas.narrowing` selects again at read
+time; a test holds the two against each other.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softlabel_schemas.selection import NO_LABEL, Mass, Threshold, TopK
+from softlabel_schemas.selection import MIN_LOG_PROB, NO_LABEL, Mass, PrefixSelection, TopK
 from softlabel_schemas.targets import SoftTargets, offsets_of
-
-# A probability below float32's reach is stored as this log-probability: log-probabilities are finite.
-MIN_LOG_PROB = -100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +23,7 @@ class Selected:
     Attributes:
         ids_NK: int64, log_probs_NK: float32; ranked; valid where kept_NK.
         tail_NM: float32, at each of M temperatures.
-        entropy_N: nats; top1_N: int64.
+        entropy_N: nats; top1_N: int64, top1_log_prob_N: float32, of the posterior, which a sample may not show.
     """
 
     ids_NK: Tensor
@@ -35,6 +32,7 @@ class Selected:
     tail_NM: Tensor
     entropy_N: Tensor
     top1_N: Tensor
+    top1_log_prob_N: Tensor
 
     def to_cpu(self) -> Selected:
         return Selected(**{name: getattr(self, name).cpu() for name in self.__dataclass_fields__})
@@ -42,7 +40,7 @@ class Selected:
 
 @torch.inference_mode()
 def select(
-    log_probs_NV: Tensor, selection: TopK | Mass | Threshold, temperatures: tuple[float, ...], labels_N: Tensor
+    log_probs_NV: Tensor, selection: PrefixSelection, temperatures: tuple[float, ...], labels_N: Tensor
 ) -> Selected:
     """Rank, cut, and take the tail mass as the sum of what is left out (1 - kept would cancel in float32).
 
@@ -78,6 +76,7 @@ def select(
         tail_NM=torch.stack(tails, dim=1),
         entropy_N=-(probs_NV * log_probs_NV.clamp(min=MIN_LOG_PROB)).sum(dim=-1),
         top1_N=ids_NK[:, 0],
+        top1_log_prob_N=log_probs_NK[:, 0].clamp(MIN_LOG_PROB, 0.0),
     )
 
 
@@ -98,7 +97,7 @@ def _ranked(log_probs_NV: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return order.values, ids_NK.gather(1, order.indices)
 
 
-def prefix(probs_NK: Tensor, selection: TopK | Mass | Threshold) -> Tensor:
+def prefix(probs_NK: Tensor, selection: PrefixSelection) -> Tensor:
     """Which of the ranked classes the policy keeps, bool [N, K]; see ``softlabel_schemas.selection.prefix_lengths``."""
     if isinstance(selection, TopK):
         kept_NK = torch.ones_like(probs_NK, dtype=torch.bool)
@@ -120,4 +119,17 @@ def to_soft_targets(selected: Selected, num_classes: int, temperatures: tuple[fl
         class_ids=selected.ids_NK.numpy()[kept_NK].astype(np.int32),
         log_probs=selected.log_probs_NK.numpy()[kept_NK],
         tail_mass=selected.tail_NM.numpy(),
+    )
+
+
+def top1_targets(selected: Selected, num_classes: int, frames: slice) -> SoftTargets:
+    """The posterior's likeliest class of each frame, at temperature 1."""
+    log_probs_T = selected.top1_log_prob_N[frames].numpy()
+    return SoftTargets(
+        num_classes=num_classes,
+        temperatures=(1.0,),
+        offsets=np.arange(len(log_probs_T) + 1, dtype=np.int64),
+        class_ids=selected.top1_N[frames].numpy().astype(np.int32),
+        log_probs=log_probs_T,
+        tail_mass=-np.expm1(log_probs_T)[:, None],
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from softlabel_schemas.bundle import BundleReader, Factory
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.front_end import Fbank, Precomputed
+from softlabel_schemas.inventory import ClassInventory
 from teacher_service.config import TeacherConfig
 from teacher_service.exported_program import load_exported_program
 
@@ -34,7 +35,7 @@ class Teacher:
     weight: float
     fold: int | None
     front_end: Fbank | Precomputed
-    num_classes: int
+    inventory: ClassInventory
     model: nn.Module
     device: torch.device
     autocast: bool
@@ -58,7 +59,7 @@ class Teacher:
         if not isinstance(outputs, tuple | list) or [isinstance(each, Tensor) for each in outputs] != [True, True]:
             raise InputError(f"teacher '{self.name}' gives no pair of tensors, expected logits and their lengths")
         logits_BTV, lengths_B = outputs
-        expected = (features_BTD.shape[0], self.num_classes)
+        expected = (features_BTD.shape[0], self.inventory.num_classes)
         if logits_BTV.ndim != 3 or (logits_BTV.shape[0], logits_BTV.shape[2]) != expected:
             raise InputError(
                 f"teacher '{self.name}' gives logits of shape {tuple(logits_BTV.shape)}, "
@@ -98,7 +99,7 @@ def load_teacher(config: TeacherConfig, *, weight: float, device: str, precision
         weight=weight,
         fold=config.fold,
         front_end=bundle.front_end,
-        num_classes=bundle.num_classes,
+        inventory=reader.inventory,
         model=model.to(device),
         device=torch.device(device),
         autocast=precision == "bfloat16",

@@ -7,18 +7,23 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from softlabel_schemas.byte_budget import keep_within_budget
 from softlabel_schemas.corpus import Utterance
+from softlabel_schemas.frame_selection import frame_weights
 from softlabel_schemas.front_end import UtteranceError
-from softlabel_schemas.selection import NO_LABEL
+from softlabel_schemas.narrowing import drop_frames
+from softlabel_schemas.sampling import frame_streams
+from softlabel_schemas.selection import NO_LABEL, ByteBudget, SampledSelection
 from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
 from softlabel_schemas.spec import DatasetSpec
 from softlabel_schemas.targets import SoftTargets
 from teacher_service.capture import capture
 from teacher_service.ensemble import disagreements
-from teacher_service.selection import Selected, to_soft_targets
+from teacher_service.selection import Selected, to_soft_targets, top1_targets
 
 # By the utterance's row in the shard.
 Results = dict[int, LabelledUtterance | UtteranceError]
@@ -39,13 +44,19 @@ class Outputs:
 
 
 def label_outputs(
-    rows: Sequence[Utterance], outputs: Outputs, names: list[str], weights: list[float], spec: DatasetSpec
+    rows: Sequence[Utterance],
+    outputs: Outputs,
+    names: list[str],
+    weights: list[float],
+    spec: DatasetSpec,
+    silence_V: npt.NDArray[np.bool_],
 ) -> Results:
     """Check the outputs against the corpus, and capture.
 
     Args:
         rows: of the whole shard.
         names, weights: of the teachers.
+        silence_V: see ``softlabel_schemas.frame_selection.silence_classes``.
     """
     problems = disagreements(outputs.lengths, names)
     results: Results = {}
@@ -62,18 +73,28 @@ def label_outputs(
             num_frames[position] = 0
     if not labels:
         return results
-    selected = _captured(outputs.logits, num_frames, weights, spec, np.concatenate(list(labels.values())))
+    streams_NW = None
+    if isinstance(spec.selection, SampledSelection):
+        seed = spec.selection.seed
+        streams_NW = np.concatenate([frame_streams(seed, rows[i].utterance_id, len(own)) for i, own in labels.items()])
+    labels_N = np.concatenate(list(labels.values()))
+    selected = _captured(outputs.logits, num_frames, weights, spec, labels_N, streams_NW)
     targets = to_soft_targets(selected, spec.num_classes, spec.temperatures)
     start = 0
     for index, labels_T in labels.items():
         stop = start + len(labels_T)
-        results[index] = _utterance(rows[index], targets, selected, slice(start, stop), labels_T)
+        results[index] = _utterance(rows[index], targets, selected, slice(start, stop), labels_T, spec, silence_V)
         start = stop
     return results
 
 
 def _captured(
-    logits: list[Tensor], num_frames: list[int], weights: list[float], spec: DatasetSpec, labels_N: np.ndarray
+    logits: list[Tensor],
+    num_frames: list[int],
+    weights: list[float],
+    spec: DatasetSpec,
+    labels_N: np.ndarray,
+    streams_NW: npt.NDArray[np.uint64] | None,
 ) -> Selected:
     """On a stream of its own where the device has streams: what is copied does not wait for the next batch's model."""
     device = logits[0].device
@@ -87,6 +108,7 @@ def _captured(
             spec.selection,
             spec.temperatures,
             torch.from_numpy(labels_N),
+            streams_NW,
         ).to_cpu()
 
 
@@ -111,12 +133,24 @@ def _hard_labels(row: Utterance, num_frames: int, num_classes: int) -> np.ndarra
 
 
 def _utterance(
-    row: Utterance, targets: SoftTargets, selected: Selected, frames: slice, labels_T: np.ndarray
+    row: Utterance,
+    targets: SoftTargets,
+    selected: Selected,
+    frames: slice,
+    labels_T: np.ndarray,
+    spec: DatasetSpec,
+    silence_V: npt.NDArray[np.bool_],
 ) -> LabelledUtterance | UtteranceError:
     own = targets.frames(frames.start, frames.stop)
     entropy_T, top1_T = selected.entropy_N[frames].numpy(), selected.top1_N[frames].numpy()
     if not (np.isfinite(entropy_T).all() and np.isfinite(own.log_probs).all() and np.isfinite(own.tail_mass).all()):
         return UtteranceError(f"utterance {row.utterance_id}: the teachers' posteriors are not finite")
+    if spec.selection.frames is not None:
+        # By the posterior's top class, which a sample may not show.
+        top1 = top1_targets(selected, spec.num_classes, frames)
+        own = drop_frames(own, frame_weights(top1, labels_T, silence_V, spec.selection.frames) == 0)
+    if isinstance(spec.selection, ByteBudget):
+        own = keep_within_budget(own, spec.selection, spec.codec)
     valid = labels_T != NO_LABEL
     return LabelledUtterance(
         utterance_id=row.utterance_id,

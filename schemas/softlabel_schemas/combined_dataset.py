@@ -20,7 +20,7 @@ from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.manifest import SkippedUtterance, SpecDocument
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.plan import ShardRange
-from softlabel_schemas.selection import TopK
+from softlabel_schemas.selection import SampledSelection, TopK
 from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
 from softlabel_schemas.spec import Combination, DatasetSpec, InputSpec
 
@@ -167,6 +167,16 @@ def check_inputs(inputs: Sequence[SoftLabelDataset], method: Combination) -> Non
             raise InputError(
                 f"{data.store.url} is a '{spec.combination}' ensemble already, it cannot be a member of a '{method}' one; "
                 "combine the datasets of single teachers"
+            )
+        if spec.selection.frames is not None:
+            raise InputError(
+                f"{data.store.url} was labelled without some frames (selection.frames), so the ensemble's posterior is not "
+                "known there; label without 'frames', combine, and drop frames when reading"
+            )
+        if isinstance(spec.selection, SampledSelection) and method == "log_linear":
+            raise InputError(
+                f"{data.store.url} stores samples ('{spec.selection.policy}'), whose logarithms are biased; "
+                "combine them with the method arithmetic"
             )
 
 

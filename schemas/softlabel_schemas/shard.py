@@ -24,11 +24,11 @@ from softlabel_schemas.targets import SoftTargets, concatenate, labels_digest, o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UtteranceStats:
-    """Means over the frames of one utterance, taken from the whole posterior before selection.
+    """Means over all frames of one utterance, those that the selection drops too.
 
     Attributes:
-        kept_mass: probability of the kept entries.
-        entropy: of the ensemble's posterior, nats.
+        kept_mass: stored probability of the kept entries: 0 in a dropped frame; in a sample 1, whatever was drawn.
+        entropy: of the ensemble's whole posterior, nats.
         agreement: share of frames whose likeliest class is the hard label; NaN without hard labels.
     """
 

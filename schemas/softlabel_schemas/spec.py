@@ -16,7 +16,7 @@ from softlabel_schemas.digest import canonical_json, sha256_hex
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.folds import NumFolds
 from softlabel_schemas.limits import MAX_COUNT, MAX_FRAME_SHIFT_MS, MAX_SHARDS
-from softlabel_schemas.selection import Selection
+from softlabel_schemas.selection import Selection, check_sampled_temperatures
 from softlabel_schemas.strict import StrictModel, shortened
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -80,6 +80,7 @@ class DatasetSpec(StrictModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_temperatures(self.temperatures)
+        check_sampled_temperatures(self.selection, self.temperatures)
         if self.format_version == 1 and self.codec == "mtf-sqrt":
             raise ValueError("format version 1 has no codec 'mtf-sqrt'")
         if (self.num_folds is None) != (self.speakers_digest is None):

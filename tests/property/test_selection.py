@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -12,16 +10,9 @@ from hypothesis import strategies as st
 
 from softlabel_schemas import InputError, SoftTargets
 from softlabel_schemas.codec import build_codec
-from softlabel_schemas.selection import (
-    NO_LABEL,
-    Mass,
-    Threshold,
-    TopK,
-    check_derivable,
-    max_entries_per_frame,
-    narrow,
-    prefix_lengths,
-)
+from softlabel_schemas.narrowing import check_derivable, narrow
+from softlabel_schemas.selection import NO_LABEL, Mass, Threshold, TopK, max_entries_per_frame, prefix_lengths
+from softlabel_schemas.spec import DatasetSpec
 from softlabel_schemas.targets import offsets_of
 from tests.support.datasets import SPEC
 from tests.support.targets import random_log_posterior, ranking, targets_from_dense
@@ -38,6 +29,10 @@ selections = st.one_of(
     st.builds(Mass, mass=probabilities, max_entries=caps, keep_hard_label=st.booleans()),
     st.builds(Threshold, min_prob=probabilities, max_entries=caps, keep_hard_label=st.booleans()),
 )
+
+
+def spec_of(stored: AnySelection) -> DatasetSpec:
+    return SPEC.model_copy(update={"num_classes": NUM_CLASSES, "selection": stored, "codec": "packed-f32"})
 
 
 def select_densely(
@@ -76,17 +71,17 @@ def test_narrow_equals_selecting_from_the_posterior(
     seed: int, scale: float, stored: AnySelection, wanted: AnySelection
 ) -> None:
     try:
-        check_derivable(stored, wanted)
+        check_derivable(stored, wanted, num_classes=NUM_CLASSES)
     except InputError:
         assume(False)
     rng = np.random.default_rng(seed)
     log_posterior_TV = random_log_posterior(rng, 6, NUM_CLASSES, scale)
     hard_labels_T = rng.integers(NO_LABEL, NUM_CLASSES, 6)
-    codec = build_codec(
-        SPEC.model_copy(update={"num_classes": NUM_CLASSES, "selection": stored, "codec": "packed-f32"})
-    )
+    spec = spec_of(stored)
+    codec = build_codec(spec)
     streams = codec.encode(select_densely(stored, log_posterior_TV, hard_labels_T), offsets_of([6]))
-    found = narrow(codec.decode(streams, offsets_of([6])), wanted, hard_labels_T).validate()
+    decoded = codec.decode(streams, offsets_of([6]))
+    found = narrow(decoded, spec, wanted, utterance_id="utt", hard_labels_T=hard_labels_T).validate()
     expected = select_densely(wanted, log_posterior_TV, hard_labels_T)
     np.testing.assert_array_equal(found.offsets, expected.offsets)
     np.testing.assert_array_equal(found.class_ids, expected.class_ids)
@@ -116,70 +111,18 @@ def test_prefix_lengths_at_the_boundaries(selection: AnySelection, length: int) 
     assert prefix_lengths(selection, probs_TM).tolist() == [length]
 
 
-DERIVABLE = [
-    (TopK(k=8), TopK(k=8)),
-    (TopK(k=8), Mass(mass=1.0, max_entries=8)),
-    (TopK(k=8), Threshold(min_prob=0.001, max_entries=8)),
-    (TopK(k=8, keep_hard_label=True), TopK(k=3)),
-    (TopK(k=8, keep_hard_label=True), Mass(mass=0.5, max_entries=3, keep_hard_label=True)),
-    (Mass(mass=0.9, max_entries=8), Mass(mass=0.9, max_entries=4)),
-    (Threshold(min_prob=0.01, max_entries=8), Threshold(min_prob=0.1, max_entries=8)),
-    # Every policy keeps the likeliest class.
-    (Mass(mass=0.1, max_entries=8), TopK(k=1)),
-    (Threshold(min_prob=0.9, max_entries=8), Mass(mass=1.0, max_entries=1)),
-]
-NOT_DERIVABLE = [
-    (TopK(k=8), TopK(k=9), "at most 8 entries per frame were kept, 9 are asked for"),
-    (TopK(k=8), Mass(mass=0.1, max_entries=9), "at most 8 entries per frame were kept, 9 are asked for"),
-    (TopK(k=8), TopK(k=2, keep_hard_label=True), "the hard label was not always kept"),
-    (Mass(mass=0.9, max_entries=8), Mass(mass=0.95, max_entries=8), "mass 0.9 was kept, 0.95 is asked for"),
-    (
-        Mass(mass=0.9, max_entries=8, keep_hard_label=True),
-        Mass(mass=0.9, max_entries=8),
-        "a hard label kept beside the selection cannot be told from its last entry; keep hard labels",
-    ),
-    (
-        Mass(mass=0.9, max_entries=8),
-        TopK(k=2),
-        "a 'top_k' selection needs entries that a 'mass' selection may have dropped",
-    ),
-    (
-        Threshold(min_prob=0.01, max_entries=8),
-        Mass(mass=0.1, max_entries=8),
-        "a 'mass' selection needs entries that a 'threshold' selection may have dropped",
-    ),
-    (
-        Threshold(min_prob=0.01, max_entries=8),
-        Threshold(min_prob=0.001, max_entries=8),
-        "classes below 0.01 were dropped, min_prob 0.001 is asked for",
-    ),
-]
-
-
-@pytest.mark.parametrize(("stored", "wanted"), DERIVABLE)
-def test_derivable(stored: AnySelection, wanted: AnySelection) -> None:
-    check_derivable(stored, wanted)
-
-
-@pytest.mark.parametrize(("stored", "wanted", "reason"), NOT_DERIVABLE)
-def test_not_derivable(stored: AnySelection, wanted: AnySelection, reason: str) -> None:
-    message = f"cannot be derived from the stored one: {reason}; label again with a wider one"
-    with pytest.raises(InputError, match=re.escape(message)):
-        check_derivable(stored, wanted)
-
-
 @pytest.mark.parametrize(("hard_labels", "found"), [(None, "none"), ([1, 2], "2")])
 def test_keeping_the_hard_label_needs_one_for_each_frame(hard_labels: list[int] | None, found: str) -> None:
     log_posterior_TV = random_log_posterior(np.random.default_rng(0), 3, NUM_CLASSES)
     targets = select_densely(TopK(k=2), log_posterior_TV, np.full(3, NO_LABEL))
     labels = None if hard_labels is None else np.array(hard_labels)
     with pytest.raises(ValueError, match=f"needs 3 hard labels, one per frame, found {found}"):
-        narrow(targets, TopK(k=1, keep_hard_label=True), labels)
+        narrow(targets, spec_of(TopK(k=2)), TopK(k=1, keep_hard_label=True), utterance_id="utt", hard_labels_T=labels)
 
 
 def test_frames_without_entries_stay_empty() -> None:
     log_posterior_TV = random_log_posterior(np.random.default_rng(0), 3, NUM_CLASSES)
     empty = targets_from_dense(log_posterior_TV, np.zeros((3, NUM_CLASSES), dtype=bool), TEMPERATURES)
-    found = narrow(empty, TopK(k=1)).validate()
+    found = narrow(empty, spec_of(TopK(k=2)), TopK(k=1), utterance_id="utt").validate()
     assert found.num_entries == 0
     np.testing.assert_allclose(found.tail_mass, 1, atol=1e-6)

@@ -111,6 +111,23 @@ class TestJoin:
         np.testing.assert_array_equal(batch.targets.weights_N, np.concatenate([corpus_weights[7], corpus_weights[2]]))
         assert set(np.concatenate(corpus_weights)) == {np.float32(0), np.float32(0.5), np.float32(1)}
 
+    def test_frames_that_the_selection_drops_weigh_nothing(self, speech: Speech, labels: SoftDataset) -> None:
+        """They have no entries, and with some tail modes the tail would be a target."""
+        wanted, utterances = TopK(k=2, frames=FrameSelection(disagreeing=0.0)), speech.split("train")
+        num_dropped = 0
+        for whole, found in zip(
+            join(speech, labels.url).of(utterances),
+            join(speech, labels.url, selection=wanted, frames=FrameSelection(uncertain=0.5, min_top1=0.6)).of(
+                utterances
+            ),
+            strict=True,
+        ):
+            assert found.weights_T is not None
+            assert (found.soft.counts_T <= whole.soft.counts_T).all()
+            np.testing.assert_array_equal(found.weights_T == 0, found.soft.counts_T == 0)
+            num_dropped += int((found.weights_T == 0).sum())
+        assert num_dropped > 0
+
     def test_frames_of_silence_need_an_inventory_that_names_it(
         self, speech: Speech, labels: SoftDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softlabel_schemas.compiled import compiled
-from softlabel_schemas.selection import NO_LABEL, Mass, Threshold, TopK
+from softlabel_schemas.selection import MIN_LOG_PROB, NO_LABEL, Mass, Threshold, TopK
 from teacher_service.capture import capture
 from teacher_service.float32 import exp_of_negative, log1p_of_fraction
-from teacher_service.selection import MIN_LOG_PROB, Selected
+from teacher_service.selection import Selected
 from tests.support.targets import dense_posterior
 from tests.unit.teacher_service.test_ensemble import combine_exactly
 

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softlabel_schemas import InputError, SoftTargets
-from softlabel_schemas.selection import NO_LABEL, Mass, Threshold, TopK, check_derivable, narrow
+from softlabel_schemas import SoftTargets
+from softlabel_schemas.selection import MIN_LOG_PROB, NO_LABEL, Mass, Threshold, TopK
 from teacher_service.capture_cpu import select_cpu
-from teacher_service.selection import MIN_LOG_PROB, Selected, select, to_soft_targets
+from teacher_service.selection import Selected, select, to_soft_targets
 from tests.support.targets import dense_posterior
 from tests.support.teachers import select_densely
 
@@ -84,23 +84,6 @@ def test_the_rule(seed: int, num_levels: int, selection: AnySelection) -> None:
     posterior_TV = dense_posterior(log_posterior_TV, 1.0)
     np.testing.assert_allclose(selected.entropy_N, -(posterior_TV * np.log(posterior_TV)).sum(axis=1), rtol=1e-5)
     np.testing.assert_array_equal(selected.top1_N, log_posterior_TV.argmax(axis=1))
-
-
-@settings(max_examples=100)
-@given(seed=seeds, num_levels=levels, wide=selections, wanted=selections)
-def test_narrowing_what_was_captured_equals_capturing_less(
-    seed: int, num_levels: int, wide: AnySelection, wanted: AnySelection
-) -> None:
-    try:
-        check_derivable(wide, wanted)
-    except InputError:
-        assume(False)
-    log_posterior_TV, labels_T = random_frames(seed, num_levels)
-    found = narrow(select_all(log_posterior_TV, wide, labels_T)[1], wanted, labels_T)
-    expected = select_all(log_posterior_TV, wanted, labels_T)[1]
-    assert kept(found) == kept(expected)
-    np.testing.assert_array_equal(found.log_probs, expected.log_probs)
-    np.testing.assert_allclose(found.tail_mass, expected.tail_mass, atol=1e-5, rtol=0)
 
 
 def test_ties_go_by_class_id_and_so_does_the_cut_through_them() -> None:
