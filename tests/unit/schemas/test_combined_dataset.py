@@ -15,7 +15,8 @@ from softlabel_schemas import InputError, open_dataset
 from softlabel_schemas.cli import main
 from softlabel_schemas.combine import combine_targets
 from softlabel_schemas.combined_dataset import CombinedDataset
-from softlabel_schemas.selection import TopK
+from softlabel_schemas.frame_selection import FrameSelection
+from softlabel_schemas.selection import RandomSampling, TopK
 from softlabel_schemas.verification import verify
 from tests.support.datasets import NUM_CLASSES
 from tests.support.members import member_rows, write_member
@@ -129,6 +130,10 @@ def test_other_settings_at_the_same_output(urls: list[str], tmp_path: Path) -> N
         ({"corpus_digest": "e" * 64}, f"corpus_digest differs: {'c' * 64} in "),
         ({"frame_shift_ms": 30.0}, "frame_shift_ms differs: 10.0 in "),
         ({"precision": "bfloat16"}, "precision differs: float32 in "),
+        (
+            {"selection": TopK(k=6, frames=FrameSelection(disagreeing=0.0))},
+            "was labelled without some frames (selection.frames)",
+        ),
     ],
 )
 def test_datasets_that_do_not_fit_together(urls: list[str], tmp_path: Path, spec: dict[str, Any], message: str) -> None:
@@ -145,6 +150,15 @@ def test_frames_that_differ(urls: list[str], tmp_path: Path) -> None:
     result = combine([urls[0], other], tmp_path / "both")
     assert result.exit_code == 2
     assert f"utterance utt-3: input 2 has (frames, classes) (9, {NUM_CLASSES}), the first has (8" in result.stderr
+
+
+def test_samples_are_combined_arithmetically_alone(urls: list[str], tmp_path: Path) -> None:
+    sampled = {"selection": RandomSampling(draws=6), "temperatures": (1.0,)}
+    other = write_member(tmp_path / "sampled", member_rows(4, temperatures=(1.0,)), **sampled)
+    result = combine([urls[0], other], tmp_path / "product", "--method", "log_linear")
+    assert result.exit_code == 2
+    assert "stores samples ('random_sampling'), whose logarithms are biased" in result.stderr
+    assert combine([urls[0], other], tmp_path / "mean").exit_code == 0
 
 
 @pytest.mark.parametrize(
