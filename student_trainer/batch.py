@@ -18,12 +18,22 @@ from student_trainer.loss import SparseTargets
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One utterance: features float32 [T, D], hard labels int64 [T] or None, soft targets or None."""
+    """One utterance: features float32 [T, D], hard labels int64 [T] or None, soft targets or None, and of these the weights of
+    their frames, float32 [T], or None (1)."""
 
     utterance_id: str
     features: npt.NDArray[np.float32]
     hard_labels: npt.NDArray[np.int64] | None
     soft: SoftTargets | None
+    frame_weights: npt.NDArray[np.float32] | None = None
+
+    @property
+    def num_labels(self) -> int:
+        """Frames of hard labels, or without them of soft targets."""
+        if self.hard_labels is not None:
+            return len(self.hard_labels)
+        assert self.soft is not None
+        return self.soft.num_frames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,24 +64,26 @@ def collate(examples: Sequence[Example], *, temperature: float = 1.0) -> Batch:
         features_BTD[row, : lengths[row]] = example.features
     labels, label_lengths = [], []
     for example in examples:
-        if example.hard_labels is not None:
-            labels.append(example.hard_labels)
-        else:
-            assert example.soft is not None
-            labels.append(np.full(example.soft.num_frames, NO_LABEL, dtype=np.int64))
+        labels_T = example.hard_labels
+        labels.append(np.full(example.num_labels, NO_LABEL, dtype=np.int64) if labels_T is None else labels_T)
         label_lengths.append(len(labels[-1]))
     soft = [example.soft for example in examples if example.soft is not None]
+    weights = [example.frame_weights for example in examples if example.frame_weights is not None]
     return Batch(
         utterance_ids=tuple(example.utterance_id for example in examples),
         features_BTD=torch.from_numpy(features_BTD),
         lengths_B=torch.tensor(lengths),
         labels_N=torch.from_numpy(np.concatenate(labels)),
         label_lengths_B=torch.tensor(label_lengths),
-        targets=sparse_targets(concatenate(soft), temperature) if soft else None,
+        targets=sparse_targets(concatenate(soft), temperature, np.concatenate(weights) if weights else None)
+        if soft
+        else None,
     )
 
 
-def sparse_targets(targets: SoftTargets, temperature: float) -> SparseTargets:
+def sparse_targets(
+    targets: SoftTargets, temperature: float, weights_N: npt.NDArray[np.float32] | None = None
+) -> SparseTargets:
     """Pad the ragged entries to [N, K] tensors at ``temperature``."""
     log_probs_E, tail_N = targets.at_temperature(temperature)
     counts_N = targets.counts_T
@@ -84,4 +96,5 @@ def sparse_targets(targets: SoftTargets, temperature: float) -> SparseTargets:
         ids_NK=torch.from_numpy(ids_NK),
         probs_NK=torch.from_numpy(probs_NK),
         tail_N=torch.from_numpy(tail_N.copy()),
+        weights_N=None if weights_N is None else torch.from_numpy(weights_N),
     )

@@ -8,20 +8,37 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 
 from softlabel_schemas.digest import canonical_json, sha256_hex
-from softlabel_schemas.front_end import Fbank, FrontEnd
+from softlabel_schemas.frame_selection import FrameSelection
+from softlabel_schemas.front_end import Fbank, FrontEnd, Precomputed
 from softlabel_schemas.selection import Selection
 from softlabel_schemas.strict import StrictModel, load_toml
 
 TailMode = Literal["renormalize", "ghost", "to_hard_label", "uniform"]
 # Of [soft_labels]: where bytes come from, which does not change what is trained.
 CACHE_FIELDS = ("cache", "cache_gib")
+# Settings that came later: left out of the digest where they are not used, so that runs made before them are still resumed.
+_LATER = {"corpus": ("hard_label_splits",), "soft_labels": ("final_weight", "frames")}
 
 
 class CorpusConfig(StrictModel):
+    """Attributes:
+    hard_label_splits: those of ``train_splits`` whose hard labels are used; the others train as if they had none. None: all.
+    """
+
     manifest: str
     inventory: str
     train_splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("train",)
     dev_splits: tuple[str, ...] = ("dev",)
+    hard_label_splits: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        other = sorted(set(self.hard_label_splits or ()) - set(self.train_splits))
+        if other:
+            raise ValueError(
+                f"hard_label_splits must be among train_splits, {', '.join(self.train_splits)}; found {', '.join(other)}"
+            )
+        return self
 
 
 class SoftLabelConfig(StrictModel):
@@ -29,26 +46,30 @@ class SoftLabelConfig(StrictModel):
 
     Attributes:
         weight: of the soft loss; the hard loss has 1 - weight.
+        final_weight: where ``weight`` arrives, linearly, at the end of the run; None keeps it as it is.
         temperature: one of those the dataset stores tails for; the soft loss is scaled by its square (Hinton et al.).
         tail: what becomes of the probability outside the kept entries; see ``loss.py``.
         num_heads: 1 shares an output layer, 2 gives the soft loss its own (the hard one decodes).
         selection: narrower than the stored one; None uses all that is stored.
+        frames: weights of frames, from the stored targets and the hard labels; None counts all frames alike.
         cache: local folder that keeps the files of the dataset, for URLs that are slow or costly to read; None keeps none.
         cache_gib: its largest size, GiB; several runs may share one folder.
     """
 
     url: str
     weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    final_weight: Annotated[float, Field(ge=0, le=1)] | None = None
     temperature: Annotated[float, Field(gt=0)] = 1.0
     tail: TailMode = "ghost"
     num_heads: Literal[1, 2] = 1
     selection: Selection | None = None
+    frames: FrameSelection | None = None
     cache: str | None = None
     cache_gib: Annotated[float, Field(gt=0)] = 50.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.weight == 1 and self.num_heads == 2:
+        if self.weight == 1 and self.final_weight in (None, 1) and self.num_heads == 2:
             raise ValueError("weight 1 with num_heads 2 leaves the hard head, which decodes, untrained")
         return self
 
@@ -63,7 +84,8 @@ class ModelConfig(StrictModel):
 class TrainingConfig(StrictModel):
     """Attributes:
     batch_seconds: padded speech in a batch.
-    pool_seconds: speech shuffled together; a corpus up to this size is kept in memory and shuffled as a whole.
+    pool_seconds: speech shuffled together; a corpus up to this size is kept in memory (at every speed of the augmentation) and
+        shuffled as a whole.
     warmup: share of the run in which the learning rate rises; it then falls to zero along a cosine.
     checkpoint_minutes: between checkpoints within an epoch; there is one after every epoch anyhow.
     """
@@ -79,6 +101,23 @@ class TrainingConfig(StrictModel):
     num_threads: Annotated[int, Field(ge=1)] | None = None
 
 
+class Augmentation(StrictModel):
+    """Of the training speech, anew in every epoch; see ``augmentation.py`` and ``speed.py``. The defaults are for small corpora
+    of read speech and short budgets, where strong masking costs more than it gives.
+
+    Attributes:
+        speeds: each utterance is played at one of these, drawn anew in every epoch; (1.0,) leaves speech as it is.
+        time_masks: masks over frames, each of at most ``max_time_mask_ms``.
+        frequency_masks: masks over mel bins, each of at most ``max_frequency_mask`` of them.
+    """
+
+    speeds: Annotated[tuple[Annotated[float, Field(ge=0.5, le=2)], ...], Field(min_length=1)] = (0.9, 1.0, 1.1)
+    time_masks: Annotated[int, Field(ge=0)] = 2
+    max_time_mask_ms: Annotated[float, Field(gt=0)] = 150.0
+    frequency_masks: Annotated[int, Field(ge=0)] = 2
+    max_frequency_mask: Annotated[int, Field(ge=1)] = 5
+
+
 class TrainConfig(StrictModel):
     """One training run; without ``soft_labels`` it trains on hard labels alone."""
 
@@ -87,6 +126,7 @@ class TrainConfig(StrictModel):
     seed: Annotated[int, Field(ge=0)] = 0
     corpus: CorpusConfig
     soft_labels: SoftLabelConfig | None = None
+    augmentation: Augmentation | None = None
     front_end: FrontEnd = Fbank(stack=3)
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
@@ -95,6 +135,18 @@ class TrainConfig(StrictModel):
     def _check(self) -> Self:
         if not self.name or "/" in self.name:
             raise ValueError("name must be a plain, non-empty name")
+        augmentation, front_end = self.augmentation, self.front_end
+        if augmentation is None:
+            return self
+        if isinstance(front_end, Precomputed):
+            raise ValueError(
+                "augmentation needs the front end 'fbank': stored features have neither samples nor known frequencies"
+            )
+        if augmentation.frequency_masks and augmentation.max_frequency_mask > front_end.num_mel_bins:
+            raise ValueError(
+                f"augmentation.max_frequency_mask is {augmentation.max_frequency_mask}, more than the "
+                f"{front_end.num_mel_bins} mel bins of the front end"
+            )
         return self
 
     def digest(self) -> str:
@@ -102,7 +154,14 @@ class TrainConfig(StrictModel):
         exclude: dict[str, Any] = {"output": True}
         if self.soft_labels is not None:
             exclude["soft_labels"] = set(CACHE_FIELDS)
-        return sha256_hex(canonical_json(self.model_dump(mode="json", exclude=exclude)))
+        settings = self.model_dump(mode="json", exclude=exclude)
+        if self.augmentation is None:
+            del settings["augmentation"]
+        for table, names in _LATER.items():
+            for name in names:
+                if settings[table] is not None and settings[table][name] is None:
+                    del settings[table][name]
+        return sha256_hex(canonical_json(settings))
 
 
 def load_config(path: str | Path) -> TrainConfig:

@@ -2,35 +2,36 @@
 
 ::
 
-    corpus rows -> Order.pools(epoch) -> pool -> batches of rows -> collate -> Step
-                                    one thread: load    another: collate     the loop
+    corpus rows -> speeds -> Order.pools(epoch) -> pool -> batches of rows -> mask, collate -> Step
+                                    one thread: load    another: mask, collate        the loop
 
-The order is a function of durations, seed and epoch alone: the same with and without soft labels, and on every machine.
+The order is a function of durations (at the speeds of the epoch), seed and epoch alone: the same with and without soft
+labels, and on every machine.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from softlabel_schemas.corpus import Corpus, Utterance
-from softlabel_schemas.dataset import SoftLabelDataset
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.front_end import Fbank, Precomputed, UtteranceReader
-from softlabel_schemas.selection import NO_LABEL, check_derivable, narrow
-from softlabel_schemas.targets import SoftTargets
+from student_trainer.augmentation import Augmenter
 from student_trainer.batch import Batch, Example, collate
-from student_trainer.config import SoftLabelConfig
 from student_trainer.order import Order
 from student_trainer.prefetch import prefetched
+from student_trainer.soft_labels import SoftLabels, WeightedTargets
+from student_trainer.speed import features_at_speed, retimed
 
 # Collating 40 s of speech takes 0.3 ms, the step of a small student 30; some are ahead for when the processors are busy.
 _BATCHES_AHEAD = 4
+_AS_RECORDED = (1.0,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,96 +48,95 @@ class Step:
         return self.step + 1 == self.num_steps
 
 
-class SoftLabels:
-    """The published targets of a corpus, at one temperature and selection.
-
-    Raises:
-        InputError: the dataset does not fit the corpus or cannot give what is asked; both values are named.
-    """
+class TrainingData:
+    """Examples of a corpus, read on demand or kept in memory; of a corpus to evaluate on, without an ``augmenter``."""
 
     def __init__(
-        self, dataset: SoftLabelDataset, config: SoftLabelConfig, corpus: Corpus, inventory_digest: str
+        self,
+        corpus: Corpus,
+        front_end: Fbank | Precomputed,
+        soft_labels: SoftLabels | None,
+        augmenter: Augmenter | None = None,
     ) -> None:
-        spec = dataset.manifest.spec
-        if spec.inventory_digest != inventory_digest:
-            raise InputError(
-                f"{dataset.store.url}: labels are of class inventory {spec.inventory_digest[:12]} "
-                f"({spec.num_classes} classes), the student's is {inventory_digest[:12]}"
-            )
-        shift = corpus.hard_label_frame_shift_ms
-        if shift is not None and shift != spec.frame_shift_ms:
-            raise InputError(
-                f"{dataset.store.url}: frame shift of the soft targets is {spec.frame_shift_ms:g} ms, "
-                f"of the hard labels {shift:g} ms"
-            )
-        if config.temperature not in spec.temperatures:
-            raise InputError(
-                f"{dataset.store.url}: temperature {config.temperature:g} is asked for, "
-                f"tails are stored for {', '.join(f'{t:g}' for t in spec.temperatures)}"
-            )
-        if config.selection is not None:
-            check_derivable(spec.selection, config.selection)
-        self.dataset, self.config = dataset, config
-
-    def of(self, utterances: Sequence[Utterance]) -> list[SoftTargets]:
-        """Targets in the order of ``utterances``; each is joined by id, a missing one or another length raises."""
-        try:
-            stored = self.dataset.read_utterances([utterance.utterance_id for utterance in utterances])
-        except KeyError as error:
-            raise InputError(f"no soft targets for utterance {error.args[0]}") from None
-        found = []
-        for utterance, labelled in zip(utterances, stored, strict=True):
-            targets = labelled.targets
-            labels = utterance.hard_labels
-            if labels is not None and len(labels) != targets.num_frames:
-                raise InputError(
-                    f"utterance {utterance.utterance_id}: {targets.num_frames} frames of soft targets, "
-                    f"{len(labels)} of hard labels"
-                )
-            if self.config.selection is not None:
-                no_labels = np.full(targets.num_frames, NO_LABEL)
-                targets = narrow(targets, self.config.selection, no_labels if labels is None else labels)
-            found.append(targets)
-        return found
-
-
-class TrainingData:
-    """Examples of a corpus, read on demand or kept in memory."""
-
-    def __init__(self, corpus: Corpus, front_end: Fbank | Precomputed, soft_labels: SoftLabels | None) -> None:
-        self.corpus, self.front_end, self.soft_labels = corpus, front_end, soft_labels
+        self.corpus, self.front_end, self.soft_labels, self.augmenter = corpus, front_end, soft_labels, augmenter
         self._reader = UtteranceReader(corpus)
 
     @cached_property
     def seconds_N(self) -> npt.NDArray[np.float64]:
         return self.corpus.seconds()
 
-    def load(self, rows: Sequence[int], given_up: threading.Event | None = None) -> dict[int, Example]:
-        """Examples by row. Rows are read in order, so that each shard of soft targets is decoded once.
+    def load(self, rows: Sequence[int]) -> dict[int, Example]:
+        """Examples by row, as they were recorded."""
+        examples = self.load_at_speeds(dict.fromkeys(rows, _AS_RECORDED))
+        return {row: example for (row, _), example in examples.items()}
+
+    def load_at_speeds(
+        self, speeds_of: Mapping[int, Sequence[float]], given_up: threading.Event | None = None
+    ) -> dict[tuple[int, float], Example]:
+        """Examples by row and speed. Rows are read in order, so that each shard of soft targets is decoded once.
 
         Args:
+            speeds_of: the speeds that are wanted of each row.
             given_up: once set, the rest is left out: nobody waits for it any more.
         """
-        ordered = sorted(rows)
+        ordered = sorted(speeds_of)
         utterances = [self.corpus[row] for row in ordered]
         soft = self.soft_labels.of(utterances) if self.soft_labels else [None] * len(utterances)
         examples = {}
         for row, utterance, targets in zip(ordered, utterances, soft, strict=True):
             if given_up is not None and given_up.is_set():
                 break
-            labels = utterance.hard_labels
-            if labels is None and targets is None:
+            if utterance.hard_labels is None and targets is None:
                 raise InputError(f"utterance {utterance.utterance_id} has neither hard labels nor soft targets")
-            examples[row] = Example(
-                utterance_id=utterance.utterance_id,
-                features=self._reader.features(utterance, [self.front_end])[0],
-                hard_labels=None if labels is None else labels.astype(np.int64),
-                soft=targets,
-            )
+            for speed, features_TD in zip(speeds_of[row], self._features(utterance, speeds_of[row]), strict=True):
+                examples[row, speed] = self._example(utterance, targets, features_TD, speed)
         return examples
 
+    def _features(self, utterance: Utterance, speeds: Sequence[float]) -> Iterator[npt.NDArray[np.float32]]:
+        if tuple(speeds) == _AS_RECORDED:
+            yield from self._reader.features(utterance, [self.front_end])
+            return
+        assert isinstance(self.front_end, Fbank)
+        samples = self._reader.samples(utterance, self.front_end)
+        for speed in speeds:
+            try:
+                yield features_at_speed(samples, self.front_end, speed)
+            except InputError as error:
+                raise InputError(f"utterance {utterance.utterance_id}: {error}; leave it out of the corpus") from None
+
+    def _example(
+        self,
+        utterance: Utterance,
+        targets: WeightedTargets | None,
+        features_TD: npt.NDArray[np.float32],
+        speed: float,
+    ) -> Example:
+        labels_T = utterance.hard_labels
+        example = Example(
+            utterance_id=utterance.utterance_id,
+            features=features_TD,
+            hard_labels=None if labels_T is None else labels_T.astype(np.int64),
+            soft=None if targets is None else targets.soft,
+            frame_weights=None if targets is None else targets.weights_T,
+        )
+        if speed == 1:
+            return example
+        assert isinstance(self.front_end, Fbank)
+        num_frames = self.front_end.num_frames(utterance.num_samples)
+        if example.num_labels != num_frames:
+            raise InputError(
+                f"utterance {utterance.utterance_id}: {num_frames} frames of features, {example.num_labels} of labels; other "
+                "speeds than 1 need one label for each frame of features: set augmentation.speeds to [1.0], or "
+                "front_end.stack so that they agree"
+            )
+        return retimed(example, speed)
+
+    def _speeds_N(self, epoch: int) -> npt.NDArray[np.float64]:
+        num_utterances = len(self.corpus)
+        return self.augmenter.speeds_N(num_utterances, epoch) if self.augmenter else np.ones(num_utterances)
+
     def num_steps(self, order: Order, epoch: int) -> int:
-        return sum(map(len, order.pools(self.seconds_N, epoch)))
+        return sum(map(len, order.pools(self.seconds_N / self._speeds_N(epoch), epoch)))
 
     def steps(
         self, order: Order, *, temperature: float, num_epochs: int, first_epoch: int = 0, first_step: int = 0
@@ -151,28 +151,39 @@ class TrainingData:
         epochs = range(first_epoch, num_epochs)
         pools = prefetched(self._pools(order, epochs, first_step, given_up), depth=1)
         try:
-            yield from prefetched(_steps(pools, temperature), depth=_BATCHES_AHEAD)
+            yield from prefetched(_steps(pools, temperature, self.augmenter), depth=_BATCHES_AHEAD)
         finally:
             given_up.set()
 
     def _pools(self, order: Order, epochs: range, first_step: int, given_up: threading.Event) -> Iterator[_Pool]:
-        """Those with something left to do; a corpus of one pool is loaded once."""
+        """Those with something left to do. A corpus of one pool is loaded once, at all speeds: each is made once, and neither
+        audio nor targets are read again."""
         everything = None
         for epoch in epochs:
-            pools, done = order.pools(self.seconds_N, epoch), first_step if epoch == epochs.start else 0
+            speeds_N = self._speeds_N(epoch)
+            pools = order.pools(self.seconds_N / speeds_N, epoch)
+            done = first_step if epoch == epochs.start else 0
             step, num_steps = 0, sum(map(len, pools))
             for batches in pools:
                 todo = batches[max(done - step, 0) :]
                 step += len(batches)
                 if not todo:
                     continue
-                examples = everything or self.load([row for rows in batches for row in rows], given_up)
+                is_whole = len(pools) == 1
+                all_speeds = self.augmenter.speeds if self.augmenter else _AS_RECORDED
+                speeds_of = {row: all_speeds if is_whole else (speeds_N[row],) for rows in batches for row in rows}
+                examples = everything or self.load_at_speeds(speeds_of, given_up)
                 if given_up.is_set():
                     return
-                if len(pools) == 1:
+                if is_whole:
                     everything = examples
                 yield _Pool(
-                    epoch=epoch, batches=todo, first_step=step - len(todo), num_steps=num_steps, examples=examples
+                    epoch=epoch,
+                    batches=todo,
+                    first_step=step - len(todo),
+                    num_steps=num_steps,
+                    speeds_N=speeds_N,
+                    examples=examples,
                 )
 
 
@@ -183,18 +194,26 @@ class _Pool:
     Attributes:
         batches: corpus rows of each batch.
         first_step: position of the first batch in its epoch, which has ``num_steps`` in all.
-        examples: by corpus row.
+        speeds_N: of each corpus row in this epoch, float64.
+        examples: by corpus row and speed.
     """
 
     epoch: int
     batches: list[list[int]]
     first_step: int
     num_steps: int
-    examples: dict[int, Example]
+    speeds_N: npt.NDArray[np.float64]
+    examples: dict[tuple[int, float], Example]
 
 
-def _steps(pools: Iterator[_Pool], temperature: float) -> Iterator[Step]:
+def _steps(pools: Iterator[_Pool], temperature: float, augmenter: Augmenter | None) -> Iterator[Step]:
     for pool in pools:
         for step, rows in enumerate(pool.batches, start=pool.first_step):
-            batch = collate([pool.examples[row] for row in rows], temperature=temperature)
+            examples = [pool.examples[row, pool.speeds_N[row]] for row in rows]
+            if augmenter is not None:
+                examples = [
+                    replace(example, features=augmenter.masked(example.features, row, pool.epoch))
+                    for row, example in zip(rows, examples, strict=True)
+                ]
+            batch = collate(examples, temperature=temperature)
             yield Step(epoch=pool.epoch, step=step, num_steps=pool.num_steps, batch=batch)

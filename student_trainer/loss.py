@@ -12,8 +12,15 @@ the cross-entropy between p and s; the teacher's entropy, a constant, is left ou
 * ``to_hard_label``: the tail goes to the frame's hard label; a frame without one is renormalised.
 * ``uniform``: the tail is spread evenly over the classes that were not kept.
 
-All of these need of a frame's logits the chosen ones and the logsumexp of those that were not kept. Where the temperature is 1
-and the output layer is shared, so does the hard loss: a step with both normalises once, like a step with the hard loss alone.
+The hard loss is a mean over the labelled frames of a batch, the soft loss one over all its frames. So hard and soft gradient
+stand as (1 - weight) to weight in every batch that has a label, whatever share of the speech is labelled: ``weight`` means the
+same with hard labels on a tenth of the corpus as on all of it. (Divided by all frames, the hard loss would fade with that
+share.) The price: a labelled frame counts for more in a batch with few of them, and a batch without any teaches by its soft
+loss alone.
+
+All tail modes need of a frame's logits the chosen ones and the logsumexp of those that were not kept. Where the temperature
+is 1 and the output layer is shared, so does the hard loss: a step with both normalises once, like a step with the hard loss
+alone.
 """
 
 from __future__ import annotations
@@ -37,11 +44,13 @@ class SparseTargets:
         ids_NK: int64.
         probs_NK: float32; 0 where a frame has fewer than K entries.
         tail_N: float32.
+        weights_N: float32, what each frame's loss is multiplied by; None: 1.
     """
 
     ids_NK: Tensor
     probs_NK: Tensor
     tail_N: Tensor
+    weights_N: Tensor | None = None
 
 
 def hard_loss(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
@@ -55,7 +64,10 @@ def soft_loss(
 ) -> Tensor:
     """Mean soft cross-entropy over frames, times temperature squared (Hinton et al., 2015).
 
-    Frames without any entry count as frames but add nothing.
+    Frames without any entry count as frames but add nothing, and so do frames of weight 0: the loss is sum(w_n loss_n) / N. To
+    drop frames at reading is then what dropping their entries at labelling would have been, and what one frame teaches does
+    not depend on which others are dropped; divided by the sum of the weights, the few frames that are left of a batch would
+    stand for all of it.
     """
     student = _log_posterior(logits_NV, targets, labels_N, temperature, tail)
     return _cross_entropy(student, targets, labels_N, tail) * temperature**2
@@ -122,7 +134,8 @@ def _cross_entropy(student: _LogPosterior, targets: SparseTargets, labels_N: Ten
         loss_N = torch.where(labels_N >= 0, loss_N - targets.tail_N * student.label_N, renormalized_N)
     else:
         loss_N = loss_N - targets.tail_N * student.outside_N
-    return torch.where(kept_N > 0, loss_N, 0.0).mean()
+    loss_N = torch.where(kept_N > 0, loss_N, 0.0)
+    return loss_N.mean() if targets.weights_N is None else (targets.weights_N * loss_N).mean()
 
 
 class _ChosenAndOutside(torch.autograd.Function):

@@ -1,8 +1,8 @@
 """The training loop: hard cross-entropy and sparse soft loss, resumable to the same result.
 
-Everything random is a function of (seed, epoch, step): the order of the batches, and dropout, whose generator is seeded
-anew at each step. A checkpoint therefore holds no generator state, and a run that was killed and resumed ends with
-the same weights as one that was not.
+Everything random is a function of (seed, epoch, step): the order of the batches, augmentation (by utterance), and
+dropout, whose generator is seeded anew at each step. A checkpoint therefore holds no generator state, and a run that
+was killed and resumed ends with the same weights as one that was not.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from softlabel_schemas.command_line import progress
 from softlabel_schemas.corpus import Corpus, check_hard_labels, load_corpus
 from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import SkippedUtterance
+from student_trainer.augmentation import Augmenter
 from student_trainer.batch import Batch
 from student_trainer.config import TrainConfig
-from student_trainer.data import SoftLabels, Step, TrainingData
+from student_trainer.data import Step, TrainingData
 from student_trainer.evaluate import check_lengths, load_evaluation_corpus, model_posteriors
+from student_trainer.hard_labels import check_something_to_learn, only_hard_labels_of
 from student_trainer.interrupts import interrupts_held
 from student_trainer.left_out import leave_out_skipped, say_what_is_left_out, to_json
 from student_trainer.loss import hard_and_soft_loss, hard_loss
@@ -37,6 +40,8 @@ from student_trainer.metrics import Metrics
 from student_trainer.models import ENCODERS, AcousticModel
 from student_trainer.order import Order
 from student_trainer.run_folder import RUN, RunFolder, build_model, set_threads
+from student_trainer.schedule import learning_rate, soft_weight
+from student_trainer.soft_labels import SoftLabels
 
 
 @dataclass(slots=True)
@@ -68,6 +73,9 @@ def train(config: TrainConfig) -> bool:
         train_corpus, left_out = leave_out_skipped(whole_corpus, dataset)
     check_hard_labels(train_corpus, inventory, where=config.corpus.manifest)
     _check_frame_shift(train_corpus, config)
+    if config.corpus.hard_label_splits is not None:
+        train_corpus = only_hard_labels_of(train_corpus, config.corpus.hard_label_splits)
+    check_something_to_learn(train_corpus, config.soft_labels, where=config.corpus.manifest)
     soft_labels = None
     if dataset is not None and config.soft_labels is not None:
         soft_labels = SoftLabels(dataset, config.soft_labels, train_corpus, inventory.digest())
@@ -97,7 +105,12 @@ def train(config: TrainConfig) -> bool:
         say_what_is_left_out(left_out, len(whole_corpus), where=where, url=dataset.store.url)
     folder.write_inventory(inventory)
     trainer = _Trainer(config, folder, identity, left_out, model, optimizer, at)
-    trainer.run(TrainingData(train_corpus, config.front_end, soft_labels), dev, inventory)
+    augmenter = None
+    if config.augmentation is not None:
+        # The configuration's own check; stored features cannot be augmented.
+        assert isinstance(config.front_end, Fbank)
+        augmenter = Augmenter(config.augmentation, config.front_end, config.seed)
+    trainer.run(TrainingData(train_corpus, config.front_end, soft_labels, augmenter), dev, inventory)
     return True
 
 
@@ -179,7 +192,7 @@ class _Trainer:
         # Dropout as a function of (seed, epoch, step).
         torch.manual_seed(int(np.random.SeedSequence([config.seed, self.at.epoch, self.at.step]).generate_state(1)[0]))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, epochs_done)
+            group["lr"] = learning_rate(config.training, epochs_done)
         self.model.train()
         logits, lengths_B = self.model.all_heads(batch.features_BTD, batch.lengths_B)
         check_lengths(batch, lengths_B)
@@ -197,7 +210,8 @@ class _Trainer:
                 labels_N=batch.labels_N,
             )
             losses = {"hard_loss": float(hard.detach()), "soft_loss": float(distillation.detach())}
-            loss = (1 - soft.weight) * hard + soft.weight * distillation
+            weight = soft_weight(soft, epochs_done / config.training.epochs)
+            loss = (1 - weight) * hard + weight * distillation
         if not torch.isfinite(loss):
             raise InputError(
                 f"the loss is {float(loss.detach())} at epoch {self.at.epoch + 1}, step {self.at.step} "
@@ -260,15 +274,6 @@ class _Trainer:
                 f"{self.folder.path}: the checkpoint is of epoch {epoch + 1}, step {step}; the same command goes on from there",
                 err=True,
             )
-
-
-def learning_rate(config: TrainConfig, epochs_done: float) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    done = epochs_done / config.training.epochs
-    warmup = config.training.warmup
-    if done < warmup:
-        return config.training.learning_rate * max(done / warmup, 0.01)
-    return config.training.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
 def _note(record: dict[str, Any]) -> str:

@@ -141,22 +141,13 @@ class UtteranceReader:
         samples: Float32 | None = None
         features = []
         for front_end in front_ends:
-            location = utterance.audio if isinstance(front_end, Fbank) else utterance.features
-            if location is None:
-                raise UtteranceError(
-                    f"utterance {utterance.utterance_id}: the front end '{front_end.kind}' needs "
-                    f"{'audio' if isinstance(front_end, Fbank) else 'features'}, the corpus gives none"
-                )
+            location = _location(utterance, front_end)
             if location not in data:
                 data[location] = self._read(utterance, location, front_end)
             if isinstance(front_end, Precomputed):
                 features.append(_decode_features(utterance, data[location], front_end))
                 continue
-            if utterance.sample_rate != front_end.sample_rate:
-                raise UtteranceError(
-                    f"utterance {utterance.utterance_id}: sample rate is {utterance.sample_rate} Hz, "
-                    f"the front end expects {front_end.sample_rate} Hz"
-                )
+            _check_sample_rate(utterance, front_end)
             if samples is None:
                 samples = _decode_audio(utterance, data[location])
             if front_end.num_frames(len(samples)) == 0:
@@ -165,6 +156,12 @@ class UtteranceReader:
                 )
             features.append(front_end.compute(samples))
         return features
+
+    def samples(self, utterance: Utterance, front_end: Fbank) -> Float32:
+        """What ``front_end`` computes features of, float32 [N] in the range of 16-bit integers. Raises as :meth:`features`."""
+        location = _location(utterance, front_end)
+        _check_sample_rate(utterance, front_end)
+        return _decode_audio(utterance, self._read(utterance, location, front_end))
 
     def _read(self, utterance: Utterance, location: str, front_end: Fbank | Precomputed) -> bytes:
         if isinstance(front_end, Precomputed):
@@ -205,6 +202,24 @@ class UtteranceReader:
                 f"{expected[:16]}...; the file changed since the manifest was written"
             )
         return data
+
+
+def _location(utterance: Utterance, front_end: Fbank | Precomputed) -> str:
+    location = utterance.audio if isinstance(front_end, Fbank) else utterance.features
+    if location is None:
+        raise UtteranceError(
+            f"utterance {utterance.utterance_id}: the front end '{front_end.kind}' needs "
+            f"{'audio' if isinstance(front_end, Fbank) else 'features'}, the corpus gives none"
+        )
+    return location
+
+
+def _check_sample_rate(utterance: Utterance, front_end: Fbank) -> None:
+    if utterance.sample_rate != front_end.sample_rate:
+        raise UtteranceError(
+            f"utterance {utterance.utterance_id}: sample rate is {utterance.sample_rate} Hz, "
+            f"the front end expects {front_end.sample_rate} Hz"
+        )
 
 
 def _max_frames(utterance: Utterance, front_end: Precomputed) -> int:

@@ -23,8 +23,9 @@ from softlabel_schemas.spec import StorageSpec
 from softlabel_schemas.targets import SoftTargets, offsets_of
 from student_trainer.batch import Example
 from student_trainer.config import SoftLabelConfig, TrainConfig
-from student_trainer.data import SoftLabels, TrainingData
+from student_trainer.data import TrainingData
 from student_trainer.run_folder import RunFolder, build_model
+from student_trainer.soft_labels import SoftLabels
 from student_trainer.train import Progress, _Trainer
 from tests.support.datasets import SPEC, commit_rows, cut_evenly
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,28 @@ class TestLoad:
             ("max_entries = 8", "max_entries = 0", "max_entries: "),
             ('"mass", mass', '"best", mass', "'best'"),
             ('["train", "extra"]', "[]", "corpus.train_splits: "),
+            ("dev_splits = []", "hard_label_splits = []", "corpus.hard_label_splits: "),
+            (
+                "dev_splits = []",
+                'hard_label_splits = ["extra", "dev"]',
+                "hard_label_splits must be among train_splits, train, extra; found dev",
+            ),
+            ("[model]", "[augmentation]\nspeeds = []\n[model]", "augmentation.speeds: "),
+            ("[model]", "[augmentation]\nspeeds = [3.0]\n[model]", "augmentation.speeds.0: "),
+            ("[model]", "[augmentation]\nmax_frequency_mask = 41\n[model]", "is 41, more than the 40 mel bins"),
+            (
+                'kind = "fbank"\nstack = 2',
+                'kind = "precomputed"\nnum_features = 4\nframe_shift_ms = 10\n[augmentation]',
+                "augmentation needs the front end 'fbank'",
+            ),
+            ("weight = 0.7", "frames = { silence = 1.5 }", "soft_labels.frames.silence: "),
+            (
+                "weight = 0.7",
+                "frames = { min_top1 = 0.3 }",
+                "soft_labels.frames: no frame is selected: give disagreeing",
+            ),
+            ("weight = 0.7", "final_weight = 1.1", "soft_labels.final_weight: "),
+            ("weight = 0.7", "weight = 1.0\nfinal_weight = 1.0", "leaves the hard head, which decodes, untrained"),
             ("weight = 0.7", "weight = 1.0", "leaves the hard head, which decodes, untrained"),
         ],
     )
@@ -132,6 +155,17 @@ class TestLoad:
 
 
 class TestDigest:
+    @pytest.mark.parametrize(
+        ("text", "digest"),
+        [
+            (SHORTEST, "86d52ecc8824f18a8366fc192a50a1d5bcd20570f4d5f995f662b5783c95ed23"),
+            (LONG, "0b09ac575f21bb53117ff4d559c8c4761d0bd5c015c9797a73f66bfd79af925b"),
+        ],
+    )
+    def test_of_a_run_from_before_later_settings_is_what_it_was(self, text: str, digest: str) -> None:
+        """Golden: another value would refuse to resume every run there is."""
+        assert TrainConfig.model_validate(tomllib.loads(text)).digest() == digest
+
     def test_only_the_output_folder_and_the_cache_are_left_out(self, tmp_path: Path) -> None:
         config = load_config(write(tmp_path, LONG))
         cached = LONG.replace("num_heads = 2", 'num_heads = 2\ncache = "cache"\ncache_gib = 1.0')
@@ -144,13 +178,18 @@ class TestDigest:
             '"inventory.json"': '"other.json"',
             '["train", "extra"]': '["train"]',
             "dev_splits = []": 'dev_splits = ["dev"]',
+            "\n\n[soft_labels]": '\nhard_label_splits = ["train"]\n[soft_labels]',
             '"labels"': '"others"',
             "weight = 0.7": "weight = 0.6",
+            'url = "labels"': 'url = "labels"\nframes = { silence = 0.5 }',
+            "weight = 0.7\n": "weight = 0.7\nfinal_weight = 0.7\n",
             "temperature = 2.0": "temperature = 4.0",
             '"to_hard_label"': '"uniform"',
             "num_heads = 2": "num_heads = 1",
             "max_entries = 8": "max_entries = 9",
             "stack = 2": "stack = 1",
+            "[model]": "[augmentation]\n[model]",
+            "[model]\n": "[augmentation]\ntime_masks = 3\n[model]\n",
             '"conformer"': '"tdnn"',
             "hidden = 64": "hidden = 65",
             "epochs = 3": "epochs = 4",

@@ -16,14 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabel_schemas import InputError, open_dataset
+from softlabel_schemas.frame_selection import FrameSelection, frame_weights, silence_classes
 from softlabel_schemas.front_end import UtteranceError
 from softlabel_schemas.selection import Mass, TopK
 from softlabel_schemas.targets import SoftTargets, concatenate
 from student_trainer import data as data_module
 from student_trainer.batch import Batch, Example, collate, sparse_targets
 from student_trainer.config import SoftLabelConfig
-from student_trainer.data import SoftLabels, Step, TrainingData
+from student_trainer.data import Step, TrainingData
 from student_trainer.order import Order
+from student_trainer.soft_labels import SoftLabels
 from tests.support.speech import (
     FRONT_END,
     INVENTORY,
@@ -162,13 +164,13 @@ class TestSteps:
     def test_a_corpus_of_one_pool_is_loaded_once(
         self, speech: Speech, labels: SoftDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        load, calls = TrainingData.load, []
+        load, calls = TrainingData.load_at_speeds, []
 
         def counting(self: TrainingData, *args: Any) -> Any:
             calls.append(args)
             return load(self, *args)
 
-        monkeypatch.setattr(TrainingData, "load", counting)
+        monkeypatch.setattr(TrainingData, "load_at_speeds", counting)
         data = training_data(speech, join(speech, labels.url))
         steps(data, Order(seed=1, batch_seconds=1.5, pool_seconds=36_000.0), num_epochs=3)
         assert len(calls) == 1
@@ -179,7 +181,7 @@ class TestSteps:
         self, speech: Speech, labels: SoftDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         here, makers = threading.get_ident(), set()
-        load = TrainingData.load
+        load = TrainingData.load_at_speeds
 
         def recording(function: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
@@ -188,7 +190,7 @@ class TestSteps:
 
             return call
 
-        monkeypatch.setattr(TrainingData, "load", recording(load))
+        monkeypatch.setattr(TrainingData, "load_at_speeds", recording(load))
         monkeypatch.setattr(data_module, "collate", recording(collate))
         steps(training_data(speech, join(speech, labels.url)), self.ORDER)
         assert {function for function, _ in makers} == {load, collate}
@@ -205,26 +207,27 @@ class TestSteps:
         self, speech: Speech, labels: SoftDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A load that was under way stops at its next utterance."""
-        load, events = TrainingData.load, []
+        load, events = TrainingData.load_at_speeds, []
         loads, left = threading.Event(), threading.Event()
 
-        def slow(self: TrainingData, rows: list[int], given_up: threading.Event) -> Any:
+        def slow(self: TrainingData, speeds_of: dict[int, tuple[float]], given_up: threading.Event) -> Any:
             if len(events) == 1:
                 loads.set()
                 assert left.wait(30)
-                events.append(len(load(self, rows, given_up)))
+                events.append(len(load(self, speeds_of, given_up)))
                 return {}
-            events.append(len(rows))
-            return load(self, rows, given_up)
+            events.append(len(speeds_of))
+            return load(self, speeds_of, given_up)
 
-        monkeypatch.setattr(TrainingData, "load", slow)
-        threads = threading.active_count()
+        monkeypatch.setattr(TrainingData, "load_at_speeds", slow)
+        # Threads of an earlier test may be about to end.
+        before = set(threading.enumerate())
         found = training_data(speech, join(speech, labels.url)).steps(self.ORDER, temperature=2.0, num_epochs=2)
         next(found)
         assert loads.wait(30)
         found.close()
         left.set()
-        while threading.active_count() > threads:
+        while set(threading.enumerate()) - before:
             time.sleep(0.001)
         assert len(events) == 2
         assert events[1] == 0
@@ -264,15 +267,45 @@ class TestJoin:
             labelled = np.flatnonzero(utterance.hard_labels >= 0)
             kept_TV[labelled, utterance.hard_labels[labelled]] = True
             expected = targets_from_dense(log_posterior_TV, kept_TV, TEMPERATURES)
-            np.testing.assert_array_equal(found.offsets, expected.offsets)
-            np.testing.assert_array_equal(found.class_ids, expected.class_ids)
-            np.testing.assert_array_equal(found.log_probs, expected.log_probs)
-            np.testing.assert_allclose(found.tail_mass, expected.tail_mass, atol=1e-6)
+            assert found.weights_T is None
+            np.testing.assert_array_equal(found.soft.offsets, expected.offsets)
+            np.testing.assert_array_equal(found.soft.class_ids, expected.class_ids)
+            np.testing.assert_array_equal(found.soft.log_probs, expected.log_probs)
+            np.testing.assert_allclose(found.soft.tail_mass, expected.tail_mass, atol=1e-6)
 
     def test_an_utterance_without_hard_labels_has_none_to_keep(self, speech: Speech, labels: SoftDataset) -> None:
         utterance = without_labels(speech.utterances[5])
         (found,) = join(speech, labels.url, selection=TopK(k=2, keep_hard_label=True)).of([utterance])
-        assert set(found.counts_T) == {2}
+        assert set(found.soft.counts_T) == {2}
+
+    def test_frame_weights_are_of_all_that_is_stored(self, speech: Speech, labels: SoftDataset) -> None:
+        """Also where less is kept, and of the hard labels that are in use."""
+        frames = FrameSelection(disagreeing=0.0, uncertain=0.5, min_top1=0.6)
+        soft_labels = join(speech, labels.url, frames=frames, selection=TopK(k=1))
+        here = [speech.utterances[4], without_labels(speech.utterances[5])]
+        silence_V = silence_classes(INVENTORY, frames)
+        for utterance, found in zip(here, soft_labels.of(here), strict=True):
+            stored = labels.targets[utterance.utterance_id]
+            labels_T = utterance.hard_labels
+            if labels_T is None:
+                labels_T = np.full(stored.num_frames, -1)
+            np.testing.assert_array_equal(found.weights_T, frame_weights(stored, labels_T, silence_V, frames))
+        corpus_weights = [soft_labels.of([u])[0].weights_T for u in speech.split("train")]
+        examples = training_data(speech, soft_labels).load(range(20))
+        batch = collate([examples[row] for row in (7, 2)])
+        assert batch.targets is not None
+        np.testing.assert_array_equal(batch.targets.weights_N, np.concatenate([corpus_weights[7], corpus_weights[2]]))
+        assert set(np.concatenate(corpus_weights)) == {np.float32(0), np.float32(0.5), np.float32(1)}
+
+    def test_frames_of_silence_need_an_inventory_that_names_it(
+        self, speech: Speech, labels: SoftDataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        dataset = open_dataset(labels.url)
+        nameless = INVENTORY.model_copy(update={"silence_phones": ()})
+        monkeypatch.setattr(type(dataset), "inventory", nameless, raising=False)
+        config = SoftLabelConfig(url=labels.url, frames=FrameSelection(silence=0.0))
+        with pytest.raises(InputError, match="the class inventory names no silence_phones"):
+            SoftLabels(dataset, config, speech.corpus, INVENTORY.digest())
 
     def test_another_inventory(self, speech: Speech, labels: SoftDataset) -> None:
         message = rf"inventory {INVENTORY.digest()[:12]} \(6 classes\), the student's is {'a' * 12}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -26,7 +25,7 @@ from student_trainer import train as train_module
 from student_trainer.cli import main
 from student_trainer.config import TrainConfig, load_config
 from student_trainer.run_folder import RunFolder
-from student_trainer.train import learning_rate, train
+from student_trainer.train import train
 from tests.support.speech import (
     INVENTORY,
     SoftDataset,
@@ -549,19 +548,6 @@ class TestRefusals:
         config = train_config(speech, tmp_path / "run", model=own)
         with pytest.raises(InputError, match=r"utterance train-\d\d: the model gives \d+ frames, there are \d+ labels"):
             train(config)
-
-
-class TestLearningRate:
-    def test_rises_then_falls_to_zero(self, speech: Speech) -> None:
-        config = train_config(speech, "run", training__epochs=10, training__warmup=0.2, training__learning_rate=1.0)
-        rates = [learning_rate(config, done) for done in (0, 1, 2, 6, 10)]
-        assert rates == pytest.approx([0.01, 0.5, 1.0, 0.5, 0.0])
-        assert all(0 < learning_rate(config, done) <= 1 for done in np.linspace(0, 9.99, 50))
-
-    def test_without_warm_up(self, speech: Speech) -> None:
-        config = train_config(speech, "run", training__warmup=0.0, training__learning_rate=1.0)
-        assert learning_rate(config, 0) == 1.0
-        assert math.isclose(learning_rate(config, 3), 0.0, abs_tol=1e-12)
 
 
 def write_toml(folder: Path, speech: Speech, url: str) -> Path:

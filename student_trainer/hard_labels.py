@@ -1,0 +1,52 @@
+"""Which utterances have hard labels, and what the rest need.
+
+Speech without hard labels trains in the same run from its soft targets: its frames are in the mean of the soft loss and not in
+that of the hard loss (see ``loss.py``).
+
+Targets that were captured with ``keep_hard_label`` remember labels that are not used here: an entry that stands out of the
+ranking gives its frame's label away. For an honest comparison narrow them by a selection that does not keep hard labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from softlabel_schemas.corpus import Corpus
+from softlabel_schemas.errors import InputError
+from softlabel_schemas.strict import printable
+from student_trainer.config import SoftLabelConfig
+
+
+def only_hard_labels_of(corpus: Corpus, splits: Sequence[str]) -> Corpus:
+    """The same rows, without the hard labels of all other splits."""
+    is_other = pc.invert(pc.is_in(corpus.table["split"], pa.array(splits, pa.string()))).to_numpy()
+    labels = corpus.table["hard_labels"]
+    rows = pa.array(range(len(corpus)), pa.int64(), mask=is_other)
+    column = corpus.table.schema.get_field_index("hard_labels")
+    return Corpus(
+        corpus.table.set_column(column, corpus.table.schema.field(column), labels.take(rows)),
+        hard_label_frame_shift_ms=corpus.hard_label_frame_shift_ms,
+        inventory_digest=corpus.inventory_digest,
+        base_url=corpus.base_url,
+    )
+
+
+def check_something_to_learn(corpus: Corpus, soft_labels: SoftLabelConfig | None, *, where: str) -> None:
+    """Raises InputError where utterances have neither hard labels nor soft targets, or the head that decodes learns nothing."""
+    is_without = pc.is_null(corpus.table["hard_labels"])
+    num_without = pc.sum(is_without).as_py()
+    if soft_labels is None and num_without:
+        first = corpus.table["utterance_id"].filter(is_without)[0].as_py()
+        raise InputError(
+            f"{where}: {num_without:,} of {len(corpus):,} training utterances have no hard labels in use "
+            f"({printable(first)} is the first), and there is no [soft_labels] table; add one, or leave their splits out of "
+            "corpus.train_splits"
+        )
+    if soft_labels is not None and soft_labels.num_heads == 2 and num_without == len(corpus):
+        raise InputError(
+            f"{where}: no training utterance has hard labels in use, so the hard head, which decodes, would stay untrained; "
+            "set soft_labels.num_heads to 1"
+        )
