@@ -22,10 +22,22 @@ from student_trainer.config import CACHE_FIELDS, TrainConfig
 from student_trainer.evaluate import evaluation_name
 from student_trainer.run_folder import RUN, RunFolder
 
-Metric = Literal["frame_error_rate", "phone_error_rate", "cross_entropy", "calibration_error"]
+Metric = Literal["frame_error_rate", "phone_error_rate", "word_error_rate", "cross_entropy", "calibration_error"]
 # Of a run's setup: how many utterances of the corpus it was trained without.
 LEFT_OUT = "utterances_left_out"
-METRICS: tuple[Metric, ...] = ("frame_error_rate", "phone_error_rate", "cross_entropy", "calibration_error")
+METRICS: tuple[Metric, ...] = (
+    "frame_error_rate",
+    "phone_error_rate",
+    "word_error_rate",
+    "cross_entropy",
+    "calibration_error",
+)
+# Of the rates that are errors among units: the fields of an utterance that count both.
+COUNTS: dict[Metric, tuple[str, str]] = {
+    "frame_error_rate": ("frame_errors", "frames"),
+    "phone_error_rate": ("phone_errors", "phones"),
+    "word_error_rate": ("word_errors", "words"),
+}
 
 
 class _Record(StrictModel):
@@ -35,15 +47,22 @@ class _Record(StrictModel):
 
 
 class UtteranceErrors(_Record):
+    """Phones and words are None where they were not counted."""
+
     utterance_id: str
     frames: int
     frame_errors: int
+    phones: int | None = None
+    phone_errors: int | None = None
+    words: int | None = None
+    word_errors: int | None = None
 
 
 class Evaluation(_Record):
     """``evaluation-<splits>.json``: rates in percent, cross-entropy in nats per frame.
 
     Attributes:
+        word_error_rate, graph_digest: None where no words were decoded.
         left_out: of a dataset's evaluation, the utterances it has no labels for.
     """
 
@@ -54,6 +73,8 @@ class Evaluation(_Record):
     inventory_digest: str
     frame_error_rate: float
     phone_error_rate: float | None
+    word_error_rate: float | None = None
+    graph_digest: str | None = None
     cross_entropy: float | None
     calibration_error: float
     utterances: Annotated[tuple[UtteranceErrors, ...], Field(min_length=1)]
@@ -144,10 +165,15 @@ class Arm:
         assert spread is not None
         return spread
 
-    def frame_errors_U(self) -> npt.NDArray[np.float64]:
-        """Mean over seeds of each utterance's frame errors, [U]."""
-        errors = [[utterance.frame_errors for utterance in e.utterances] for e in self.evaluations]
-        return np.asarray(np.mean(errors, axis=0), dtype=np.float64)
+    def errors_U(self, metric: Metric) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+        """Each utterance's errors, their mean over seeds, and its frames, phones or words, both [U]; None where not known."""
+        errors, units = (
+            [[getattr(utterance, field) for utterance in e.utterances] for e in self.evaluations]
+            for field in COUNTS[metric]
+        )
+        if any(None in of_seed for of_seed in (*errors, *units)):
+            return None
+        return np.asarray(np.mean(errors, axis=0), dtype=np.float64), np.asarray(units[0], dtype=np.float64)
 
 
 def load_arms(runs: Sequence[str], evaluations: Sequence[str], splits: Sequence[str]) -> list[Arm]:
@@ -235,6 +261,8 @@ def _check_alike(evaluations: Mapping[str, Evaluation], splits: Sequence[str]) -
     if first.splits != tuple(splits):
         raise InputError(f"{first_location} was evaluated on {list(first.splits)}, --split says {list(splits)}")
     frames = {utterance.utterance_id: utterance.frames for utterance in first.utterances}
+    graphs = ((location, evaluation.graph_digest) for location, evaluation in evaluations.items())
+    first_graph = next((found for found in graphs if found[1] is not None), None)
     for location, evaluation in evaluations.items():
         where = f"{first_location} and {location} cannot be compared"
         for name, what in (
@@ -245,6 +273,11 @@ def _check_alike(evaluations: Mapping[str, Evaluation], splits: Sequence[str]) -
             expected, found = getattr(first, name), getattr(evaluation, name)
             if expected != found:
                 raise InputError(f"{where}: {what} differ ({expected} and {found}); evaluate both on the same data")
+        if first_graph is not None and evaluation.graph_digest not in (None, first_graph[1]):
+            raise InputError(
+                f"{first_graph[0]} and {location} cannot be compared: their words were decoded with different graphs "
+                f"({first_graph[1]} and {evaluation.graph_digest}); evaluate both with the same graph"
+            )
         found_frames = {utterance.utterance_id: utterance.frames for utterance in evaluation.utterances}
         left_out = {entry.utterance_id for entry in evaluation.left_out}
         wanted_frames = {name: number for name, number in frames.items() if name not in left_out}

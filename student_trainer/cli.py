@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from pathlib import Path
 
 import click
 
@@ -50,29 +52,145 @@ def train(config: str) -> None:
 @click.option("--dataset", help="Evaluate the teacher ensemble from this dataset's targets, instead of a RUN.")
 @click.option("--corpus", required=True, help="Corpus manifest with hard labels.")
 @click.option("--split", "splits", multiple=True, required=True, help="May be given several times.")
+@click.option("--graph", help="Decode words with this graph (student-trainer graph), for word error rates.")
+@click.option("--decoder", help="Settings of the decoder (student-trainer tune-decoder); default: decoder.json of RUN.")
 @click.option("--output", help="JSON file for the result; default: evaluation-SPLIT.json in the run's folder.")
-def evaluate(run: str | None, dataset: str | None, corpus: str, splits: tuple[str, ...], output: str | None) -> None:
-    """Frame and phone error rate, cross-entropy and calibration error of RUN, or of a teacher ensemble.
+def evaluate(
+    run: str | None,
+    dataset: str | None,
+    corpus: str,
+    splits: tuple[str, ...],
+    graph: str | None,
+    decoder: str | None,
+    output: str | None,
+) -> None:
+    """Frame, phone and word error rate, cross-entropy and calibration error of RUN, or of a teacher ensemble.
 
     \b
     Examples:
       student-trainer evaluate runs/student --corpus corpus.parquet --split test
+      student-trainer evaluate runs/student --corpus corpus.parquet --split test --graph graph
       student-trainer evaluate --dataset labels-test --corpus corpus.parquet --split test --output ensemble.json
     """
-    from student_trainer.evaluate import evaluate_dataset, evaluate_run
+    from student_trainer.evaluate import WordDecoding, evaluate_dataset, evaluate_run
+    from student_trainer.run_folder import DECODER
 
-    if (run is None) == (dataset is None):
-        raise InputError("give a RUN or --dataset, one of the two")
+    if decoder is not None and graph is None:
+        raise InputError("--decoder needs --graph: its settings are those of a word decoder")
+    _check_run_or_dataset(run, dataset, output)
+    decoding = None
+    if graph is not None:
+        _check_decoder_is_installed()
+        if run is None and decoder is None:
+            raise InputError("--graph with --dataset needs --decoder: a dataset holds no settings of a decoder")
+        decoding = WordDecoding(graph=graph, settings=decoder or str(Path(run or "") / DECODER))
     if run is not None:
-        result = evaluate_run(run, corpus, splits, output)
+        result = evaluate_run(run, corpus, splits, output, decoding)
     else:
         assert dataset is not None
-        if output is None:
-            raise InputError("--dataset needs --output: a dataset is never written to")
-        result = evaluate_dataset(dataset, corpus, splits, output)
+        assert output is not None
+        result = evaluate_dataset(dataset, corpus, splits, output, decoding)
     for name in ("frame_error_rate", "phone_error_rate", "cross_entropy", "calibration_error"):
         value = "unknown (not every hard label was kept)" if result[name] is None else f"{result[name]:.3f}"
         click.echo(f"{name:<18} {value}")
+    if graph is not None:
+        click.echo(f"word_error_rate    {result['word_error_rate']:.3f}")
+        click.echo(
+            f"{result['num_words']} words, {result['out_of_vocabulary_rate']:.2f}% of them not in the graph; "
+            f"{result['num_unfinished_decodings']} utterances decoded to no end of a sentence"
+        )
+
+
+@main.command()
+@click.option("--corpus", required=True, help="Corpus manifest with transcripts and hard labels.")
+@click.option("--split", "splits", multiple=True, required=True, help="Training splits; may be given several times.")
+@click.option("--lexicon", required=True, help="Text file, one pronunciation a line: a word and its phones.")
+@click.option(
+    "--inventory", required=True, help="Class inventory of the models to decode; its phones are the lexicon's."
+)
+@click.option("--order", type=click.IntRange(1, 5), default=2, show_default=True, help="Of the n-gram language model.")
+@click.option(
+    "--min-phone-frames",
+    type=click.IntRange(1, 10),
+    default=1,
+    show_default=True,
+    help="Shortest phone; silence apart.",
+)
+@click.option("--output", required=True, help="Folder to write.")
+def graph(
+    corpus: str,
+    splits: tuple[str, ...],
+    lexicon: str,
+    inventory: str,
+    order: int,
+    min_phone_frames: int,
+    output: str,
+) -> None:
+    """Build a graph for decoding words: lexicon and n-gram, the n-gram of these splits' transcripts alone.
+
+    \b
+    Example:
+      student-trainer graph --corpus corpus.parquet --split train --lexicon lexicon.txt --inventory inventory.json \\
+        --output graph
+    """
+    _check_decoder_is_installed()
+    from softlabel_schemas.inventory import ClassInventory
+    from student_trainer.graph_folder import make_graph
+
+    made = make_graph(
+        corpus,
+        splits,
+        lexicon,
+        ClassInventory.load(inventory),
+        output,
+        ngram_order=order,
+        min_phone_frames=min_phone_frames,
+    )
+    click.echo(f"{output}: {len(made.words)} words, {made.fst.num_states} states, {order}-gram")
+
+
+@main.command()
+@click.argument("run", type=click.Path(), required=False)
+@click.option("--dataset", help="Tune for the teacher ensemble of this dataset, instead of a RUN.")
+@click.option("--corpus", required=True, help="Corpus manifest with transcripts and hard labels.")
+@click.option("--split", "splits", multiple=True, required=True, help="Dev splits: neither trained on nor tested on.")
+@click.option("--graph", required=True, help="Folder of the graph (student-trainer graph).")
+@click.option("--output", help="JSON file for the settings; default: decoder.json in the run's folder.")
+def tune_decoder(
+    run: str | None, dataset: str | None, corpus: str, splits: tuple[str, ...], graph: str, output: str | None
+) -> None:
+    """Choose acoustic scale, prior exponent and word insertion penalty by the word error rate of a dev split.
+
+    \b
+    Examples:
+      student-trainer tune-decoder runs/student --graph graph --corpus corpus.parquet --split dev
+      student-trainer tune-decoder --dataset labels-dev --graph graph --corpus corpus.parquet --split dev --output decoder.json
+    """
+    _check_decoder_is_installed()
+    from student_trainer.tune import tune_dataset, tune_run
+
+    _check_run_or_dataset(run, dataset, output)
+    if run is not None:
+        tuned = tune_run(run, corpus, splits, graph, output)
+    else:
+        assert dataset is not None
+        assert output is not None
+        tuned = tune_dataset(dataset, corpus, splits, graph, output)
+    for name, value in tuned.settings.model_dump().items():
+        click.echo(f"{name:<22} {value:g}")
+    click.echo(f"{'word_error_rate':<22} {tuned.word_error_rate:.3f}")
+
+
+def _check_run_or_dataset(run: str | None, dataset: str | None, output: str | None) -> None:
+    if (run is None) == (dataset is None):
+        raise InputError("give a RUN or --dataset, one of the two")
+    if run is None and output is None:
+        raise InputError("--dataset needs --output: a dataset is never written to")
+
+
+def _check_decoder_is_installed() -> None:
+    if importlib.util.find_spec("kaldi_decoder") is None or importlib.util.find_spec("kaldifst") is None:
+        raise InputError("decoding words needs: pip install 'essence-distill[decode]'")
 
 
 @main.command()

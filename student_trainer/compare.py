@@ -21,14 +21,18 @@ from softlabel_schemas.cli import description
 from softlabel_schemas.command_line import progress
 from softlabel_schemas.dataset import open_dataset
 from softlabel_schemas.errors import InputError
-from student_trainer.arms import METRICS, Arm, Evaluation, Metric, load_arms, unlike_settings
+from student_trainer.arms import COUNTS, METRICS, Arm, Evaluation, Metric, load_arms, unlike_settings
+from student_trainer.significance import NUM_RESAMPLES, Difference, difference
 
-NUM_RESAMPLES = 10_000
-# Drawn at once: 4 M indices are 32 MB.
-_INDICES_AT_ONCE = 4_000_000
-
-COLUMNS = ("arm", "seeds", "parameters", "frame error %", "phone error %", "cross-entropy", "calibration error %")
-_DIGITS: dict[Metric, int] = {"frame_error_rate": 2, "phone_error_rate": 2, "cross_entropy": 3, "calibration_error": 2}
+_COLUMNS: dict[Metric, str] = {
+    "frame_error_rate": "frame error %",
+    "phone_error_rate": "phone error %",
+    "word_error_rate": "word error %",
+    "cross_entropy": "cross-entropy",
+    "calibration_error": "calibration error %",
+}
+# Of cross-entropy, in nats; rates are in percent.
+_DIGITS: dict[Metric, int] = {"cross_entropy": 3}
 UNKNOWN = "–"
 NO_PAIRS = "no arm with soft labels has a hard-only arm of the same model to be compared with"
 
@@ -38,18 +42,13 @@ class Pair:
     """An arm with soft labels against one with hard labels alone and the same model.
 
     Attributes:
-        difference: of the mean frame error rates, soft less hard, in points (percent of frames).
-        low, high: 95% interval of it over test utterances, points.
-        p_value: two-sided, that the difference is zero.
+        differences: of frame errors, and of phone and word errors where both arms have them.
         unlike: settings other than the soft labels that differ, with both values.
     """
 
     soft: Arm
     hard: Arm
-    difference: float
-    low: float
-    high: float
-    p_value: float
+    differences: tuple[Difference, ...]
     unlike: tuple[str, ...]
 
 
@@ -79,6 +78,12 @@ class Comparison:
         """Any of them: splits, corpus and utterances are those of all."""
         return self.arms[0].evaluations[0]
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Word error rate only where every arm has it."""
+        without_words = any(arm.values("word_error_rate") is None for arm in self.arms)
+        return tuple(metric for metric in METRICS if not (without_words and metric == "word_error_rate"))
+
     def dataset_of(self, arm: Arm) -> LabelledData | None:
         """What the arm was trained with; of two datasets with the same labels, the first that was given."""
         digest = arm.runs[0].dataset_digest if arm.runs else None
@@ -101,33 +106,6 @@ def compare(
     return Comparison(arms=tuple(arms), pairs=tuple(pairs), datasets=tuple(labelled))
 
 
-def paired_bootstrap(
-    errors_a_U: npt.NDArray[np.float64], errors_b_U: npt.NDArray[np.float64], frames_U: npt.NDArray[np.float64]
-) -> tuple[float, float, float, float]:
-    """Difference of two frame error rates (a less b) over the same utterances, by resampling utterances.
-
-    After Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation" (2004). The seed is
-    fixed: the same files give the same interval.
-
-    Returns:
-        difference, lower and upper end of its 95% percentile interval (points), two-sided p (at least 2 / 10,001).
-    """
-    differences_U = errors_a_U - errors_b_U
-    rng = np.random.default_rng(0)
-    num_utterances = len(frames_U)
-    rows = max(_INDICES_AT_ONCE // num_utterances, 1)
-    parts = []
-    for start in range(0, NUM_RESAMPLES, rows):
-        sample_RU = rng.integers(num_utterances, size=(min(rows, NUM_RESAMPLES - start), num_utterances))
-        parts.append(differences_U[sample_RU].sum(axis=1) / np.maximum(frames_U[sample_RU].sum(axis=1), 1))
-    resampled_R = 100 * np.concatenate(parts)
-    low, high = np.percentile(resampled_R, (2.5, 97.5))
-    beyond = min((resampled_R <= 0).sum(), (resampled_R >= 0).sum())
-    # Plus one: what was observed counts as a resample, and no finite number of them shows p = 0.
-    p_value = min(1.0, 2 * (1 + int(beyond)) / (NUM_RESAMPLES + 1))
-    return 100 * float(differences_U.sum() / max(frames_U.sum(), 1)), float(low), float(high), p_value
-
-
 def _same_model(soft: Arm, hard: Arm) -> bool:
     """Architecture, its arguments and its front end: a model that hears something else is another model."""
     if not hard.is_hard_only:
@@ -137,13 +115,12 @@ def _same_model(soft: Arm, hard: Arm) -> bool:
 
 
 def _pair(soft: Arm, hard: Arm) -> Pair:
-    frames_U = soft.evaluations[0].frames_U()
-    difference, low, high, p_value = paired_bootstrap(soft.frame_errors_U(), hard.frame_errors_U(), frames_U)
+    differences = tuple(found for metric in COUNTS if (found := difference(soft, hard, metric)))
     soft_setup, hard_setup = ({**arm.runs[0].setup(), "seeds": arm.seeds} for arm in (soft, hard))
     # Less what makes the two arms what they are.
     apart = ("name", "soft_labels", "dataset_digest")
     unlike = [line for line in unlike_settings(soft_setup, hard_setup) if not line.startswith(apart)]
-    return Pair(soft=soft, hard=hard, difference=difference, low=low, high=high, p_value=p_value, unlike=tuple(unlike))
+    return Pair(soft=soft, hard=hard, differences=differences, unlike=tuple(unlike))
 
 
 def _load_dataset(url: str, inventory_digest: str) -> LabelledData:
@@ -172,14 +149,18 @@ def _load_dataset(url: str, inventory_digest: str) -> LabelledData:
     )
 
 
+def table_columns(comparison: Comparison) -> tuple[str, ...]:
+    return ("arm", "seeds", "parameters", *(_COLUMNS[metric] for metric in comparison.metrics))
+
+
 def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """The cells under ``COLUMNS``, one row for each arm."""
+    """The cells under ``table_columns``, one row for each arm."""
     return [
         (
             arm.name,
             str(len(arm.runs)) if arm.runs else UNKNOWN,
             f"{arm.runs[0].num_parameters:,}" if arm.runs else UNKNOWN,
-            *(_format_spread(arm, metric) for metric in METRICS),
+            *(_format_spread(arm, metric) for metric in comparison.metrics),
         )
         for arm in comparison.arms
     ]
@@ -187,23 +168,23 @@ def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 def _format_spread(arm: Arm, metric: Metric) -> str:
     """``34.10 ± 0.25``; ``34.10 ± –`` for a single seed, ``34.10`` for what was not trained here."""
-    spread, digits = arm.spread(metric), _DIGITS[metric]
+    spread, digits = arm.spread(metric), _DIGITS.get(metric, 2)
     if spread is None:
         return UNKNOWN
     deviation = UNKNOWN if spread.std is None else f"{spread.std:.{digits}f}"
     return f"{spread.mean:.{digits}f} ± {deviation}" if arm.runs else f"{spread.mean:.{digits}f}"
 
 
-def verdict(pair: Pair) -> str:
+def format_p(found: Difference) -> str:
+    return "< 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}"
+
+
+def verdict(pair: Pair, found: Difference) -> str:
     """What a pair shows, in words: no clear difference where the interval holds zero."""
-    if pair.low <= 0 <= pair.high:
-        return f"{pair.soft.name}: no clear difference from {pair.hard.name}"
-    what = "fewer" if pair.difference < 0 else "more"
-    return f"{pair.soft.name}: {abs(pair.difference):.2f} points {what} frame errors than {pair.hard.name}"
-
-
-def format_p(pair: Pair) -> str:
-    return "< 0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
+    if found.low <= 0 <= found.high:
+        return f"{pair.soft.name}: no clear difference from {pair.hard.name} in {found.unit} errors"
+    what = "fewer" if found.points < 0 else "more"
+    return f"{pair.soft.name}: {abs(found.points):.2f} points {what} {found.unit} errors than {pair.hard.name}"
 
 
 def signed(points: float) -> str:
@@ -221,6 +202,11 @@ def warning(pair: Pair) -> str | None:
 def warnings(comparison: Comparison) -> list[str]:
     """What a reader must know before believing the numbers."""
     lines = [line for line in map(warning, comparison.pairs) if line]
+    without_words = [arm.name for arm in comparison.arms if arm.values("word_error_rate") is None]
+    if 0 < len(without_words) < len(comparison.arms):
+        lines.append(
+            f"word error rates are not shown: {', '.join(without_words)} evaluated without words (evaluate --graph)"
+        )
     for arm in comparison.arms:
         num_left_out = max(len(evaluation.left_out) for evaluation in arm.evaluations)
         if num_left_out:
@@ -237,8 +223,8 @@ def text(comparison: Comparison) -> str:
         (f"{row[0]} *" if arm.kind == "ensemble" else row[0], *row[1:])
         for arm, row in zip(comparison.arms, table_rows(comparison), strict=True)
     ]
-    rows = [COLUMNS, *marked]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    rows = [table_columns(comparison), *marked]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, tuple("-" * width for width in widths))
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
@@ -246,14 +232,15 @@ def text(comparison: Comparison) -> str:
     if any(arm.kind == "ensemble" for arm in comparison.arms):
         lines.append("* teacher ensemble, from its stored soft labels")
     lines.append("")
-    lines += [f"{verdict(pair)} ({_test(pair)})" for pair in comparison.pairs] or [NO_PAIRS]
+    verdicts = [f"{verdict(pair, found)} ({_test(found)})" for pair in comparison.pairs for found in pair.differences]
+    lines += verdicts or [NO_PAIRS]
     lines += [f"warning: {line}" for line in warnings(comparison)]
     return "\n".join(lines)
 
 
-def _test(pair: Pair) -> str:
-    numbers = f"{signed(pair.difference)}, 95% interval {signed(pair.low)} to {signed(pair.high)}"
-    return f"{numbers}, p {format_p(pair) if pair.p_value < 0.001 else f'= {format_p(pair)}'}"
+def _test(found: Difference) -> str:
+    numbers = f"{signed(found.points)}, 95% interval {signed(found.low)} to {signed(found.high)}"
+    return f"{numbers}, p {format_p(found) if found.p_value < 0.001 else f'= {format_p(found)}'}"
 
 
 def results(comparison: Comparison) -> dict[str, Any]:
@@ -271,7 +258,7 @@ def results(comparison: Comparison) -> dict[str, Any]:
                 "kind": arm.kind,
                 "seeds": arm.seeds,
                 "num_parameters": arm.runs[0].num_parameters if arm.runs else None,
-                **{metric: _spread_json(arm, metric) for metric in METRICS},
+                **{metric: _spread_json(arm, metric) for metric in comparison.metrics},
                 "setup": arm.runs[0].setup() if arm.runs else None,
             }
             for arm in comparison.arms
@@ -280,9 +267,14 @@ def results(comparison: Comparison) -> dict[str, Any]:
             {
                 "soft": pair.soft.name,
                 "hard": pair.hard.name,
-                "difference": pair.difference,
-                "interval": [pair.low, pair.high],
-                "p_value": pair.p_value,
+                **{
+                    found.metric: {
+                        "difference": found.points,
+                        "interval": [found.low, found.high],
+                        "p_value": found.p_value,
+                    }
+                    for found in pair.differences
+                },
                 "unlike": list(pair.unlike),
                 "num_resamples": NUM_RESAMPLES,
             }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import torch
 
 from softlabel_schemas.command_line import progress
 from softlabel_schemas.corpus import Corpus, check_hard_labels, load_corpus
-from softlabel_schemas.dataset import open_dataset
+from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.targets import SoftTargets
@@ -21,31 +22,48 @@ from student_trainer.data import TrainingData
 from student_trainer.left_out import leave_out_skipped, say_what_is_left_out, to_json
 from student_trainer.metrics import FramePosteriors, Metrics
 from student_trainer.models import AcousticModel
+from student_trainer.phone_posteriors import PhoneColumns
 from student_trainer.prefetch import prefetched
 from student_trainer.run_folder import RunFolder, set_threads
+
+if TYPE_CHECKING:
+    from student_trainer.decode import WordErrors
 
 # Padded speech in a batch.
 _BATCH_SECONDS = 120.0
 
 
-def evaluate_run(run: str | Path, manifest: str, splits: Sequence[str], output: str | None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WordDecoding:
+    """``graph``: folder of a decoding graph; ``settings``: file that ``student-trainer tune-decoder`` wrote."""
+
+    graph: str
+    settings: str
+
+
+def evaluate_run(
+    run: str | Path, manifest: str, splits: Sequence[str], output: str | None, decoding: WordDecoding | None = None
+) -> dict[str, Any]:
     """Evaluate a run's model and write ``evaluation-<splits>.json`` into its folder (or to ``output``)."""
     folder = RunFolder(run)
     model, config, inventory = folder.load_model()
     set_threads(config.training.num_threads)
     corpus = load_evaluation_corpus(manifest, splits, inventory)
+    words = _word_errors(decoding, inventory, corpus, splits, where=manifest)
     data = TrainingData(corpus, config.front_end, None)
     metrics = Metrics(inventory)
     with progress("evaluate", len(corpus), "utterances") as advance:
-        for batch_labels, posteriors in model_posteriors(model, data):
+        for batch_labels, posteriors in model_posteriors(model, data, PhoneColumns.of(inventory) if words else None):
             for (utterance_id, labels_T), found in zip(batch_labels, posteriors, strict=True):
-                metrics.add(utterance_id, labels_T, found)
-            advance(len(metrics.utterances))
-    what = {"kind": "student", "name": config.name, "run": str(run)}
+                _add(metrics, utterance_id, labels_T, found, words)
+                advance(len(metrics.utterances))
+    what = {"kind": "student", "name": config.name, "run": str(run), **(words.setup() if words else {})}
     return _write(metrics, corpus, splits, what, output or str(folder.path / evaluation_name(splits)))
 
 
-def evaluate_dataset(url: str, manifest: str, splits: Sequence[str], output: str) -> dict[str, Any]:
+def evaluate_dataset(
+    url: str, manifest: str, splits: Sequence[str], output: str, decoding: WordDecoding | None = None
+) -> dict[str, Any]:
     """Evaluate the teacher ensemble from its stored targets and write the result to ``output``.
 
     Utterances that the dataset skipped are left out, and listed there under ``left_out``.
@@ -53,32 +71,52 @@ def evaluate_dataset(url: str, manifest: str, splits: Sequence[str], output: str
     dataset = open_dataset(url)
     whole_corpus = load_corpus(manifest).select_splits(splits)
     corpus, left_out = leave_out_skipped(whole_corpus, dataset)
-    _check_labels(corpus, dataset.inventory, splits, where=manifest)
+    check_labels(corpus, dataset.inventory, splits, where=manifest)
     say_what_is_left_out(left_out, len(whole_corpus), where=output, url=dataset.store.url)
+    words = _word_errors(decoding, dataset.inventory, corpus, splits, where=manifest)
     metrics = Metrics(dataset.inventory)
+    columns = PhoneColumns.of(dataset.inventory) if words else None
     with progress("evaluate", len(corpus), "utterances") as advance:
-        for utterance in corpus:
-            try:
-                targets = dataset[utterance.utterance_id].targets
-            except KeyError as error:
-                raise InputError(f"no soft targets for utterance {error.args[0]}") from None
-            assert utterance.hard_labels is not None
-            if targets.num_frames != len(utterance.hard_labels):
-                raise InputError(
-                    f"utterance {utterance.utterance_id}: {targets.num_frames} frames of soft targets, "
-                    f"{len(utterance.hard_labels)} of hard labels"
-                )
-            metrics.add(
-                utterance.utterance_id, utterance.hard_labels, stored_posteriors(targets, utterance.hard_labels)
-            )
+        for utterance_id, labels_T, found in dataset_posteriors(dataset, corpus, columns):
+            _add(metrics, utterance_id, labels_T, found, words)
             advance(len(metrics.utterances))
     what = {
         "kind": "ensemble",
         "name": "ensemble",
         "dataset": dataset.manifest.content_digest,
         "left_out": to_json(left_out),
+        **(words.setup() if words else {}),
     }
     return _write(metrics, whole_corpus, splits, what, output)
+
+
+def _word_errors(
+    decoding: WordDecoding | None, inventory: ClassInventory, corpus: Corpus, splits: Sequence[str], *, where: str
+) -> WordErrors | None:
+    if decoding is None:
+        return None
+    # Here: only decoding needs the decoder's libraries.
+    from student_trainer.decode import Decoder, WordErrors
+    from student_trainer.graph_folder import load_graph, transcripts
+    from student_trainer.tune import load_settings
+
+    graph = load_graph(decoding.graph, inventory)
+    settings = load_settings(decoding.settings, graph, splits)
+    return WordErrors(Decoder(graph, settings), transcripts(corpus, where=where))
+
+
+def _add(
+    metrics: Metrics,
+    utterance_id: str,
+    labels_T: npt.NDArray[np.integer],
+    found: FramePosteriors,
+    words: WordErrors | None,
+) -> None:
+    record = None
+    if words is not None:
+        assert found.phone_log_probs_TC is not None
+        record = words.record(utterance_id, found.phone_log_probs_TC)
+    metrics.add(utterance_id, labels_T, found, record)
 
 
 def evaluation_name(splits: Sequence[str]) -> str:
@@ -88,11 +126,11 @@ def evaluation_name(splits: Sequence[str]) -> str:
 def load_evaluation_corpus(manifest: str, splits: Sequence[str], inventory: ClassInventory) -> Corpus:
     """Raises InputError unless every utterance has hard labels of this inventory."""
     corpus = load_corpus(manifest).select_splits(splits)
-    _check_labels(corpus, inventory, splits, where=manifest)
+    check_labels(corpus, inventory, splits, where=manifest)
     return corpus
 
 
-def _check_labels(corpus: Corpus, inventory: ClassInventory, splits: Sequence[str], *, where: str) -> None:
+def check_labels(corpus: Corpus, inventory: ClassInventory, splits: Sequence[str], *, where: str) -> None:
     check_hard_labels(corpus, inventory, where=where)
     if corpus.table["hard_labels"].null_count:
         raise InputError(
@@ -101,11 +139,11 @@ def _check_labels(corpus: Corpus, inventory: ClassInventory, splits: Sequence[st
 
 
 def model_posteriors(
-    model: AcousticModel, data: TrainingData
+    model: AcousticModel, data: TrainingData, columns: PhoneColumns | None = None
 ) -> Iterator[tuple[list[tuple[str, npt.NDArray[np.int64]]], list[FramePosteriors]]]:
-    """Posteriors of the decoding head, batch by batch, utterances in order of length."""
+    """Posteriors of the decoding head, batch by batch, utterances in order of length; of phones too, given ``columns``."""
     for examples, batch in prefetched(_batches(data), depth=1):
-        yield _batch_posteriors(model, examples, batch)
+        yield _batch_posteriors(model, examples, batch, columns)
 
 
 def _batches(data: TrainingData) -> Iterator[tuple[list[Example], Batch]]:
@@ -122,7 +160,7 @@ def _batches(data: TrainingData) -> Iterator[tuple[list[Example], Batch]]:
 
 @torch.no_grad()
 def _batch_posteriors(
-    model: AcousticModel, examples: Sequence[Example], batch: Batch
+    model: AcousticModel, examples: Sequence[Example], batch: Batch, columns: PhoneColumns | None
 ) -> tuple[list[tuple[str, npt.NDArray[np.int64]]], list[FramePosteriors]]:
     logits_BTV, lengths_B = model(batch.features_BTD, batch.lengths_B)
     check_lengths(batch, lengths_B)
@@ -140,6 +178,7 @@ def _batch_posteriors(
                 top1_T=top1_BT[row, frames].numpy(),
                 confidence_T=confidence_BT[row, frames].exp().numpy(),
                 label_log_prob_T=of_label.squeeze(1).numpy(),
+                phone_log_probs_TC=columns.of_model(log_probs_BTV[row, frames]) if columns else None,
             )
         )
     return labelled, posteriors
@@ -156,7 +195,32 @@ def check_lengths(batch: Batch, lengths_B: torch.Tensor) -> None:
         )
 
 
-def stored_posteriors(targets: SoftTargets, labels_T: npt.NDArray[np.integer]) -> FramePosteriors:
+def dataset_posteriors(
+    dataset: SoftLabelDataset, corpus: Corpus, columns: PhoneColumns | None
+) -> Iterator[tuple[str, npt.NDArray[np.int32], FramePosteriors]]:
+    """Id, hard labels and posteriors of each utterance of ``corpus``, all of which have hard labels.
+
+    Raises:
+        InputError: an utterance has no soft targets, or not as many frames of them as of hard labels.
+    """
+    for utterance in corpus:
+        try:
+            targets = dataset[utterance.utterance_id].targets
+        except KeyError as error:
+            raise InputError(f"no soft targets for utterance {error.args[0]}") from None
+        labels_T = utterance.hard_labels
+        assert labels_T is not None
+        if targets.num_frames != len(labels_T):
+            raise InputError(
+                f"utterance {utterance.utterance_id}: {targets.num_frames} frames of soft targets, "
+                f"{len(labels_T)} of hard labels"
+            )
+        yield utterance.utterance_id, labels_T, stored_posteriors(targets, labels_T, columns)
+
+
+def stored_posteriors(
+    targets: SoftTargets, labels_T: npt.NDArray[np.integer], columns: PhoneColumns | None = None
+) -> FramePosteriors:
     """Posteriors from stored targets; a hard label that was not kept has no known probability (NaN)."""
     ids_TM, log_probs_TM = targets.padded()
     is_label_TM = (ids_TM == labels_T[:, None]) & np.isfinite(log_probs_TM)
@@ -165,6 +229,7 @@ def stored_posteriors(targets: SoftTargets, labels_T: npt.NDArray[np.integer]) -
         top1_T=targets.top1_T(),
         confidence_T=np.exp(log_probs_TM.max(axis=1, initial=-np.inf)),
         label_log_prob_T=np.where(np.isfinite(label_log_prob_T), label_log_prob_T, np.nan),
+        phone_log_probs_TC=columns.of_stored(targets) if columns else None,
     )
 
 

@@ -1,8 +1,9 @@
-"""Frame error rate, phone error rate, cross-entropy and calibration error, summed utterance by utterance."""
+"""Frame, phone and word error rate, cross-entropy and calibration error, summed utterance by utterance."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +24,13 @@ class FramePosteriors:
         top1_T: likeliest class, int [T].
         confidence_T: its probability, float [T].
         label_log_prob_T: log-probability of the hard label, nats, float [T]; NaN where it is not known.
+        phone_log_probs_TC: log-probabilities of phones, float32 [T, C]; None where words are not decoded.
     """
 
     top1_T: npt.NDArray[np.integer]
     confidence_T: npt.NDArray[np.floating]
     label_log_prob_T: npt.NDArray[np.floating]
+    phone_log_probs_TC: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(slots=True)
@@ -42,7 +45,14 @@ class Metrics:
     utterances: list[dict[str, Any]] = field(default_factory=list)
     _bins: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, NUM_BINS)))
 
-    def add(self, utterance_id: str, labels_T: npt.NDArray[np.integer], posteriors: FramePosteriors) -> None:
+    def add(
+        self,
+        utterance_id: str,
+        labels_T: npt.NDArray[np.integer],
+        posteriors: FramePosteriors,
+        words: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``words``: the record of ``WordErrors`` for this utterance; given for all of them or none."""
         valid = labels_T >= 0
         labels, top1 = labels_T[valid], posteriors.top1_T[valid]
         confidence = posteriors.confidence_T[valid].astype(np.float64)
@@ -60,7 +70,7 @@ class Metrics:
         if self.inventory.phones:
             reference, found = self.phone_sequence(labels), self.phone_sequence(top1)
             record |= {"phones": len(reference), "phone_errors": Levenshtein.distance(reference, found)}
-        self.utterances.append(record)
+        self.utterances.append({**record, **(words or {})})
 
     def phone_sequence(self, classes_T: npt.NDArray[np.integer]) -> list[int]:
         """Phones of a frame sequence: runs joined, silence and frames of no class (-1) left out."""
@@ -90,4 +100,18 @@ class Metrics:
             else None,
             "cross_entropy": None if unknown else total("cross_entropy_sum") / frames,
             "calibration_error": 100 * float(np.abs(correct - confidence).sum() / max(counts.sum(), 1.0)),
+            **self._word_summary(),
+        }
+
+    def _word_summary(self) -> dict[str, Any]:
+        """Rates in percent of the words of the transcripts; nothing where no words were decoded."""
+        records = self.utterances
+        if not records or "words" not in records[0]:
+            return {}
+        num_words = sum(record["words"] for record in records)
+        return {
+            "num_words": num_words,
+            "word_error_rate": 100 * sum(record["word_errors"] for record in records) / max(num_words, 1),
+            "out_of_vocabulary_rate": 100 * sum(record["oov_words"] for record in records) / max(num_words, 1),
+            "num_unfinished_decodings": sum(not record["decoding_finished"] for record in records),
         }

@@ -23,13 +23,13 @@ from matplotlib.transforms import ScaledTranslation
 from softlabel_schemas.object_store import ObjectStore
 from student_trainer.arms import Arm
 from student_trainer.compare import (
-    COLUMNS,
     NO_PAIRS,
     UNKNOWN,
     Comparison,
     LabelledData,
     format_p,
     signed,
+    table_columns,
     table_rows,
     verdict,
     warnings,
@@ -107,7 +107,7 @@ def render(comparison: Comparison) -> str:
         num_utterances=len(first.utterances),
         num_frames=int(first.frames_U().sum()),
         corpus_digest=first.corpus_digest,
-        columns=COLUMNS,
+        columns=table_columns(comparison),
         rows=list(zip(comparison.arms, table_rows(comparison), strict=True)),
         pairs=comparison.pairs,
         no_pairs=NO_PAIRS,

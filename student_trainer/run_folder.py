@@ -6,6 +6,7 @@
       model.safetensors  weights of the best epoch on the dev splits, or of the last where there are none
       inventory.json     the class inventory of the outputs
       evaluation-*.json  written by ``student-trainer evaluate``
+      decoder.json       settings of the word decoder, written by ``student-trainer tune-decoder``
       tensorboard/
 
 Every file is written beside its name and renamed, so that a kill leaves the old or the new one.
@@ -37,6 +38,7 @@ RUN = "run.json"
 CHECKPOINT = "checkpoint.pt"
 MODEL = "model.safetensors"
 INVENTORY = "inventory.json"
+DECODER = "decoder.json"
 _DIGEST = "sha256"
 TENSORBOARD = "tensorboard"
 _CHECKPOINT_KEYS = {"identity", "model", "optimizer", "progress"}

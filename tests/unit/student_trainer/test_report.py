@@ -9,7 +9,6 @@ import re
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,86 +18,15 @@ from click.testing import CliRunner, Result
 
 from softlabel_schemas.errors import InputError
 from student_trainer.cli import main
-from student_trainer.compare import Comparison, compare, paired_bootstrap, results, text
-from student_trainer.config import TrainConfig
+from student_trainer.compare import Comparison, compare, results, text
 from student_trainer.report import render
 from student_trainer.run_folder import RunFolder
 from tests.support.datasets import INVENTORY, Written, random_rows, write_dataset
+from tests.support.runs import ENSEMBLE, HARD, SOFT, evaluation, write_run
 
 CHROMIUM = Path("/usr/bin/chromium")
 # What the browser asks its maker by itself (the time, accounts, updates), whatever page it shows.
 OF_CHROMIUM = re.compile(r"^\w+ (http://)?(?!fonts)[\w.-]+\.(google|gvt1|googleapis)\.com[:/]")
-# Four utterances, 500 frames.
-FRAMES = (100, 200, 100, 100)
-# Wrong frames of each utterance, for each seed: 40, 42, 44% of all frames; 30, 31, 32%.
-HARD = ((50, 70, 40, 40), (50, 80, 40, 40), (50, 90, 40, 40))
-SOFT = ((30, 60, 30, 30), (30, 65, 30, 30), (30, 70, 30, 30))
-ENSEMBLE = (25, 50, 25, 25)
-
-
-def evaluation(name: str, errors: Sequence[int], *, seed: int = 0, **changes: Any) -> dict[str, Any]:
-    return {
-        "kind": "student",
-        "name": name,
-        "splits": ["test"],
-        "corpus_digest": "c" * 64,
-        "inventory_digest": INVENTORY.digest(),
-        "num_utterances": len(FRAMES),
-        "num_frames": sum(FRAMES),
-        "frame_error_rate": 100 * sum(errors) / sum(FRAMES),
-        "phone_error_rate": 50.0 + seed,
-        "cross_entropy": 1.5 + seed / 4,
-        "calibration_error": 3.0,
-        # NaN: a label whose probability is not known, as in evaluations of stored targets.
-        "utterances": [
-            {"utterance_id": f"utt-{index}", "frames": frames, "frame_errors": wrong, "cross_entropy_sum": float("nan")}
-            for index, (frames, wrong) in enumerate(zip(FRAMES, errors, strict=True))
-        ],
-        **changes,
-    }
-
-
-def write_run(
-    path: Path,
-    name: str,
-    errors: Sequence[int],
-    *,
-    seed: int = 0,
-    dataset: str | None = None,
-    training: dict[str, Any] | None = None,
-    model: dict[str, Any] | None = None,
-    num_epochs: int = 3,
-    **changes: Any,
-) -> str:
-    """A run folder as training and evaluation leave it; ``dataset`` makes it one with soft labels."""
-    config = TrainConfig.model_validate(
-        {
-            "name": name,
-            "output": str(path),
-            "seed": seed,
-            "corpus": {"manifest": "corpus.parquet", "inventory": "inventory.json"},
-            "soft_labels": {"url": "labels", "weight": 0.8} if dataset else None,
-            "model": model or {"architecture": "tdnn", "arguments": {"hidden": 64}},
-            "training": {"epochs": 3, "batch_seconds": 40.0, **(training or {})},
-        }
-    )
-    run = {
-        "config": config.model_dump(mode="json"),
-        "config_digest": config.digest(),
-        "corpus_digest": "a" * 64,
-        "inventory_digest": INVENTORY.digest(),
-        "dataset_digest": dataset,
-        "num_parameters": 123_456,
-        "history": [
-            {"epoch": epoch, "seconds": 1.0, "hard_loss": 2.0, "dev": {"frame_error_rate": 60.0 - 5 * epoch + seed}}
-            for epoch in range(1, num_epochs + 1)
-        ],
-        **changes,
-    }
-    folder = RunFolder(path)
-    folder.write_json("run.json", run)
-    folder.write_json("evaluation-test.json", evaluation(name, errors, seed=seed))
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +83,11 @@ def test_the_pair(whole: Comparison) -> None:
     (pair,) = whole.pairs
     assert (pair.soft.name, pair.hard.name, pair.unlike) == ("soft", "hard", ())
     # Mean errors 30, 65, 30, 30 and 50, 80, 40, 40: 55 fewer of 500 frames.
-    assert pair.difference == pytest.approx(-11.0)
+    (found,) = pair.differences
+    assert (found.metric, found.points) == ("frame_error_rate", pytest.approx(-11.0))
     # Every utterance improves: by 20, 7.5, 10 and 10%, which bounds every resample.
-    assert -20 < pair.low < pair.difference < pair.high < -7
-    assert pair.p_value == 2 / 10_001
+    assert -20 < found.low < found.points < found.high < -7
+    assert found.p_value == 2 / 10_001
 
 
 def test_the_text(runs: list[str], ensemble: str) -> None:
@@ -179,56 +108,10 @@ def test_the_text(runs: list[str], ensemble: str) -> None:
     assert lines[8:] == ["warning: soft and hard were not trained alike: seeds: [0, 1, 2] against [0]"]
 
 
-FRAMES_2 = np.array([100.0, 100.0])
-
-
-@pytest.mark.parametrize(
-    ("errors_a", "errors_b", "expected"),
-    [
-        # Equal everywhere: no resample differs.
-        ((40, 10), (40, 10), (0.0, 0.0, 0.0, 1.0)),
-        # The same share of the frames everywhere: every resample is the difference itself.
-        ((20, 20), (30, 30), (-10.0, -10.0, -10.0, 2 / 10_001)),
-        ((30, 30), (20, 20), (10.0, 10.0, 10.0, 2 / 10_001)),
-    ],
-)
-def test_bootstrap_where_resamples_agree(
-    errors_a: tuple[int, int], errors_b: tuple[int, int], expected: tuple[float, ...]
-) -> None:
-    found = paired_bootstrap(np.array(errors_a, float), np.array(errors_b, float), FRAMES_2)
-    assert found == pytest.approx(expected)
-
-
-def test_bootstrap_where_resamples_differ() -> None:
-    """-30 and +10 points: resamples are -30 (1/4), -10 (1/2) and +10 (1/4), so p is 2 x 1/4."""
-    a, b = np.array([20.0, 60.0]), np.array([50.0, 50.0])
-    difference, low, high, p_value = paired_bootstrap(a, b, FRAMES_2)
-    assert (difference, low, high) == pytest.approx((-10.0, -30.0, 10.0))
-    assert p_value == pytest.approx(0.5, abs=0.03)
-    swapped = paired_bootstrap(b, a, FRAMES_2)
-    assert swapped[:3] == pytest.approx((10.0, -10.0, 30.0))
-    assert swapped[3] == p_value
-
-
-def test_bootstrap_weights_utterances_by_their_frames() -> None:
-    """One long utterance of 300 frames and 3 more errors, one of 100 frames and none: 3 / 400."""
-    difference, *_ = paired_bootstrap(np.array([13.0, 5.0]), np.array([10.0, 5.0]), np.array([300.0, 100.0]))
-    assert difference == pytest.approx(0.75)
-
-
-def test_bootstrap_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(1)
-    frames_U = rng.integers(50, 150, 60).astype(float)
-    a, b = rng.binomial(100, 0.30, 60).astype(float), rng.binomial(100, 0.33, 60).astype(float)
-    whole = paired_bootstrap(a, b, frames_U)
-    monkeypatch.setattr("student_trainer.compare._INDICES_AT_ONCE", 6_000)
-    assert paired_bootstrap(a, b, frames_U) == pytest.approx(whole)
-
-
 def test_no_clear_difference_is_said(tmp_path: Path, runs: list[str], labels: Written) -> None:
     # 10 fewer, 10 more: intervals hold zero.
     mixed = write_run(tmp_path / "m", "mixed", (40, 80, 40, 40), dataset=labels.manifest.content_digest)
-    assert "mixed: no clear difference from hard (+0.00, 95% interval −" in text(
+    assert "mixed: no clear difference from hard in frame errors (+0.00, 95% interval −" in text(
         compare([runs[0], mixed], [], [], ["test"])
     )
 
@@ -402,8 +285,8 @@ def test_the_page(whole: Comparison, labels: Written) -> None:
     assert page.tags["figure"] == 4
     assert page.tags["table"] == page.tags["caption"] == 4
     pair = page.rows[1 + len(RESULT_ROWS) + 1]
-    assert [*pair[:3], pair[4]] == ["soft", "hard", "−11.00", "<\xa00.001"]
-    assert re.fullmatch(r"−\S+ to\xa0−\S+", pair[3])
+    assert [*pair[:4], pair[5]] == ["soft", "hard", "frames", "−11.00", "<\xa00.001"]
+    assert re.fullmatch(r"−\S+ to\xa0−\S+", pair[4])
     setup = ["tdnn (hidden\xa064)", "0, 1, 2", "123,456", "3", "40", "0.002"]
     assert ["hard", *setup, "–", "–", "–"] in page.rows
     loss = "weight\xa00.8, temperature\xa01, tail\xa0ghost, heads\xa01"
@@ -449,7 +332,7 @@ def test_the_command(tmp_path: Path, runs: list[str], ensemble: str, labels: Wri
     check_page(report.read_text(encoding="utf-8"))
     found = json.loads(numbers.read_text())
     assert found["num_frames"] == 500
-    assert found["pairs"][0]["difference"] == pytest.approx(-11.0)
+    assert found["pairs"][0]["frame_error_rate"]["difference"] == pytest.approx(-11.0)
     assert found["datasets"][0]["content_digest"] == labels.manifest.content_digest
 
 

@@ -1,0 +1,150 @@
+"""``student-trainer graph``, ``tune-decoder`` and ``evaluate --graph``: one after the other, on tones that stand for phones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from student_trainer.cli import main
+from student_trainer.run_folder import RUN, RunFolder, build_model
+from tests.support.speech import INVENTORY, Speech, train_config, write_soft_labels, write_speech
+from tests.support.words import write_graph, write_words_speech
+
+
+def student_trainer(*args: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def done(*args: str | Path) -> str:
+    result = student_trainer(*args)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Speech:
+    folder = tmp_path_factory.mktemp("words")
+    return write_words_speech(folder / "words", write_speech(folder / "speech", unlabelled_share=0.0))
+
+
+@pytest.fixture(scope="module")
+def graph(speech: Speech) -> Path:
+    path = speech.folder / "graph"
+    options = ["--lexicon", speech.folder / "lexicon.txt", "--inventory", speech.inventory, "--output", path]
+    printed = done("graph", "--corpus", speech.manifest, "--split", "train", *options)
+    assert printed.startswith(f"{path}: 3 words, ")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(speech: Speech) -> Path:
+    """A run of a model that was never trained."""
+    folder = RunFolder(speech.folder / "run")
+    config = train_config(speech, folder.path)
+    torch.manual_seed(0)
+    folder.write_json(RUN, {"config": config.model_dump(mode="json"), "history": []})
+    folder.write_inventory(INVENTORY)
+    folder.write_model(build_model(config, INVENTORY))
+    return folder.path
+
+
+@pytest.fixture(scope="module")
+def decoder(speech: Speech, graph: Path) -> Path:
+    """Settings for the ensemble of dev labels."""
+    path = speech.folder / "decoder.json"
+    labels = write_soft_labels(speech.folder / "labels-dev", speech.split("dev"))
+    options = ["--graph", graph, "--corpus", speech.manifest, "--split", "dev", "--output", path]
+    printed = done("tune-decoder", "--dataset", labels.url, *options)
+    tuned = json.loads(path.read_bytes())
+    assert printed.splitlines()[-1].split() == ["word_error_rate", f"{tuned['word_error_rate']:.3f}"]
+    return path
+
+
+def test_settings_are_the_best_that_were_tried(decoder: Path) -> None:
+    tuned = json.loads(decoder.read_bytes())
+    rates = [trial["word_error_rate"] for trial in tuned["trials"]]
+    assert tuned["word_error_rate"] == min(rates) < max(rates)
+    assert tuned["settings"] == tuned["trials"][rates.index(min(rates))]["settings"]
+    assert tuned["splits"] == ["dev"]
+
+
+def test_the_ensemble(speech: Speech, graph: Path, decoder: Path, tmp_path: Path) -> None:
+    labels = write_soft_labels(tmp_path / "labels-test", speech.split("test"))
+    output = tmp_path / "ensemble.json"
+    options = ["--corpus", speech.manifest, "--split", "test", "--output", output]
+    plain = done("evaluate", "--dataset", labels.url, *options)
+    without: dict[str, Any] = json.loads(output.read_bytes())
+    printed = done("evaluate", "--dataset", labels.url, *options, "--graph", graph, "--decoder", decoder)
+    result: dict[str, Any] = json.loads(output.read_bytes())
+    # Words are added to what is said without them.
+    assert printed.startswith(plain)
+    assert {name: result[name] for name in without if name != "utterances"} == {
+        name: value for name, value in without.items() if name != "utterances"
+    }
+    texts = {utterance.utterance_id: utterance.text or "" for utterance in speech.split("test")}
+    records = result["utterances"]
+    assert [record["words"] for record in records] == [len(texts[r["utterance_id"]].split()) for r in records]
+    num_words, num_errors = (sum(record[name] for record in records) for name in ("words", "word_errors"))
+    assert result["word_error_rate"] == pytest.approx(100 * num_errors / num_words)
+    # The labels favour the right class of each frame.
+    assert result["word_error_rate"] < 50
+    assert result["out_of_vocabulary_rate"] == 0
+    assert result["decoder"] == json.loads(decoder.read_bytes())["settings"]
+    assert f"word_error_rate    {result['word_error_rate']:.3f}\n{num_words} words, 0.00% of them not" in printed
+
+
+def test_a_run(speech: Speech, graph: Path, run: Path) -> None:
+    """Its settings stand in its folder."""
+    options = ["--graph", graph, "--corpus", speech.manifest]
+    before = student_trainer("evaluate", run, *options, "--split", "test")
+    assert before.exit_code == 2
+    assert "decoder.json does not exist; choose the decoder's settings on a dev split" in before.stderr
+    done("tune-decoder", run, *options, "--split", "dev")
+    done("evaluate", run, *options, "--split", "test")
+    result = json.loads((run / "evaluation-test.json").read_bytes())
+    assert result["decoder"] == json.loads((run / "decoder.json").read_bytes())["settings"]
+    assert result["word_error_rate"] > 0
+
+
+def test_words_that_the_graph_does_not_have(speech: Speech, tmp_path: Path) -> None:
+    """A graph without SEE: each of them is out of vocabulary, and an error."""
+    small = write_graph(tmp_path, ["AH BEE", "BEE AH"])
+    labels = {name: write_soft_labels(tmp_path / name, speech.split(name)).url for name in ("dev", "test")}
+    options = ["--graph", small.path, "--corpus", speech.manifest]
+    settings, output = tmp_path / "decoder.json", tmp_path / "ensemble.json"
+    done("tune-decoder", "--dataset", labels["dev"], *options, "--split", "dev", "--output", settings)
+    options += ["--dataset", labels["test"], "--decoder", settings, "--split", "test", "--output", output]
+    done("evaluate", *options)
+    result = json.loads(output.read_bytes())
+    for record, utterance in zip(result["utterances"], speech.split("test"), strict=True):
+        assert record["oov_words"] == (utterance.text or "").split().count("SEE")
+        assert record["word_errors"] >= record["oov_words"]
+    assert result["out_of_vocabulary_rate"] > 0
+
+
+def test_refusals(speech: Speech, graph: Path, decoder: Path, run: Path, tmp_path: Path) -> None:
+    data = ["--corpus", speech.manifest]
+    cases = [
+        (["tune-decoder", run, "--graph", graph, *data, "--split", "train"], "was made from split train"),
+        (["evaluate", run, "--graph", graph, "--decoder", decoder, *data, "--split", "dev"], "was chosen on split dev"),
+        (["evaluate", run, "--decoder", decoder, *data, "--split", "test"], "--decoder needs --graph"),
+        (
+            ["evaluate", "--dataset", "x", "--output", "y", "--graph", graph, *data, "--split", "test"],
+            "needs --decoder",
+        ),
+        (["tune-decoder", "--dataset", "x", "--graph", graph, *data, "--split", "dev"], "--dataset needs --output"),
+        (["tune-decoder", "--graph", graph, *data, "--split", "dev"], "give a RUN or --dataset"),
+    ]
+    for args, message in cases:
+        result = student_trainer(*args)
+        assert result.exit_code == 2
+        assert message in result.stderr
+    other = write_graph(tmp_path, ["AH SEE BEE"])
+    result = student_trainer("evaluate", run, "--graph", other.path, "--decoder", decoder, *data, "--split", "test")
+    assert result.exit_code == 2
+    assert "tune again with this graph" in result.stderr
