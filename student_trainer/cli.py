@@ -246,5 +246,22 @@ def compare(
     click.echo(f"report: {report}")
 
 
+@main.command()
+@click.argument("config", type=click.Path())
+@click.option("--address", help="Of a Ray cluster (HOST:PORT); default: Ray on this machine, on loopback only.")
+def sweep(config: str, address: str | None) -> None:
+    """Train, evaluate and compare all arms and seeds of CONFIG (SWEEP.toml); run again to resume.
+
+    \b
+    Example:
+      student-trainer sweep sweep.toml
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise InputError("ray is not installed; this command needs: pip install 'essence-distill[sweep]'")
+    from student_trainer.sweep import run_sweep
+
+    run_sweep(config, address=address)
+
+
 if __name__ == "__main__":
     main()
