@@ -19,12 +19,9 @@ demo: $(VENV)/.installed-demo
 speechocean762: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/speechocean762.py $(SPEECHOCEAN762) $(SPEECHOCEAN762_OUTPUT)
 
-# Clusters of several nodes find each other's addresses in Ray's shared folder: those tests run one after the other, by themselves.
-CLUSTER_TESTS := tests/e2e/test_cluster.py tests/crash/test_storm.py
-
+# Modules in turn, clusters first (tests/conftest.py). Three processes for two cores: half of the time is waiting.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(addprefix --ignore=,$(CLUSTER_TESTS))
-	$(BIN)/python -m pytest $(CLUSTER_TESTS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
 # One table of all figures; it takes an hour and wants the machine for itself. See tests/benchmarks/README.md.
 bench: $(VENV)/.installed-dev

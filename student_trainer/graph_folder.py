@@ -1,9 +1,11 @@
 """The folder of a decoding graph, made once for a corpus and a class inventory.
 
-graph/
-  graph.json  digests of what it was made from and of the files beside it, phones and their priors
-  HLG.fst     the graph, in OpenFst's binary form
-  words.txt   one word a line: output label n is line n
+    graph/
+      graph.json  digests of what it was made from and of the files beside it, phones and their priors
+      HLG.fst     the graph, in OpenFst's binary form
+      words.txt   one word a line: output label n is line n
+
+``graph.json`` is written last: a folder that has one is whole.
 """
 
 from __future__ import annotations
@@ -97,7 +99,8 @@ def make_graph(
     words = tuple(ngram.words)
     store.put(WORDS, "".join(f"{word}\n" for word in words).encode())
     path = Path(output)
-    fst.write(str(path / GRAPH))
+    if not fst.write(str(path / GRAPH)):
+        raise InputError(f"{path / GRAPH} cannot be written; give a folder on a disk with room")
     description = GraphDescription(
         inventory_digest=inventory.digest(),
         lexicon_digest=found.digest,
@@ -110,7 +113,6 @@ def make_graph(
         phone_priors=_priors(corpus, columns, where=manifest),
         sha256={name: _file_digest(path / name) for name in (GRAPH, WORDS)},
     )
-    # Last, so that a folder with a description is whole.
     store.put(DESCRIPTION, canonical_json(description.model_dump(mode="json")))
     return DecodingGraph(output, description, fst, words, columns)
 
@@ -136,6 +138,8 @@ def load_graph(path: str, inventory: ClassInventory) -> DecodingGraph:
         )
     folder = Path(path)
     for name in (GRAPH, WORDS):
+        if not (folder / name).exists():
+            raise IntegrityError(f"{folder / name} is missing; make the graph again")
         expected, found = description.sha256.get(name), _file_digest(folder / name)
         if found != expected:
             raise IntegrityError(f"{folder / name} has sha256 {found}, expected {expected}; make the graph again")
@@ -168,9 +172,6 @@ def _priors(corpus: Corpus, columns: PhoneColumns, *, where: str) -> tuple[float
     return tuple(((counts + 1) / (counts + 1).sum()).tolist())
 
 
-def _file_digest(path: Path) -> str | None:
-    """sha256, or None where there is no such file."""
-    if not path.exists():
-        return None
+def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

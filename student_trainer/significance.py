@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from softlabel_schemas.errors import InputError
 from student_trainer.arms import Arm, Metric
 
 NUM_RESAMPLES = 10_000
@@ -37,10 +38,15 @@ class Difference:
 
 
 def difference(soft: Arm, hard: Arm, metric: Metric) -> Difference | None:
-    """Of two arms in one metric; None where one of them has no counts of it."""
+    """Of two arms in one metric; None where one of them has no counts of it. Raises InputError where the counts do not fit."""
     of_soft, of_hard = soft.errors_U(metric), hard.errors_U(metric)
     if of_soft is None or of_hard is None:
         return None
+    if not np.array_equal(of_soft[1], of_hard[1]):
+        raise InputError(
+            f"{soft.name} and {hard.name} cannot be compared: their utterances have different numbers of "
+            f"{metric.removesuffix('_error_rate')}s; evaluate both with the same transcripts"
+        )
     points, low, high, p_value = paired_bootstrap(of_soft[0], of_hard[0], of_hard[1])
     return Difference(metric=metric, points=points, low=low, high=high, p_value=p_value)
 

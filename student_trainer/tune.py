@@ -97,7 +97,8 @@ def load_settings(path: str, graph: DecodingGraph, splits: Sequence[str]) -> Dec
     """Settings to decode ``splits`` with.
 
     Raises:
-        InputError: there is no such file, or the settings were chosen with another graph or on one of ``splits``.
+        InputError: there is no such file, the settings were chosen with another graph, or graph or settings were made from one
+            of ``splits``.
     """
     file = Path(path)
     if not file.exists():
@@ -110,6 +111,7 @@ def load_settings(path: str, graph: DecodingGraph, splits: Sequence[str]) -> Dec
             f"{path} was chosen with the graph {tuned.graph_digest[:12]}, {graph.path} is "
             f"{graph.description.digest()[:12]}; tune again with this graph"
         )
+    _check_apart(splits, graph.description.splits, f"{graph.path} was made from")
     _check_apart(splits, tuned.splits, f"{path} was chosen on")
     return tuned.settings
 

@@ -155,3 +155,12 @@ def test_one_seed_without_words_leaves_the_arm_without(runs: list[str]) -> None:
     RunFolder(runs[3]).write_json("evaluation-test.json", evaluation("soft", SOFT[1], seed=1))
     found = compare(runs, [], [], ["test"])
     assert [difference.metric for difference in found.pairs[0].differences] == ["frame_error_rate"]
+
+
+def test_words_of_other_transcripts_are_refused(runs: list[str]) -> None:
+    for run in runs[2:]:
+        found = with_words(evaluation("soft", SOFT[0]), SOFT_WORDS[0])
+        found["utterances"][1]["words"] += 1
+        RunFolder(run).write_json("evaluation-test.json", found)
+    with pytest.raises(InputError, match=r"soft and hard cannot be compared: .* different numbers of words"):
+        compare(runs, [], [], ["test"])

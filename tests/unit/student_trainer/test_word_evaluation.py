@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def test_refusals(speech: Speech, graph: Path, decoder: Path, run: Path, tmp_pat
     cases = [
         (["tune-decoder", run, "--graph", graph, *data, "--split", "train"], "was made from split train"),
         (["evaluate", run, "--graph", graph, "--decoder", decoder, *data, "--split", "dev"], "was chosen on split dev"),
+        (["evaluate", run, "--graph", graph, "--decoder", decoder, *data, "--split", "train"], "made from split train"),
         (["evaluate", run, "--decoder", decoder, *data, "--split", "test"], "--decoder needs --graph"),
         (
             ["evaluate", "--dataset", "x", "--output", "y", "--graph", graph, *data, "--split", "test"],
@@ -148,3 +150,10 @@ def test_refusals(speech: Speech, graph: Path, decoder: Path, run: Path, tmp_pat
     result = student_trainer("evaluate", run, "--graph", other.path, "--decoder", decoder, *data, "--split", "test")
     assert result.exit_code == 2
     assert "tune again with this graph" in result.stderr
+
+
+def test_without_the_decoder_the_extra_is_named(speech: Speech, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kaldi_decoder", None)
+    result = student_trainer("evaluate", run, "--graph", "graph", "--corpus", speech.manifest, "--split", "test")
+    assert result.exit_code == 2
+    assert result.stderr == "error: decoding words needs: pip install 'essence-distill[decode]'\n"
