@@ -17,7 +17,6 @@ that fails stops no other. The folder of a sweep::
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from student_trainer.compare import Comparison, compare, text
 from student_trainer.report import render, write
 from student_trainer.sweep_config import Sweep, load_sweep
 from student_trainer.sweep_ray import run_on_ray
-from student_trainer.sweep_records import sweep_records
+from student_trainer.sweep_records import records_json, sweep_records
 from student_trainer.sweep_task import LOG, evaluate_ensemble
 
 REPORT, RECORDS = "report.html", "sweep.json"
@@ -50,8 +49,7 @@ def run_sweep(path: str | Path, *, address: str | None = None) -> None:
         comparison = _compare(sweep, failures.keys())
         click.echo(text(comparison))
         write(str(sweep.output / REPORT), render(comparison))
-        records = sweep_records(comparison, sweep.pairs)
-        write(str(sweep.output / RECORDS), json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+        write(str(sweep.output / RECORDS), records_json([sweep_records(comparison, sweep)]))
         click.echo(f"report: {sweep.output / REPORT}")
     if failures:
         lines = [f"  {Path(run).name}: {error} (see {Path(run) / LOG})" for run, error in failures.items()]

@@ -71,6 +71,9 @@ class CompareConfig(StrictModel):
 
 
 class SweepConfig(StrictModel):
+    """``title``: of the page of results, such as the question that is asked; None takes the output folder's name."""
+
+    title: str | None = None
     output: str
     seeds: Seeds
     base: str | dict[str, Any]
@@ -101,12 +104,14 @@ ENSEMBLE = "ensemble"
 class Sweep:
     """
     Attributes:
+        title: of the page of results.
         arms: their names, in the file's order.
         runs: one for each arm and seed; all arms of the first seed first, so that a table can be had early.
         manifest: corpus manifest of the base, which the ensemble is evaluated on.
         dev_splits: of the base.
     """
 
+    title: str
     output: Path
     arms: tuple[str, ...]
     runs: tuple[TrainConfig, ...]
@@ -156,6 +161,7 @@ def load_sweep(path: str | Path) -> Sweep:
         if (value := getattr(evaluate, name)) is not None
     }
     return Sweep(
+        title=config.title or output.name,
         output=output,
         arms=tuple(arms),
         runs=tuple(runs),

@@ -1,22 +1,29 @@
-"""``sweep.json``: the numbers of a sweep as flat records, from which a page can be made without the runs.
+"""``sweep.json``: the numbers of sweeps as flat records, from which a page can be made without the runs.
 
-    {"version": 1, "splits": [...], "corpus_digest": ..., "inventory_digest": ..., "num_utterances": ..., "num_frames": ...,
-     "records":     [one for each arm, seed and metric],
-     "differences": [one for each pair of arms and metric: paired bootstrap over utterances]}
+    {"version": 1, "sweeps": [
+      {"title": ..., "splits": [...], "corpus_digest": ..., "inventory_digest": ..., "num_utterances": ..., "num_frames": ...,
+       "records":     [one for each arm, seed and metric],
+       "differences": [one for each pair of arms and metric: paired bootstrap over utterances]}]}
 
 The same results give the same bytes: nothing in it depends on times, folders or the order of work.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from softlabel_schemas.digest import canonical_json, sha256_hex
-from softlabel_schemas.strict import StrictModel
+from pydantic import Field
+
+from softlabel_schemas.digest import canonical_json, parse_json, sha256_hex
+from softlabel_schemas.errors import InputError
+from softlabel_schemas.strict import StrictModel, parse
 from student_trainer.arms import COUNTS, Arm, Metric, Run
 from student_trainer.compare import Comparison
 from student_trainer.significance import Difference, difference
+from student_trainer.sweep_config import Sweep
 
 _NATS: tuple[Metric, ...] = ("cross_entropy",)
 
@@ -69,7 +76,7 @@ class DifferenceRecord(StrictModel):
 
 
 class SweepRecords(StrictModel):
-    version: Literal[1] = 1
+    title: str
     splits: tuple[str, ...]
     corpus_digest: str
     inventory_digest: str
@@ -79,11 +86,46 @@ class SweepRecords(StrictModel):
     differences: tuple[DifferenceRecord, ...]
 
 
-def sweep_records(comparison: Comparison, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """What ``sweep.json`` holds. ``pairs``: of arms to test beside those of the comparison; one that failed is passed over."""
+class RecordsFile(StrictModel):
+    version: Literal[1]
+    sweeps: Annotated[tuple[SweepRecords, ...], Field(min_length=1)]
+
+
+def load_records(path: str | Path) -> tuple[SweepRecords, ...]:
+    """Of a ``sweep.json``. Raises InputError where it is missing or no such file."""
+    try:
+        data = parse_json(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; student-trainer sweep makes it") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    return parse(RecordsFile, data, where=str(path)).sweeps
+
+
+def records_json(sweeps: Sequence[SweepRecords]) -> str:
+    """The file's text: a line for each record, so that changes can be read."""
+    return '{"version": 1, "sweeps": [\n' + ",\n".join(map(_sweep_json, sweeps)) + "\n]}\n"
+
+
+def _sweep_json(sweep: SweepRecords) -> str:
+    fields = sweep.model_dump(mode="json")
+    lists = {name: fields.pop(name) for name in ("records", "differences")}
+    head = ",\n".join(f" {_json(name)}: {_json(value)}" for name, value in fields.items())
+    tables = [
+        f" {_json(name)}: [\n" + ",\n".join(f"  {_json(row)}" for row in rows) + "]" for name, rows in lists.items()
+    ]
+    return ",\n".join(["{" + head, *tables]) + "}"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def sweep_records(comparison: Comparison, sweep: Sweep) -> SweepRecords:
+    """Of a comparison's arms; a pair that the sweep names is passed over where an arm of it failed."""
     first = comparison.evaluation
     by_name = {arm.name: arm for arm in comparison.arms}
-    tested = dict.fromkeys([(pair.soft.name, pair.hard.name) for pair in comparison.pairs] + list(pairs))
+    tested = dict.fromkeys([(pair.soft.name, pair.hard.name) for pair in comparison.pairs] + list(sweep.pairs))
     found = [
         record
         for left, right in tested
@@ -91,6 +133,7 @@ def sweep_records(comparison: Comparison, pairs: Sequence[tuple[str, str]]) -> d
         for record in _differences(by_name[left], by_name[right])
     ]
     return SweepRecords(
+        title=sweep.title,
         splits=first.splits,
         corpus_digest=first.corpus_digest,
         inventory_digest=first.inventory_digest,
@@ -98,7 +141,7 @@ def sweep_records(comparison: Comparison, pairs: Sequence[tuple[str, str]]) -> d
         num_frames=int(first.frames_U().sum()),
         records=tuple(record for arm in comparison.arms for record in _records(comparison, arm)),
         differences=tuple(found),
-    ).model_dump(mode="json")
+    )
 
 
 def _records(comparison: Comparison, arm: Arm) -> list[Record]:

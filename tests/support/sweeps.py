@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 _SWEEP = """
 output = "{output}"
-seeds = [0, 1]
+seeds = {seeds}
 
 [base]
 corpus = {{ manifest = "corpus.parquet", inventory = "inventory.json" }}
 soft_labels = {{ url = "labels", temperature = 2.0 }}
 front_end = {{ kind = "fbank", sample_rate = 8000, num_mel_bins = 8, stack = 3 }}
 model = {{ architecture = "tdnn", arguments = {{ hidden = 16, num_layers = 2 }} }}
-training = {{ epochs = 20, batch_seconds = 0.3, learning_rate = 0.01 }}
+training = {{ epochs = 30, batch_seconds = 0.3, learning_rate = 0.01 }}
 
 [[arms]]
 name = "hard"
@@ -31,8 +32,8 @@ pairs = [["top-2", "ensemble"]]
 """
 
 
-def write_sweep(folder: Path, output: str, *, arms: str = "") -> Path:
+def write_sweep(folder: Path, output: str, *, seeds: Sequence[int] = (0, 1), arms: str = "") -> Path:
     """Beside the corpus and the datasets ``labels`` and ``labels-test``; ``arms``: further ones, as TOML."""
     path = folder / f"{output}.toml"
-    path.write_text(_SWEEP.format(output=output, arms=arms), encoding="utf-8")
+    path.write_text(_SWEEP.format(output=output, seeds=list(seeds), arms=arms), encoding="utf-8")
     return path
