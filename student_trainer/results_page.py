@@ -39,8 +39,7 @@ def write_results(files: Sequence[str | Path], output: str | Path) -> list[Path]
 _HOW_TO_READ = """\
 Mean ± standard deviation over seeds. A difference is that of the mean error rates of two arms over the same utterances, in
 points; its interval (95%) and p-value are from a paired bootstrap over utterances, and "seeds" says in how many of them the
-first arm has the lower error. Bytes per frame are those of the dataset as it is stored, which a selection narrowed at
-reading does not change.
+first arm has the lower error. Bytes per frame are those of the soft labels that the arm uses, encoded as the dataset is.
 """
 
 
@@ -74,7 +73,7 @@ def _row(arm: ArmRecords, metrics: Sequence[Metric]) -> list[str]:
         first.labels or "teacher ensemble",
         str(arm.num_seeds or UNKNOWN),
         UNKNOWN if first.num_parameters is None else f"{first.num_parameters:,}",
-        UNKNOWN if first.dataset_bytes_per_frame is None else f"{first.dataset_bytes_per_frame:.1f}",
+        UNKNOWN if first.labels_bytes_per_frame is None else f"{first.labels_bytes_per_frame:.1f}",
         *(_spread(arm, metric) for metric in metrics),
     ]
 

@@ -23,6 +23,7 @@ from softlabel_schemas.strict import StrictModel, parse
 from student_trainer.arms import COUNTS, Arm, Metric, Run
 from student_trainer.compare import Comparison
 from student_trainer.significance import Difference, difference
+from student_trainer.stored_size import changes_size, stored_bytes_per_frame
 from student_trainer.sweep_config import Sweep
 
 _NATS: tuple[Metric, ...] = ("cross_entropy",)
@@ -37,7 +38,8 @@ class Record(StrictModel):
         unit: ``percent`` or ``nats per frame``.
         labels: ``hard``, ``soft``, ``hard+soft``; None for the ensemble.
         dataset_digest: content digest of the soft labels trained on; None where there were none.
-        dataset_bytes_per_frame: that dataset's size as it is stored, which a narrower selection at reading does not change.
+        dataset_bytes_per_frame: that dataset's size as it is stored.
+        labels_bytes_per_frame: size of the arm's own selection of it, see ``stored_size.py``.
         config_digest: sha256 of the settings and the seed, with digests in the place of paths.
     """
 
@@ -51,6 +53,7 @@ class Record(StrictModel):
     num_parameters: int | None
     dataset_digest: str | None
     dataset_bytes_per_frame: float | None
+    labels_bytes_per_frame: float | None
     config_digest: str | None
 
 
@@ -146,6 +149,9 @@ def sweep_records(comparison: Comparison, sweep: Sweep) -> SweepRecords:
 
 def _records(comparison: Comparison, arm: Arm) -> list[Record]:
     dataset = comparison.dataset_of(arm)
+    stored = None if dataset is None else dataset.facts["bytes_per_frame"]
+    soft = arm.runs[0].config.soft_labels if arm.runs else None
+    own = stored_bytes_per_frame(arm.runs[0].config) if soft is not None and changes_size(soft) else stored
     runs: Sequence[Run | None] = arm.runs or [None]
     values = {metric: arm.values(metric) for metric in comparison.metrics}
     return [
@@ -159,7 +165,8 @@ def _records(comparison: Comparison, arm: Arm) -> list[Record]:
             labels=None if run is None else _labels(run),
             num_parameters=None if run is None else run.num_parameters,
             dataset_digest=None if run is None else run.dataset_digest,
-            dataset_bytes_per_frame=None if dataset is None else dataset.facts["bytes_per_frame"],
+            dataset_bytes_per_frame=stored,
+            labels_bytes_per_frame=own,
             config_digest=None if run is None else sha256_hex(canonical_json([run.setup(), run.config.seed])),
         )
         for index, run in enumerate(runs)

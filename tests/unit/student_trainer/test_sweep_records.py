@@ -43,6 +43,10 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> SweepRecords:
     sizes = {record.dataset_bytes_per_frame for record in of_soft}
     assert sizes == {dataset.manifest.num_bytes / dataset.manifest.num_frames}
     for record in of_soft:
+        # Of three classes two are left, and the hard label where it is not one of them.
+        assert record.labels_bytes_per_frame is not None
+        assert record.dataset_bytes_per_frame is not None
+        assert record.labels_bytes_per_frame < record.dataset_bytes_per_frame
         evaluation = json.loads(
             (Path(sweep.output) / "runs" / f"top-2-{record.seed}" / "evaluation-test.json").read_text()
         )
