@@ -21,6 +21,8 @@ from softlabel_schemas.arrow import joined_bytes
 _HASH_BYTES = 8
 # 32 MB.
 _IDS_PER_RUN = 1 << 22
+# Up to this size, in memory.
+_SPOOLED_BYTES = 1 << 20
 # By the hash's highest bits: of a billion ids, a part has as many as a run.
 _PART_BITS = 8
 # A corpus that is one id, repeated: a part of the culprits is enough for a message.
@@ -31,7 +33,7 @@ class UniqueIds:
     """Close it, or use it as a context: the temporary file goes then, and in any case with the process."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
+        self._file = tempfile.SpooledTemporaryFile(_SPOOLED_BYTES)  # noqa: SIM115 - closed in __exit__
         self._hash = _Hash()
         self._pending: list[npt.NDArray[np.uint64]] = []
         self._num_pending = 0
