@@ -1,4 +1,4 @@
-"""``student-trainer``: train, evaluate, export and compare. Needs no ray and no teacher."""
+"""``student-trainer``: train, evaluate, export and compare. Needs no teacher; only ``sweep`` needs ray."""
 
 from __future__ import annotations
 

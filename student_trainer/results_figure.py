@@ -23,7 +23,7 @@ _STYLE = {
     "axes.axisbelow": True,
     "grid.color": "#e3e3e3",
 }
-_WIDTH_INCHES, _ARM_INCHES, _MARGIN_INCHES = 7.0, 0.28, 0.9
+_WIDTH_INCHES, _ARM_INCHES, _MARGIN_INCHES = 7.0, 0.28, 1.0
 
 
 def error_figure(sweep: SweepRecords, *, salt: str) -> str:
@@ -48,10 +48,11 @@ def error_figure(sweep: SweepRecords, *, salt: str) -> str:
             if arm.is_ensemble:
                 mean, _ = arm.spread("frame_error_rate")
                 axes.axvline(mean, color=_ENSEMBLE_COLOUR, linestyle="--", linewidth=1.2, label=arm.name)
-                axes.legend(loc="best", frameon=False)
         axes.set_yticks(range(len(students)), [arm.name for arm in students])
-        axes.invert_yaxis()
-        axes.set_xlabel("frame error, percent: mean ± standard deviation over seeds, and each seed")
+        axes.set_ylim(len(students) - 0.4, -0.6)
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside upper right", frameon=False)
+        axes.set_xlabel("frame error, percent (mean ± standard deviation)")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     # What is left of the metadata names matplotlib's version.

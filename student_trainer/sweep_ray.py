@@ -22,6 +22,7 @@ from softlabel_schemas import ray_start
 import ray
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
+from softlabel_schemas.command_line import CheckFailedError
 from softlabel_schemas.errors import InputError
 from student_trainer.config import TrainConfig
 from student_trainer.sweep_config import EvaluateConfig
@@ -51,6 +52,7 @@ def run_on_ray(
 
     Raises:
         InputError: Ray cannot be joined, or this machine has too few cores for a run.
+        CheckFailedError: Ray itself failed.
         KeyboardInterrupt: after the runs in work have written their checkpoints.
     """
     with _ray(address):
@@ -68,6 +70,8 @@ def run_on_ray(
         except KeyboardInterrupt:
             _interrupt(list(pending))
             raise
+        except RayError as error:
+            raise CheckFailedError(f"Ray failed under the sweep: {error}; run again to go on") from error
 
 
 def _collect(pending: dict[Any, TrainConfig], runs: Sequence[TrainConfig]) -> dict[str, str]:
