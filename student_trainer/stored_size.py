@@ -54,9 +54,20 @@ def _narrowed(labels: SoftLabels, utterances: Sequence[Utterance]) -> list[SoftT
     for weighted in labels.of(utterances):
         targets = weighted.soft
         if weighted.weights_T is not None:
-            targets = targets.keep(np.repeat(weighted.weights_T > 0, np.diff(targets.offsets)))
-        found.append(targets)
+            targets = targets.keep(np.repeat(weighted.weights_T > 0, targets.counts_T))
+        found.append(_normalized(targets))
     return found
+
+
+def _normalized(targets: SoftTargets) -> SoftTargets:
+    """Kept and tail mass sum to 1 again, as they do at capture: those that were decoded are off by the codec's error, more
+    than is encoded a second time."""
+    total_T = targets.kept_mass_T() + targets.tail_mass[:, 0]
+    log_total_E = np.repeat(np.log(total_T), targets.counts_T)
+    tail_mass = targets.tail_mass.copy()
+    tail_mass[:, 0] /= total_T
+    log_probs = np.minimum(targets.log_probs - log_total_E, 0).astype(np.float32)
+    return replace(targets, log_probs=log_probs, tail_mass=tail_mass)
 
 
 def _encoded_bytes(dataset: SoftLabelDataset, utterances: Sequence[Utterance], targets: Sequence[SoftTargets]) -> int:
