@@ -7,11 +7,12 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 DEMO_OUTPUT ?= demo-output
 SPEECHOCEAN762 ?= ../shared/data/speechocean762
 SPEECHOCEAN762_OUTPUT ?= speechocean762-output
+ESSENCE_OUTPUT ?= essence-output
 
 KILLS ?= 100
 SEED ?= 1
 
-.PHONY: demo speechocean762 test bench storm lint format clean
+.PHONY: demo speechocean762 essence test bench storm lint format clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/demo.py $(DEMO_OUTPUT)
@@ -20,6 +21,9 @@ speechocean762: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/speechocean762.py $(SPEECHOCEAN762) $(SPEECHOCEAN762_OUTPUT)
 
 # Modules in turn, clusters first (tests/conftest.py). Three processes for two cores: half of the time is waiting.
+essence: $(VENV)/.installed-demo
+	$(BIN)/python deploy/local/essence.py $(SPEECHOCEAN762) $(ESSENCE_OUTPUT)
+
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 

@@ -1,4 +1,4 @@
-"""``student-trainer``: train, evaluate, export and compare. Needs no ray and no teacher."""
+"""``student-trainer``: train, evaluate, export and compare. Needs no teacher; only ``sweep`` needs ray."""
 
 from __future__ import annotations
 
@@ -235,15 +235,51 @@ def compare(
       student-trainer compare runs/* --evaluation ensemble.json --dataset labels-train --split test --report report.html
     """
     from student_trainer.compare import compare as compare_runs
-    from student_trainer.compare import results, text
+    from student_trainer.compare import results as comparison_results
+    from student_trainer.compare import text
     from student_trainer.report import render, write
 
     comparison = compare_runs(runs, evaluations, datasets, splits)
     click.echo(text(comparison))
     write(report, render(comparison))
     if json_path is not None:
-        write(json_path, json.dumps(results(comparison), indent=1) + "\n")
+        write(json_path, json.dumps(comparison_results(comparison), indent=1) + "\n")
     click.echo(f"report: {report}")
+
+
+@main.command()
+@click.argument("config", type=click.Path())
+@click.option("--address", help="Of a Ray cluster (HOST:PORT); default: Ray on this machine, on loopback only.")
+def sweep(config: str, address: str | None) -> None:
+    """Train, evaluate and compare all arms and seeds of CONFIG (SWEEP.toml); run again to resume.
+
+    \b
+    Example:
+      student-trainer sweep sweep.toml
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise InputError("ray is not installed; this command needs: pip install 'essence-distill[sweep]'")
+    from student_trainer.sweep import run_sweep
+
+    run_sweep(config, address=address)
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "--output", required=True, type=click.Path(), help="Markdown page to write; figures and records lie beside."
+)
+def results(files: tuple[str, ...], output: str) -> None:
+    """Write a page of results from FILES (each sweep's sweep.json, or the JSON of an earlier page), and nothing else.
+
+    \b
+    Example:
+      student-trainer results sweep/sweep.json --output results.md
+    """
+    from student_trainer.results_page import write_results
+
+    for path in write_results(files, output):
+        click.echo(path)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from softlabel_schemas.errors import InputError
 from student_trainer.arms import COUNTS, METRICS, Arm, Evaluation, Metric, load_arms, unlike_settings
 from student_trainer.significance import NUM_RESAMPLES, Difference, difference
 
-_COLUMNS: dict[Metric, str] = {
+COLUMNS: dict[Metric, str] = {
     "frame_error_rate": "frame error %",
     "phone_error_rate": "phone error %",
     "word_error_rate": "word error %",
@@ -32,7 +32,7 @@ _COLUMNS: dict[Metric, str] = {
     "calibration_error": "calibration error %",
 }
 # Of cross-entropy, in nats; rates are in percent.
-_DIGITS: dict[Metric, int] = {"cross_entropy": 3}
+DIGITS: dict[Metric, int] = {"cross_entropy": 3}
 UNKNOWN = "–"
 NO_PAIRS = "no arm with soft labels has a hard-only arm of the same model to be compared with"
 
@@ -150,7 +150,7 @@ def _load_dataset(url: str, inventory_digest: str) -> LabelledData:
 
 
 def table_columns(comparison: Comparison) -> tuple[str, ...]:
-    return ("arm", "seeds", "parameters", *(_COLUMNS[metric] for metric in comparison.metrics))
+    return ("arm", "seeds", "parameters", *(COLUMNS[metric] for metric in comparison.metrics))
 
 
 def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -168,7 +168,7 @@ def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 def _format_spread(arm: Arm, metric: Metric) -> str:
     """``34.10 ± 0.25``; ``34.10 ± –`` for a single seed, ``34.10`` for what was not trained here."""
-    spread, digits = arm.spread(metric), _DIGITS.get(metric, 2)
+    spread, digits = arm.spread(metric), DIGITS.get(metric, 2)
     if spread is None:
         return UNKNOWN
     deviation = UNKNOWN if spread.std is None else f"{spread.std:.{digits}f}"

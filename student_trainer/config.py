@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,11 +13,13 @@ from softlabel_schemas.folds import Fold, NumFolds
 from softlabel_schemas.frame_selection import FrameSelection
 from softlabel_schemas.front_end import Fbank, FrontEnd, Precomputed
 from softlabel_schemas.selection import Selection
-from softlabel_schemas.strict import StrictModel, load_toml
+from softlabel_schemas.strict import StrictModel, parse, read_toml
 
 TailMode = Literal["renormalize", "ghost", "to_hard_label", "uniform"]
 # Of [soft_labels]: where bytes come from, which does not change what is trained.
 CACHE_FIELDS = ("cache", "cache_gib")
+# Keys that hold a path or a URL, by table.
+_PATHS = {"corpus": ("manifest", "inventory"), "soft_labels": ("url", "cache")}
 # Settings that came later: left out of the digest where they are not used, so that runs made before them are still resumed.
 _LATER = {"corpus": ("hard_label_splits", "num_folds", "held_out_fold"), "soft_labels": ("final_weight", "frames")}
 
@@ -181,20 +184,20 @@ class TrainConfig(StrictModel):
 
 def load_config(path: str | Path) -> TrainConfig:
     """Read a TRAIN.toml and resolve its relative paths. Raises InputError."""
-    config = load_toml(TrainConfig, path)
-    folder = Path(path).resolve().parent
+    return parse(TrainConfig, absolute_paths(read_toml(path), Path(path).resolve().parent), where=str(path))
 
-    def resolve(location: str) -> str:
-        return location if "://" in location else str(folder / location)
 
-    updates: dict[str, object] = {
-        "output": resolve(config.output),
-        "corpus": config.corpus.model_copy(
-            update={"manifest": resolve(config.corpus.manifest), "inventory": resolve(config.corpus.inventory)}
-        ),
-    }
-    if (soft := config.soft_labels) is not None:
-        # A cache that is a URL stays one, to be refused as such.
-        cache = None if soft.cache is None else resolve(soft.cache)
-        updates["soft_labels"] = soft.model_copy(update={"url": resolve(soft.url), "cache": cache})
-    return config.model_copy(update=updates)
+def absolute_paths(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The tables of a TRAIN.toml, or some of them, with relative paths taken as relative to ``folder``; URLs stay."""
+    resolved: dict[str, Any] = {}
+    for key, value in tables.items():
+        if key in _PATHS and isinstance(value, Mapping):
+            resolved[key] = {name: _absolute(inner, folder, name in _PATHS[key]) for name, inner in value.items()}
+        else:
+            resolved[key] = _absolute(value, folder, key == "output")
+    return resolved
+
+
+def _absolute(value: object, folder: Path, is_path: bool) -> object:
+    # Anything but text is for the model to refuse.
+    return str(folder / value) if is_path and isinstance(value, str) and "://" not in value else value

@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,13 +31,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-# Local Ray: loopback only (without this GCS, raylet and metrics listen on all interfaces, unauthenticated), and no
-# usage reports. A cluster's own settings win.
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Ray warns about a coming change of this default, which these actors do not depend on.
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+from softlabel_schemas import ray_start
 
+# Before Ray: it sets what Ray reads when it is imported.
+# isort: split
 import ray
 from ray.exceptions import RayError, RayTaskError
 
@@ -59,8 +54,6 @@ _FROZEN_SECONDS = 120.0
 _BEATS_PER_SECOND = 100
 _LOAD_SECONDS = 1800.0
 _ROOM_SECONDS = 1800.0
-_CONNECT_SECONDS = 10.0
-_JOIN_SECONDS = 120.0
 # Rounds in a row in which actors failed to start, and none is at work.
 _MAX_FAILED_STARTS = 4
 # Receipts are a few bytes; Ray's default would take a third of the machine's memory.
@@ -92,9 +85,9 @@ def _ray(job: PreparedJob, address: str | None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     on_terminate = signal.getsignal(signal.SIGTERM)
-    _check_answers(address)
+    ray_start.check_answers(address)
     try:
-        with _limited(_JOIN_SECONDS, f"error: joining the Ray cluster at {address} took more than {_JOIN_SECONDS:g} s"):
+        with ray_start.join_limit(address):
             ray.init(
                 address=address, log_to_driver=False, logging_level="ERROR", **(local if address == "local" else {})
             )
@@ -117,34 +110,6 @@ def _ray(job: PreparedJob, address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _check_answers(address: str) -> None:
-    """Raises InputError where nothing listens at HOST:PORT; Ray itself would wait for many minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-    except OSError as error:
-        raise InputError(f"no Ray cluster answers at {address}: {error}") from None
-
-
-@contextmanager
-def _limited(seconds: float, message: str) -> Iterator[None]:
-    """End the process if the block takes longer: Ray blocks in native code, which no exception reaches."""
-
-    def end() -> None:
-        print(message, file=sys.stderr, flush=True)
-        os._exit(2)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -73,28 +73,33 @@ class Recipe:
 
     def run(self) -> None:
         started = time.monotonic()
-        with ThreadPoolExecutor(self.num_parallel) as pool:
-            teachers = list(pool.map(self._make_teacher, self.teachers))
-        for split in ("train", "test"):
-            self._write(f"label-{split}.toml", self._job(split))
-            self._command("teacher-service", "run", f"label-{split}.toml")
-        self._command("softlabels", "verify", "labels-train")
-        self._command("softlabels", "describe", "labels-train")
-        if not (self.output / "ensemble-test.json").exists():
-            test = ("--corpus", "corpus.parquet", "--split", "test", "--output", "ensemble-test.json")
-            self._command("student-trainer", "evaluate", "--dataset", "labels-test", *test)
+        teachers = self.make_labels()
         with ThreadPoolExecutor(self.num_parallel) as pool:
             runs = list(pool.map(self._make_student, [(arm, seed) for seed in self.seeds for arm in self.arms]))
-        self._command(
+        self.command(
             "student-trainer", "compare", *teachers, *runs,
             "--evaluation", "ensemble-test.json", "--dataset", "labels-train", "--split", "test", "--report", "report.html",
         )  # fmt: skip
         click.echo(f"done in {time.monotonic() - started:.0f} s; report: {(self.output / 'report.html').resolve()}")
 
+    def make_labels(self) -> list[str]:
+        """Teachers, their soft labels of train and test, and the ensemble's evaluation; returns the teachers' runs."""
+        with ThreadPoolExecutor(self.num_parallel) as pool:
+            teachers = list(pool.map(self._make_teacher, self.teachers))
+        for split in ("train", "test"):
+            self._write(f"label-{split}.toml", self._job(split))
+            self.command("teacher-service", "run", f"label-{split}.toml")
+        self.command("softlabels", "verify", "labels-train")
+        self.command("softlabels", "describe", "labels-train")
+        if not (self.output / "ensemble-test.json").exists():
+            test = ("--corpus", "corpus.parquet", "--split", "test", "--output", "ensemble-test.json")
+            self.command("student-trainer", "evaluate", "--dataset", "labels-test", *test)
+        return teachers
+
     def _make_teacher(self, teacher: Teacher) -> str:
         run = self._train(teacher.name, teacher.model, 0, self.teacher_training, None, teacher.num_mel_bins)
         if not (self.output / "bundles" / teacher.name / "teacher.json").exists():
-            self._command("student-trainer", "export", run, f"bundles/{teacher.name}")
+            self.command("student-trainer", "export", run, f"bundles/{teacher.name}")
         self._evaluate(run)
         return run
 
@@ -116,12 +121,12 @@ class Recipe:
             f'{soft_labels}[front_end]\nkind = "fbank"\nnum_mel_bins = {mel_bins}\nstack = 3\n\n'
             f"{model.toml()}\n[training]\n{training}\n",
         )
-        self._command("student-trainer", "train", f"{name}.toml")
+        self.command("student-trainer", "train", f"{name}.toml")
         return f"runs/{name}"
 
     def _evaluate(self, run: str) -> None:
         if not (self.output / run / "evaluation-test.json").exists():
-            self._command("student-trainer", "evaluate", run, "--corpus", "corpus.parquet", "--split", "test")
+            self.command("student-trainer", "evaluate", run, "--corpus", "corpus.parquet", "--split", "test")
 
     def _job(self, split: str) -> str:
         teachers = "".join(f'[[teachers]]\nbundle = "bundles/{teacher.name}"\n\n' for teacher in self.teachers)
@@ -134,7 +139,7 @@ class Recipe:
     def _write(self, name: str, text: str) -> None:
         (self.output / name).write_text(text, encoding="utf-8")
 
-    def _command(self, *words: str) -> None:
+    def command(self, *words: str) -> None:
         click.secho(f"$ {' '.join(words)}", bold=True)
         finished = subprocess.run([COMMANDS / words[0], *words[1:]], cwd=self.output, check=False)
         if finished.returncode:

@@ -15,6 +15,7 @@ import softlabel_schemas.cli
 import student_trainer.cli
 import teacher_service.cli
 from student_trainer.config import load_config
+from student_trainer.sweep_config import load_sweep
 from teacher_service.config import load_job
 from tests.support.datasets import write_dataset
 
@@ -36,11 +37,13 @@ def blocks(language: str) -> list[str]:
 
 
 def test_job_and_training_files_load(tmp_path: Path) -> None:
-    job, training = blocks("toml")
+    job, training, sweep = blocks("toml")
     (tmp_path / "job.toml").write_text(job, encoding="utf-8")
     (tmp_path / "student.toml").write_text(training, encoding="utf-8")
     assert len(load_job(tmp_path / "job.toml").teachers) == 2
     assert load_config(tmp_path / "student.toml").soft_labels is not None
+    (tmp_path / "sweep.toml").write_text(sweep, encoding="utf-8")
+    assert len(load_sweep(tmp_path / "sweep.toml").runs) == 11
 
 
 @pytest.mark.parametrize("line", LINES)

@@ -131,7 +131,7 @@ def test_other_settings_at_the_same_output(urls: list[str], tmp_path: Path) -> N
         ({"frame_shift_ms": 30.0}, "frame_shift_ms differs: 10.0 in "),
         ({"precision": "bfloat16"}, "precision differs: float32 in "),
         (
-            {"selection": TopK(k=6, frames=FrameSelection(disagreeing=0.0))},
+            {"selection": TopK(k=8, frames=FrameSelection(disagreeing=0.0))},
             "was labelled without some frames (selection.frames)",
         ),
     ],
@@ -153,7 +153,7 @@ def test_frames_that_differ(urls: list[str], tmp_path: Path) -> None:
 
 
 def test_samples_are_combined_arithmetically_alone(urls: list[str], tmp_path: Path) -> None:
-    sampled = {"selection": RandomSampling(draws=6), "temperatures": (1.0,)}
+    sampled = {"selection": RandomSampling(draws=8), "temperatures": (1.0,)}
     other = write_member(tmp_path / "sampled", member_rows(4, temperatures=(1.0,)), **sampled)
     result = combine([urls[0], other], tmp_path / "product", "--method", "log_linear")
     assert result.exit_code == 2

@@ -16,6 +16,8 @@ FORBIDDEN = {
     "teacher_service": {"student_trainer"},
     "student_trainer": {"teacher_service", "ray"},
 }
+# A sweep's runs are Ray tasks; nothing that a single run needs imports it.
+ALLOWED = {"student_trainer/sweep_ray.py": {"ray"}}
 
 
 def imported_packages(module: Path) -> set[str]:
@@ -33,12 +35,9 @@ def imported_packages(module: Path) -> set[str]:
 def test_no_module_crosses_the_wall(package: str) -> None:
     modules = sorted((ROOT / package).rglob("*.py"))
     assert modules
-    crossing = {
-        str(module.relative_to(ROOT)): names
-        for module in modules
-        if (names := imported_packages(module) & FORBIDDEN[package])
-    }
-    assert crossing == {}
+    names = {str(module.relative_to(ROOT)): imported_packages(module) & FORBIDDEN[package] for module in modules}
+    crossing = {name: found - ALLOWED.get(name, set()) for name, found in names.items()}
+    assert not any(crossing.values()), crossing
 
 
 def test_the_rule_sees_imports_inside_functions(tmp_path: Path) -> None:
@@ -52,6 +51,15 @@ def test_the_rule_sees_imports_inside_functions(tmp_path: Path) -> None:
     ["import softlabel_schemas", "from softlabel_schemas.cli import main; main(['--help'], standalone_mode=False)"],
 )
 def test_the_core_loads_neither_torch_nor_ray(statement: str) -> None:
+    assert loaded_by(statement) == "[]"
+
+
+def test_training_loads_no_ray() -> None:
+    assert loaded_by("import student_trainer.cli, student_trainer.train, student_trainer.compare") == "['torch']"
+
+
+def loaded_by(statement: str) -> str:
+    """Of the heavy packages, those that a fresh process has loaded after it."""
     code = f"import sys; {statement}; print(sorted({{'torch', 'ray', 's3fs'}} & set(sys.modules)))"
     found = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
@@ -60,4 +68,4 @@ def test_the_core_loads_neither_torch_nor_ray(statement: str) -> None:
         check=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )
-    assert found.stdout.splitlines()[-1] == "[]"
+    return found.stdout.splitlines()[-1]

@@ -1,0 +1,78 @@
+"""What an arm's own labels take to store: a wide dataset serves a whole sweep, its size says nothing of a narrow arm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from softlabel_schemas.codec import build_codec
+from softlabel_schemas.command_line import progress
+from softlabel_schemas.containers import CONTAINERS
+from softlabel_schemas.corpus import Utterance, load_corpus
+from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
+from softlabel_schemas.shard import LabelledUtterance, encode_columns
+from softlabel_schemas.targets import SoftTargets
+from student_trainer.config import SoftLabelConfig, TrainConfig
+from student_trainer.soft_labels import SoftLabels
+
+
+def stored_bytes_per_frame(config: TrainConfig) -> float | None:
+    """Bytes per frame of the soft labels that a run uses, had they been captured as it narrows them; None without soft labels.
+
+    Measured, not estimated: they are encoded with the dataset's codec and container, in its shards. A frame whose weight is 0
+    keeps no entry. As for a published dataset, the index and the manifest are not counted.
+
+    Raises:
+        InputError, IntegrityError: as training does.
+    """
+    if config.soft_labels is None:
+        return None
+    corpus = load_corpus(config.corpus.manifest).select_splits(config.corpus.train_splits)
+    dataset = open_dataset(config.soft_labels.url)
+    labels = SoftLabels(dataset, config.soft_labels, corpus, dataset.manifest.spec.inventory_digest)
+    utterances = {utterance.utterance_id: utterance for utterance in corpus}
+    num_bytes = num_frames = 0
+    with progress(f"size of {config.name}", dataset.num_shards, "shards") as advance:
+        for done, shard in enumerate(dataset.iter_shards(), start=1):
+            wanted = [utterances[name] for name in shard.utterance_ids if name in utterances]
+            narrowed = _narrowed(labels, wanted)
+            num_frames += sum(targets.num_frames for targets in narrowed)
+            num_bytes += _encoded_bytes(dataset, wanted, narrowed)
+            advance(done)
+    return num_bytes / max(num_frames, 1)
+
+
+def changes_size(config: SoftLabelConfig) -> bool:
+    """Whether it uses less than the dataset stores."""
+    return config.selection is not None or config.frames is not None
+
+
+def _narrowed(labels: SoftLabels, utterances: Sequence[Utterance]) -> list[SoftTargets]:
+    found = []
+    for weighted in labels.of(utterances):
+        targets = weighted.soft
+        if weighted.weights_T is not None:
+            targets = targets.keep(np.repeat(weighted.weights_T > 0, targets.counts_T))
+        found.append(_normalized(targets))
+    return found
+
+
+def _normalized(targets: SoftTargets) -> SoftTargets:
+    """Kept and tail mass sum to 1 again, as they do at capture: those that were decoded are off by the codec's error, more
+    than is encoded a second time."""
+    total_T = targets.kept_mass_T() + targets.tail_mass[:, 0]
+    log_total_E = np.repeat(np.log(total_T), targets.counts_T)
+    tail_mass = targets.tail_mass.copy()
+    tail_mass[:, 0] /= total_T
+    log_probs = np.minimum(targets.log_probs - log_total_E, 0).astype(np.float32)
+    return replace(targets, log_probs=log_probs, tail_mass=tail_mass)
+
+
+def _encoded_bytes(dataset: SoftLabelDataset, utterances: Sequence[Utterance], targets: Sequence[SoftTargets]) -> int:
+    manifest = dataset.manifest
+    codec, container = build_codec(manifest.spec), CONTAINERS[manifest.storage.shard_format]
+    stored = dataset.read_utterances([utterance.utterance_id for utterance in utterances])
+    rows: list[LabelledUtterance] = [replace(row, targets=own) for row, own in zip(stored, targets, strict=True)]
+    return sum(map(len, container.encode(encode_columns(rows, codec), codec.zstd_level).values()))

@@ -1,0 +1,69 @@
+"""A sweep: arms x seeds, trained and evaluated on Ray, compared in one report.
+
+::
+
+    SWEEP.toml --> runs (arm x seed) --> Ray tasks: train, evaluate --> compare --> report.html
+                                         the ensemble's evaluation --^         +--> sweep.json
+
+Everything resumes: a run that is finished is passed over, one that was interrupted goes on from its checkpoint, and one
+that fails stops no other. The folder of a sweep::
+
+    sweep/
+      runs/ARM-SEED/   as student-trainer train and evaluate leave them, and log.txt
+      ensemble.json    evaluation of the teacher ensemble
+      report.html      as student-trainer compare makes it
+      sweep.json       the same numbers as flat records, see ``sweep_records.py``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import click
+
+from softlabel_schemas.command_line import CheckFailedError
+from student_trainer.compare import Comparison, compare, text
+from student_trainer.report import render, write
+from student_trainer.sweep_config import Sweep, load_sweep
+from student_trainer.sweep_ray import run_on_ray
+from student_trainer.sweep_records import records_json, sweep_records
+from student_trainer.sweep_task import LOG, evaluate_ensemble
+
+REPORT, RECORDS = "report.html", "sweep.json"
+
+
+def run_sweep(path: str | Path, *, address: str | None = None) -> None:
+    """Run the sweep that a SWEEP.toml describes, or what is left of it, and write its report.
+
+    Args:
+        address: of a Ray cluster; None starts Ray on this machine.
+
+    Raises:
+        InputError: the file is not valid, or what was trained cannot be compared.
+        CheckFailedError: runs failed; the others are in the report.
+    """
+    sweep = load_sweep(path)
+    failures = run_on_ray(sweep.runs, sweep.evaluate, address=address)
+    if len(failures) < len(sweep.runs):
+        comparison = _compare(sweep, failures.keys())
+        click.echo(text(comparison))
+        write(str(sweep.output / REPORT), render(comparison))
+        write(str(sweep.output / RECORDS), records_json([sweep_records(comparison, sweep)]))
+        click.echo(f"report: {sweep.output / REPORT}")
+    if failures:
+        lines = [f"  {Path(run).name}: {error} (see {Path(run) / LOG})" for run, error in failures.items()]
+        raise CheckFailedError(
+            "\n".join([f"{len(failures)} of {len(sweep.runs)} runs failed; run again to try them again:", *lines])
+        )
+
+
+def _compare(sweep: Sweep, failed: Collection[str]) -> Comparison:
+    """Of what did not fail, arms in the file's order."""
+    finished = sorted(
+        (run for run in sweep.runs if run.output not in failed), key=lambda run: sweep.arms.index(run.name)
+    )
+    datasets = dict.fromkeys(run.soft_labels.url for run in finished if run.soft_labels is not None)
+    ensemble = evaluate_ensemble(sweep)
+    evaluations = [] if ensemble is None else [ensemble]
+    return compare([run.output for run in finished], evaluations, list(datasets), sweep.evaluate.splits)

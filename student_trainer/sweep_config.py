@@ -1,0 +1,221 @@
+"""SWEEP.toml -> the training runs of all arms and seeds. Paths are relative to the file's folder.
+
+An arm is the base (the tables of a TRAIN.toml, or the path of one) with some keys changed: its tables are merged into the
+base's. ``false`` in the place of a table removes it. A table that names another ``policy``, ``kind`` or ``architecture``
+than the base's replaces it: keys of the other kind would mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from softlabel_schemas.errors import InputError
+from softlabel_schemas.strict import StrictModel, load_toml, parse, read_toml
+from student_trainer.config import TrainConfig, absolute_paths
+
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+# What a sweep sets itself for each run.
+_OWN_KEYS = ("name", "output", "seed")
+_KINDS = ("policy", "kind", "architecture")
+
+
+class ArmConfig(StrictModel):
+    """One ``[[arms]]``; further keys are those of a TRAIN.toml that it changes. ``seeds``: None takes the sweep's."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    seeds: Seeds | None = None
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_own_keys(self.changes)
+        _check_different(self.seeds or ())
+        return self
+
+
+class EvaluateConfig(StrictModel):
+    """Attributes:
+    ensemble: dataset of the teacher ensemble's soft labels of ``splits``, to be evaluated beside the students.
+    graph: decodes words (``student-trainer graph``); None counts no word errors. Settings of the decoder are chosen for each
+        run on the base's ``dev_splits``.
+    dev_ensemble: dataset of the ensemble's soft labels of ``dev_splits``, for its decoder's settings.
+    """
+
+    splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("test",)
+    ensemble: str | None = None
+    graph: str | None = None
+    dev_ensemble: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.dev_ensemble is not None) != (self.ensemble is not None and self.graph is not None):
+            raise ValueError("dev_ensemble is needed where both ensemble and graph are given, and nowhere else")
+        return self
+
+
+class CompareConfig(StrictModel):
+    """``pairs``: of arms (``ensemble`` is one), to be tested beside each soft arm against the hard-only arms of its model."""
+
+    pairs: tuple[tuple[str, str], ...] = ()
+
+
+class SweepConfig(StrictModel):
+    """``title``: of the page of results, such as the question that is asked; None takes the output folder's name."""
+
+    title: str | None = None
+    output: str
+    seeds: Seeds
+    base: str | dict[str, Any]
+    arms: Annotated[tuple[ArmConfig, ...], Field(min_length=1)]
+    evaluate: EvaluateConfig = EvaluateConfig()
+    compare: CompareConfig = CompareConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_different(self.seeds)
+        if not isinstance(self.base, str):
+            _check_own_keys(self.base)
+        twice = [name for name, number in Counter(arm.name for arm in self.arms).items() if number > 1]
+        if twice:
+            raise ValueError(f"arms need names of their own; more than one is named {', '.join(twice)}")
+        names = {arm.name for arm in self.arms} | ({ENSEMBLE} if self.evaluate.ensemble else set())
+        unknown = sorted({name for pair in self.compare.pairs for name in pair} - names)
+        if unknown:
+            raise ValueError(f"compare.pairs names {', '.join(unknown)}; the arms are {', '.join(sorted(names))}")
+        return self
+
+
+# Name of the teacher ensemble among the arms.
+ENSEMBLE = "ensemble"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """
+    Attributes:
+        title: of the page of results.
+        arms: their names, in the file's order.
+        runs: one for each arm and seed; all arms of the first seed first, so that a table can be had early.
+        manifest: corpus manifest of the base, which the ensemble is evaluated on.
+        dev_splits: of the base.
+    """
+
+    title: str
+    output: Path
+    arms: tuple[str, ...]
+    runs: tuple[TrainConfig, ...]
+    manifest: str
+    dev_splits: tuple[str, ...]
+    evaluate: EvaluateConfig
+    pairs: tuple[tuple[str, str], ...]
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """Read a SWEEP.toml and make every run's configuration.
+
+    Raises:
+        InputError: the file is not valid; or arms are not, with the problems of them all; or two arms are the same.
+    """
+    config = load_toml(SweepConfig, path)
+    folder = Path(path).resolve().parent
+    output = folder / config.output
+    base = _base(config.base, folder)
+    arms: dict[str, TrainConfig] = {}
+    problems = []
+    for arm in config.arms:
+        tables = _merged(base, absolute_paths(arm.changes, folder)) | {"name": arm.name, "output": str(output)}
+        try:
+            arms[arm.name] = parse(TrainConfig, tables, where=f"{path}: arm '{arm.name}'")
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
+    _check_unlike(arms, path)
+    corpora = {arm.corpus.manifest for arm in arms.values()}
+    if len(corpora) > 1:
+        raise InputError(
+            f"{path}: the arms have different corpora, {', '.join(sorted(corpora))}; results need one corpus"
+        )
+    seeds = {arm.name: arm.seeds or config.seeds for arm in config.arms}
+    runs = [
+        config_of.model_copy(update={"seed": seed, "output": str(output / "runs" / f"{name}-{seed}")})
+        for seed in dict.fromkeys(seed for of_arm in seeds.values() for seed in of_arm)
+        for name, config_of in arms.items()
+        if seed in seeds[name]
+    ]
+    evaluate = config.evaluate
+    located = {
+        name: value if "://" in value else str(folder / value)
+        for name in ("ensemble", "graph", "dev_ensemble")
+        if (value := getattr(evaluate, name)) is not None
+    }
+    return Sweep(
+        title=config.title or output.name,
+        output=output,
+        arms=tuple(arms),
+        runs=tuple(runs),
+        manifest=corpora.pop(),
+        dev_splits=runs[0].corpus.dev_splits,
+        evaluate=evaluate.model_copy(update=located),
+        pairs=config.compare.pairs,
+    )
+
+
+def _base(base: str | Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Its tables with absolute paths; a whole TRAIN.toml's name, output and seed give way to those of each run."""
+    if isinstance(base, str):
+        tables = absolute_paths(read_toml(folder / base), (folder / base).resolve().parent)
+    else:
+        tables = absolute_paths(base, folder)
+    # One thread each, unless told otherwise: as many runs at a time as there are cores need the least time in all, and
+    # the number of threads decides the last bits of a result.
+    one_thread = {"training": {"num_threads": 1}}
+    return _merged(one_thread, {key: value for key, value in tables.items() if key not in _OWN_KEYS})
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        before = merged.get(key)
+        if value is False and (before is None or isinstance(before, Mapping)):
+            merged.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(before, Mapping) and not _other_kind(before, value):
+            merged[key] = _merged(before, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _other_kind(before: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    return any(name in value and value[name] != before.get(name) for name in _KINDS)
+
+
+def _check_own_keys(tables: Mapping[str, Any]) -> None:
+    own = [key for key in _OWN_KEYS if key in tables]
+    if own:
+        raise ValueError(f"{', '.join(own)}: the sweep sets this for each run; seeds are given as seeds = [0, 1]")
+
+
+def _check_different(seeds: Sequence[int]) -> None:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must differ, found {list(seeds)}")
+
+
+def _check_unlike(arms: Mapping[str, TrainConfig], path: str | Path) -> None:
+    """Raises InputError where two arms are one but for their name."""
+    seen: dict[str, str] = {}
+    for name, config in arms.items():
+        other = seen.setdefault(config.model_copy(update={"name": "arm"}).digest(), name)
+        if other != name:
+            raise InputError(f"{path}: the arms '{other}' and '{name}' are the same configuration; leave one out")

@@ -1,0 +1,152 @@
+"""Runs of a sweep as Ray tasks, one for each arm and seed; the only module of the student side that imports ray.
+
+A task that dies with its process (out of memory, a lost node) is started again by Ray and goes on from the run's
+checkpoint; one that raises is not. Ctrl-C reaches each task as a KeyboardInterrupt, at which training writes a checkpoint. On a
+cluster the folders of the sweep, the corpus and the labels lie on a disk that the nodes share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from softlabel_schemas import ray_start
+
+# Before Ray: it sets what Ray reads when it is imported.
+# isort: split
+import ray
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+
+from softlabel_schemas.command_line import CheckFailedError
+from softlabel_schemas.errors import InputError
+from student_trainer.config import TrainConfig
+from student_trainer.sweep_config import EvaluateConfig
+from student_trainer.sweep_status import SweepStatus
+from student_trainer.sweep_task import train_and_evaluate
+
+_POLL_SECONDS = 1.0
+# For the checkpoints of what is interrupted: a step and a write.
+_LEAVING_SECONDS = 60.0
+# Results are None; Ray's default would take a third of the machine's memory.
+_OBJECT_STORE_BYTES = 100 << 20
+
+Task = Callable[[TrainConfig, EvaluateConfig], None]
+
+
+def run_on_ray(
+    runs: Sequence[TrainConfig],
+    evaluate: EvaluateConfig,
+    *,
+    address: str | None = None,
+    task: Task = train_and_evaluate,
+) -> dict[str, str]:
+    """Run all; what failed, as messages by run folder.
+
+    Args:
+        address: of a Ray cluster; None starts Ray on this machine.
+
+    Raises:
+        InputError: Ray cannot be joined, or this machine has too few cores for a run.
+        CheckFailedError: Ray itself failed.
+        KeyboardInterrupt: after the runs in work have written their checkpoints.
+    """
+    with _ray(address):
+        if address is None:
+            _check_room(runs)
+        remote = ray.remote(task)
+        pending = {
+            remote.options(num_cpus=_threads(config), name=config.output.rsplit("/", 1)[-1]).remote(
+                config, evaluate
+            ): config
+            for config in runs
+        }
+        try:
+            return _collect(pending, runs)
+        except KeyboardInterrupt:
+            _interrupt(list(pending))
+            raise
+        except RayError as error:
+            raise CheckFailedError(f"Ray failed under the sweep: {error}; run again to go on") from error
+
+
+def _collect(pending: dict[Any, TrainConfig], runs: Sequence[TrainConfig]) -> dict[str, str]:
+    failures: dict[str, str] = {}
+    with SweepStatus(runs) as status:
+        while pending:
+            ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=_POLL_SECONDS)
+            for reference in ready:
+                error = _error(reference)
+                config = pending.pop(reference)
+                if error is not None:
+                    failures[config.output] = error
+                status.done(config)
+            status.show(num_slots=_num_slots(pending.values()), num_failed=len(failures))
+    return failures
+
+
+def _error(reference: Any) -> str | None:
+    try:
+        ray.get(reference)
+    except RayTaskError as error:
+        cause = error.cause
+        return str(cause) if isinstance(cause, InputError) else f"{type(cause).__name__}: {cause}"
+    except RayError as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _interrupt(references: Sequence[Any]) -> None:
+    """End tasks and wait until those in work have saved; a second Ctrl-C waits no longer."""
+    for reference in references:
+        ray.cancel(reference)
+    deadline = time.monotonic() + _LEAVING_SECONDS
+    for reference in references:
+        with contextlib.suppress(RayError, TaskCancelledError):
+            ray.get(reference, timeout=max(deadline - time.monotonic(), 0.1))
+
+
+def _threads(config: TrainConfig) -> int:
+    threads = config.training.num_threads
+    assert threads is not None  # load_sweep gives every run a number
+    return threads
+
+
+def _num_slots(waiting: Any) -> int:
+    """How many of these the cluster has cores for at a time."""
+    threads = max((_threads(config) for config in waiting), default=1)
+    return int(ray.cluster_resources().get("CPU", 0)) // threads
+
+
+def _check_room(runs: Sequence[TrainConfig]) -> None:
+    cores = ray.cluster_resources().get("CPU", 0)
+    for config in runs:
+        if _threads(config) > cores:
+            raise InputError(
+                f"{config.name}: training.num_threads is {_threads(config)}, this machine has {cores:g} cores; "
+                "lower it, or give the address of a Ray cluster"
+            )
+
+
+@contextlib.contextmanager
+def _ray(address: str | None) -> Iterator[None]:
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    local = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES} if where == "local" else {}
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    ray_start.check_answers(where)
+    try:
+        with ray_start.join_limit(where):
+            ray.init(address=where, log_to_driver=False, logging_level="ERROR", **local)
+    except (RayError, ConnectionError) as error:
+        raise InputError(f"the Ray cluster at {where} cannot be joined: {error}") from None
+    if on_terminate is not None and threading.current_thread() is threading.main_thread():
+        # Ray has put its own handler in place of the command's: one that aborts.
+        signal.signal(signal.SIGTERM, on_terminate)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,213 @@
+"""``sweep.json``: the numbers of sweeps as flat records, from which a page can be made without the runs.
+
+    {"version": 1, "sweeps": [
+      {"title": ..., "splits": [...], "corpus_digest": ..., "inventory_digest": ..., "num_utterances": ..., "num_frames": ...,
+       "records":     [one for each arm, seed and metric],
+       "differences": [one for each pair of arms and metric: paired bootstrap over utterances]}]}
+
+The same results give the same bytes: nothing in it depends on times, folders or the order of work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from softlabel_schemas.digest import canonical_json, parse_json, sha256_hex
+from softlabel_schemas.errors import InputError
+from softlabel_schemas.strict import StrictModel, parse
+from student_trainer.arms import COUNTS, Arm, Metric, Run
+from student_trainer.compare import Comparison
+from student_trainer.significance import Difference, difference
+from student_trainer.stored_size import changes_size, stored_bytes_per_frame
+from student_trainer.sweep_config import Sweep
+
+_NATS: tuple[Metric, ...] = ("cross_entropy",)
+
+
+class Record(StrictModel):
+    """One metric of one run, or of the teacher ensemble.
+
+    Attributes:
+        seed, num_parameters, config_digest: None for the ensemble.
+        splits: of the evaluation, joined by ``+``.
+        unit: ``percent`` or ``nats per frame``.
+        labels: ``hard``, ``soft``, ``hard+soft``; None for the ensemble.
+        dataset_digest: content digest of the soft labels trained on; None where there were none.
+        dataset_bytes_per_frame: that dataset's size as it is stored.
+        labels_bytes_per_frame: size of the arm's own selection of it, see ``stored_size.py``.
+        config_digest: sha256 of the settings and the seed, with digests in the place of paths.
+    """
+
+    arm: str
+    seed: int | None
+    splits: str
+    metric: Metric
+    value: float
+    unit: Literal["percent", "nats per frame"]
+    labels: Literal["hard", "soft", "hard+soft"] | None
+    num_parameters: int | None
+    dataset_digest: str | None
+    dataset_bytes_per_frame: float | None
+    labels_bytes_per_frame: float | None
+    config_digest: str | None
+
+
+class DifferenceRecord(StrictModel):
+    """Of two arms' mean error rates over the same utterances, ``arm`` less ``against``, in points.
+
+    Attributes:
+        low, high: 95% interval over utterances.
+        p_value: two-sided.
+        better_seeds: of ``num_seeds`` seeds that both arms have, in how many ``arm`` has the lower error; the ensemble counts
+            against every seed.
+    """
+
+    arm: str
+    against: str
+    metric: Metric
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    better_seeds: int
+    num_seeds: int
+
+
+class SweepRecords(StrictModel):
+    title: str
+    splits: tuple[str, ...]
+    corpus_digest: str
+    inventory_digest: str
+    num_utterances: int
+    num_frames: int
+    records: tuple[Record, ...]
+    differences: tuple[DifferenceRecord, ...]
+
+
+class RecordsFile(StrictModel):
+    version: Literal[1]
+    sweeps: Annotated[tuple[SweepRecords, ...], Field(min_length=1)]
+
+
+def load_records(path: str | Path) -> tuple[SweepRecords, ...]:
+    """Of a ``sweep.json``. Raises InputError where it is missing or no such file."""
+    try:
+        data = parse_json(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; student-trainer sweep makes it") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    return parse(RecordsFile, data, where=str(path)).sweeps
+
+
+def records_json(sweeps: Sequence[SweepRecords]) -> str:
+    """The file's text: a line for each record, so that changes can be read."""
+    return '{"version": 1, "sweeps": [\n' + ",\n".join(map(_sweep_json, sweeps)) + "\n]}\n"
+
+
+def _sweep_json(sweep: SweepRecords) -> str:
+    fields = sweep.model_dump(mode="json")
+    lists = {name: fields.pop(name) for name in ("records", "differences")}
+    head = ",\n".join(f" {_json(name)}: {_json(value)}" for name, value in fields.items())
+    tables = [
+        f" {_json(name)}: [\n" + ",\n".join(f"  {_json(row)}" for row in rows) + "]" for name, rows in lists.items()
+    ]
+    return ",\n".join(["{" + head, *tables]) + "}"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def sweep_records(comparison: Comparison, sweep: Sweep) -> SweepRecords:
+    """Of a comparison's arms; a pair that the sweep names is passed over where an arm of it failed."""
+    first = comparison.evaluation
+    by_name = {arm.name: arm for arm in comparison.arms}
+    tested = dict.fromkeys([(pair.soft.name, pair.hard.name) for pair in comparison.pairs] + list(sweep.pairs))
+    found = [
+        record
+        for left, right in tested
+        if left in by_name and right in by_name
+        for record in _differences(by_name[left], by_name[right])
+    ]
+    return SweepRecords(
+        title=sweep.title,
+        splits=first.splits,
+        corpus_digest=first.corpus_digest,
+        inventory_digest=first.inventory_digest,
+        num_utterances=len(first.utterances),
+        num_frames=int(first.frames_U().sum()),
+        records=tuple(record for arm in comparison.arms for record in _records(comparison, arm)),
+        differences=tuple(found),
+    )
+
+
+def _records(comparison: Comparison, arm: Arm) -> list[Record]:
+    dataset = comparison.dataset_of(arm)
+    stored = None if dataset is None else dataset.facts["bytes_per_frame"]
+    soft = arm.runs[0].config.soft_labels if arm.runs else None
+    own = stored_bytes_per_frame(arm.runs[0].config) if soft is not None and changes_size(soft) else stored
+    runs: Sequence[Run | None] = arm.runs or [None]
+    values = {metric: arm.values(metric) for metric in comparison.metrics}
+    return [
+        Record(
+            arm=arm.name,
+            seed=None if run is None else run.config.seed,
+            splits="+".join(comparison.evaluation.splits),
+            metric=metric,
+            value=of_metric[index],
+            unit="nats per frame" if metric in _NATS else "percent",
+            labels=None if run is None else _labels(run),
+            num_parameters=None if run is None else run.num_parameters,
+            dataset_digest=None if run is None else run.dataset_digest,
+            dataset_bytes_per_frame=stored,
+            labels_bytes_per_frame=own,
+            config_digest=None if run is None else sha256_hex(canonical_json([run.setup(), run.config.seed])),
+        )
+        for index, run in enumerate(runs)
+        for metric, of_metric in values.items()
+        if of_metric is not None
+    ]
+
+
+def _labels(run: Run) -> Literal["hard", "soft", "hard+soft"]:
+    soft = run.config.soft_labels
+    if soft is None:
+        return "hard"
+    return "soft" if soft.weight == 1 and soft.final_weight in (None, 1) else "hard+soft"
+
+
+def _differences(left: Arm, right: Arm) -> list[DifferenceRecord]:
+    # An ensemble whose dataset skipped utterances cannot be paired line by line.
+    if len(left.evaluations[0].utterances) != len(right.evaluations[0].utterances):
+        return []
+    found = [difference(left, right, metric) for metric in COUNTS]
+    return [_difference_record(left, right, of_metric) for of_metric in found if of_metric is not None]
+
+
+def _difference_record(left: Arm, right: Arm, found: Difference) -> DifferenceRecord:
+    of_left, of_right = _by_seed(left, right, found.metric), _by_seed(right, left, found.metric)
+    shared = of_left.keys() & of_right.keys()
+    return DifferenceRecord(
+        arm=left.name,
+        against=right.name,
+        metric=found.metric,
+        difference=found.points,
+        low=found.low,
+        high=found.high,
+        p_value=found.p_value,
+        better_seeds=sum(of_left[seed] < of_right[seed] for seed in shared),
+        num_seeds=len(shared),
+    )
+
+
+def _by_seed(arm: Arm, other: Arm, metric: Metric) -> dict[int, float]:
+    """The one value of an ensemble stands for each seed of the other."""
+    values = arm.values(metric)
+    assert values is not None  # there is a difference in it
+    return dict(zip(arm.seeds, values, strict=True)) if arm.runs else dict.fromkeys(other.seeds, values[0])

@@ -1,0 +1,120 @@
+"""``student-trainer sweep`` on a real local Ray: interrupted and resumed, as if nothing had been; a failing arm."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from student_trainer.compare import compare
+from student_trainer.evaluate import evaluate_dataset
+from student_trainer.sweep_config import Sweep, load_sweep
+from student_trainer.sweep_records import SweepRecords, load_records, sweep_records
+from student_trainer.sweep_task import ENSEMBLE_RESULT, LOG, train_and_evaluate
+from tests.support.processes import descendants, gone, listening_addresses
+from tests.support.speech import write_soft_labels, write_speech
+from tests.support.sweeps import write_sweep
+
+ROOT = Path(__file__).parents[2]
+# Known only once the model is built.
+FAILING = """
+[[arms]]
+name = "broken"
+seeds = [0]
+model = { arguments = { hiden = 16 } }
+"""
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    speech = write_speech(folder)
+    write_soft_labels(folder / "labels", speech.split("train"))
+    write_soft_labels(folder / "labels-test", speech.split("test"))
+    return folder
+
+
+def start(path: Path) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    paths = [str(ROOT), str(ROOT / "schemas"), environment.get("PYTHONPATH", "")]
+    return subprocess.Popen(
+        [sys.executable, "-m", "student_trainer.cli", "sweep", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment | {"PYTHONPATH": os.pathsep.join(paths)},
+    )
+
+
+def interrupt_in_the_middle(process: subprocess.Popen[str], sweep: Sweep) -> set[int]:
+    """Ctrl-C once a run has trained an epoch; returns the processes there were. They listen on loopback alone."""
+    while process.poll() is None and not any((Path(run.output) / "checkpoint.pt").exists() for run in sweep.runs):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    processes = descendants(process.pid)
+    assert listening_addresses(processes) <= LOOPBACK
+    return processes
+
+
+def undisturbed(path: Path) -> SweepRecords:
+    """The same, without Ray and in one go; its records."""
+    sweep = load_sweep(path)
+    for run in sweep.runs:
+        train_and_evaluate(run, sweep.evaluate)
+    assert sweep.evaluate.ensemble is not None
+    ensemble = str(sweep.output / ENSEMBLE_RESULT)
+    evaluate_dataset(sweep.evaluate.ensemble, sweep.manifest, sweep.evaluate.splits, ensemble)
+    runs = [run.output for arm in sweep.arms for run in sweep.runs if run.name == arm]
+    datasets = [run.soft_labels.url for run in sweep.runs if run.soft_labels]
+    return sweep_records(compare(runs, [ensemble], datasets, sweep.evaluate.splits), sweep)
+
+
+def num_epochs(sweep: Sweep) -> list[int]:
+    found = [Path(run.output) / "run.json" for run in sweep.runs]
+    return [len(json.loads(path.read_bytes())["history"]) if path.exists() else 0 for path in found]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_interrupted_and_resumed_with_a_failing_arm(folder: Path) -> None:
+    path = write_sweep(folder, "disturbed", arms=FAILING)
+    sweep = load_sweep(path)
+    process = start(path)
+    processes = interrupt_in_the_middle(process, sweep)
+    printed = process.communicate(timeout=120)[0]
+    assert all(gone(pid) for pid in processes)
+    assert process.returncode == 130, printed
+    assert 0 < sum(num_epochs(sweep)) < 4 * sweep.runs[0].training.epochs
+    logs = [(Path(run.output) / LOG).read_text() for run in sweep.runs if (Path(run.output) / LOG).exists()]
+    assert any("the same command goes on from there" in log for log in logs)
+    assert not (sweep.output / "sweep.json").exists()
+
+    process = start(path)
+    printed = process.communicate(timeout=200)[0]
+    assert process.returncode == 1, printed
+    assert "1 of 5 runs failed" in printed
+    assert "broken-0" in printed
+    assert "hiden" in printed
+    # Training's own lines are in the logs.
+    assert "train hard" not in printed
+    assert "<html" in (sweep.output / "report.html").read_text(encoding="utf-8")
+    found = load_records(sweep.output / "sweep.json")[0]
+    assert {record.seed for record in found.records} == {0, 1, None}
+    assert {(record.arm, record.against) for record in found.differences} == {
+        ("top-2", "hard"),
+        ("top-2", "ensemble"),
+    }
+    # Of the first seed, whose runs were interrupted.
+    expected = undisturbed(write_sweep(folder, "undisturbed", seeds=[0])).records
+    assert tuple(record for record in found.records if record.seed != 1) == expected
+    for run in sweep.runs[:2]:
+        name = Path(run.output).name
+        weights = (Path(run.output) / "model.safetensors").read_bytes()
+        assert weights == (folder / "undisturbed" / "runs" / name / "model.safetensors").read_bytes()

@@ -1,0 +1,60 @@
+"""The size of an arm's own labels is that of a dataset captured that way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from softlabel_schemas import open_dataset
+from softlabel_schemas.selection import TopK
+from student_trainer.stored_size import stored_bytes_per_frame
+from tests.support.speech import Speech, train_config, write_soft_labels, write_speech
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Speech:
+    speech = write_speech(tmp_path_factory.mktemp("size") / "speech", unlabelled_share=0.0)
+    write_soft_labels(speech.folder / "wide", speech.split("train"))
+    return speech
+
+
+def size(speech: Speech, **soft_labels: Any) -> float | None:
+    changes = {f"soft_labels__{name}": value for name, value in soft_labels.items()}
+    return stored_bytes_per_frame(train_config(speech, "run", url=str(speech.folder / "wide"), **changes))
+
+
+def published(url: Path) -> float:
+    manifest = open_dataset(url).manifest
+    return manifest.num_bytes / manifest.num_frames
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_as_if_captured_with_the_narrower_selection(speech: Speech, tmp_path: Path, k: int) -> None:
+    narrow = {"policy": "top_k", "k": k, "keep_hard_label": True}
+    write_soft_labels(tmp_path / "narrow", speech.split("train"), selection=TopK(k=k, keep_hard_label=True))
+    # Their statistics differ: what each says of its kept mass is a column too.
+    assert size(speech, selection=narrow) == pytest.approx(published(tmp_path / "narrow"), rel=0.01)
+
+
+@pytest.mark.parametrize("codec", ["packed-f32", "packed-u8", "mtf-sqrt"])
+def test_all_that_is_stored(speech: Speech, tmp_path: Path, codec: str) -> None:
+    write_soft_labels(tmp_path / "labels", speech.split("train"), spec={"codec": codec})
+    config = train_config(speech, "run", url=str(tmp_path / "labels"))
+    # What a lossy codec gives back is not quite what went in, and may take some bytes more or less.
+    assert stored_bytes_per_frame(config) == pytest.approx(published(tmp_path / "labels"), rel=0.02)
+
+
+def test_a_frame_of_weight_0_keeps_no_entry(speech: Speech) -> None:
+    everything, agreeing, weighed = (
+        size(speech, **more) for more in ({}, {"frames": {"disagreeing": 0.0}}, {"frames": {"disagreeing": 0.5}})
+    )
+    assert everything is not None
+    assert agreeing is not None
+    assert agreeing < everything
+    assert weighed == everything
+
+
+def test_without_soft_labels_there_is_nothing(speech: Speech) -> None:
+    assert stored_bytes_per_frame(train_config(speech, "run")) is None

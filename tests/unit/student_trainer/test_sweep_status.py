@@ -1,0 +1,48 @@
+"""The line that says how far a sweep is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from student_trainer.run_folder import RUN, RunFolder
+from student_trainer.sweep_config import Sweep, load_sweep
+from student_trainer.sweep_status import SweepStatus
+from tests.support.sweeps import write_sweep
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    return load_sweep(write_sweep(tmp_path, "sweep"))
+
+
+def trained(sweep: Sweep, index: int, seconds: list[float]) -> None:
+    folder = RunFolder(sweep.runs[index].output)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_json(RUN, {"history": [{"epoch": epoch, "seconds": each} for epoch, each in enumerate(seconds, 1)]})
+
+
+def test_nothing_done(sweep: Sweep) -> None:
+    status = SweepStatus(sweep.runs)
+    assert status.line(num_slots=2, num_failed=0, seconds=1) == "sweep: 0/4 runs done, 2 in work, 2 waiting"
+
+
+def test_the_time_left_is_that_of_each_arms_epochs(sweep: Sweep) -> None:
+    # hard-0 is done at 10 s an epoch, top-2-0 has 2 of 30 epochs at 20 s, the other two have not begun.
+    trained(sweep, 0, [10.0] * 30)
+    status = SweepStatus(sweep.runs)
+    trained(sweep, 1, [20.0] * 2)
+    status.done(sweep.runs[0])
+    status.show(num_slots=2, num_failed=0)
+    line = status.line(num_slots=2, num_failed=1, seconds=60)
+    # (28 * 20 + 30 * 10 + 30 * 20) s on two slots; what was trained before the start is not in the rate.
+    assert line == "sweep: 1/4 runs done, 2 in work, 1 waiting, 1 failed, 2.0 epochs/min, 12 min left"
+
+
+def test_all_done(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    with SweepStatus(sweep.runs) as status:
+        for run in sweep.runs:
+            status.done(run)
+        status.show(num_slots=2, num_failed=0)
+    assert capsys.readouterr().err == "sweep: 4/4 runs done, 0 in work, 0 waiting\n"
