@@ -82,13 +82,13 @@ def num_epochs(sweep: Sweep) -> list[int]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_interrupted_and_resumed_with_a_failing_arm(folder: Path) -> None:
     path = write_sweep(folder, "disturbed", arms=FAILING)
     sweep = load_sweep(path)
     process = start(path)
     processes = interrupt_in_the_middle(process, sweep)
-    printed = process.communicate(timeout=120)[0]
+    printed = process.communicate(timeout=240)[0]
     assert all(gone(pid) for pid in processes)
     assert process.returncode == 130, printed
     assert 0 < sum(num_epochs(sweep)) < 4 * sweep.runs[0].training.epochs
@@ -97,7 +97,7 @@ def test_interrupted_and_resumed_with_a_failing_arm(folder: Path) -> None:
     assert not (sweep.output / "sweep.json").exists()
 
     process = start(path)
-    printed = process.communicate(timeout=200)[0]
+    printed = process.communicate(timeout=300)[0]
     assert process.returncode == 1, printed
     assert "1 of 5 runs failed" in printed
     assert "broken-0" in printed
