@@ -20,10 +20,10 @@ demo: $(VENV)/.installed-demo
 speechocean762: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/speechocean762.py $(SPEECHOCEAN762) $(SPEECHOCEAN762_OUTPUT)
 
-# Modules in turn, clusters first (tests/conftest.py). Three processes for two cores: half of the time is waiting.
 essence: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/essence.py $(SPEECHOCEAN762) $(ESSENCE_OUTPUT)
 
+# Modules in turn, clusters first (tests/conftest.py). Three processes for two cores: half of the time is waiting.
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
