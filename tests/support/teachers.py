@@ -335,12 +335,12 @@ def make_job(manifest: str, teachers: Sequence[TeacherConfig], url: str | Path, 
 
 
 def write_job(path: Path, fields: dict[str, Any]) -> Path:
-    """As TOML, whose strings, numbers and arrays are written as in JSON."""
+    """As TOML, whose strings, numbers and arrays are written as in JSON; it has no null."""
     lines = []
     for table, body in fields.items():
         for entries in body if isinstance(body, list) else [body]:
             lines.append(f"[[{table}]]" if isinstance(body, list) else f"[{table}]")
-            lines += [f"{name} = {json.dumps(value)}" for name, value in entries.items()]
+            lines += [f"{name} = {json.dumps(value)}" for name, value in entries.items() if value is not None]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
