@@ -23,9 +23,9 @@ speechocean762: $(VENV)/.installed-demo
 essence: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/essence.py $(SPEECHOCEAN762) $(ESSENCE_OUTPUT)
 
-# Modules in turn, clusters first (tests/conftest.py). Three processes for two cores: half of the time is waiting.
+# Modules in turn, clusters first (tests/conftest.py). Four processes for two cores: half of the time is waiting.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 # One table of all figures; it takes an hour and wants the machine for itself. See tests/benchmarks/README.md.
 bench: $(VENV)/.installed-dev

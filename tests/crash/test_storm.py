@@ -1,4 +1,4 @@
-"""The short profile of ``make storm``: real runs of both formats, disturbed by SIGKILL until ten have landed."""
+"""The short profile of ``make storm``: real runs of both formats, disturbed by SIGKILL until five have landed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NUM_KILLS = 10
+NUM_KILLS = 5
 
 
 @pytest.mark.ray

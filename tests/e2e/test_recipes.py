@@ -37,22 +37,16 @@ def test_demo(tmp_path: Path) -> None:
         "espeakng_loader", reason="the demo's synthesiser is an extra: pip install essence-distill[demo]"
     )
     output = tmp_path / "demo"
-    printed = run_recipe("demo.py", str(output), "--sentences", "24", "--epochs", "2", "--seeds", "1")
+    printed = run_recipe("demo.py", str(output), "--sentences", "16", "--epochs", "1", "--seeds", "1")
     assert "student-essence" in printed
     assert "ensemble" in printed
     assert str(output / "report.html") in printed
     assert "<html" in (output / "report.html").read_text(encoding="utf-8")
     dataset = open_dataset(output / "labels-train")
-    assert len(dataset) == 24
+    assert len(dataset) == 16
     assert len(dataset.manifest.spec.teachers) == 3
     train = json.loads((output / "runs" / "student-essence-0" / "run.json").read_text(encoding="utf-8"))
     assert train["dataset_digest"] == dataset.manifest.content_digest
-    # Run again: everything is done, nothing changes.
-    manifest = (output / "labels-train" / "manifest.json").read_bytes()
-    assert "already complete" in run_recipe(
-        "demo.py", str(output), "--sentences", "24", "--epochs", "2", "--seeds", "1"
-    )
-    assert (output / "labels-train" / "manifest.json").read_bytes() == manifest
 
 
 @pytest.mark.ray

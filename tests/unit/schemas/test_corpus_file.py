@@ -325,8 +325,9 @@ def test_memory_does_not_grow_with_rows(tmp_path: Path, rows_per_group: int) -> 
             tmp_path / f"{num_rows}.parquet", num_rows, INVENTORY, rows_per_group=rows_per_group
         )
         peaks.append(peak_of_scan(path))
-    # 131 MB of labels in the larger file; a block has 16 MB, a few times while it is decoded and hashed.
-    assert peaks[1] < 1.1 * peaks[0] + 1e6
+    # 131 MB of labels in the larger file; a block has 16 MB, a few times while it is decoded and hashed. How many of these
+    # fall together is up to the threads: the peaks may differ by a block.
+    assert peaks[1] < peaks[0] + 20e6
     assert peaks[1] < 120e6
 
 

@@ -125,15 +125,22 @@ class TestSpec:
             "selection": {"policy": "top_k", "k": 9},
             "codec": "packed-f32",
             "precision": "bfloat16",
+            "combined_from": [{"content_digest": "0" * 64, "weight": 1.0}],
         }
-        assert set(changes) == set(DatasetSpec.model_fields) - {"format_version"}
-        specs = [DatasetSpec.model_validate(SPEC.model_dump(mode="json") | {key: changes[key]}) for key in changes]
-        assert len({spec.fingerprint() for spec in (SPEC, *specs)}) == len(changes) + 1
+        changed = [{key: changes[key]} for key in changes]
+        # These belong together.
+        in_folds = [{"name": "tdnn", "digest": "0" * 64, "weight": 1.0, "fold": fold} for fold in range(3)]
+        changed.append({"num_folds": 2, "speakers_digest": "0" * 64, "teachers": in_folds[:2]})
+        changed.append({"num_folds": 2, "speakers_digest": "1" * 64, "teachers": in_folds[:2]})
+        changed.append({"num_folds": 3, "speakers_digest": "0" * 64, "teachers": in_folds})
+        assert {key for each in changed for key in each} == set(DatasetSpec.model_fields) - {"format_version"}
+        specs = [DatasetSpec.model_validate(SPEC.model_dump(mode="json") | each) for each in changed]
+        assert len({spec.fingerprint() for spec in (SPEC, *specs)}) == len(changed) + 1
         assert DatasetSpec.model_validate(SPEC.model_dump(mode="json")).fingerprint() == SPEC.fingerprint()
 
     def test_the_weights_of_the_teachers_add_up_to_one(self) -> None:
         teachers = [{"name": name, "digest": "0" * 64, "weight": 0.4} for name in ("tdnn", "blstm")]
-        with pytest.raises(InputError, match=r"the teachers' weights add up to 0.8, expected 1"):
+        with pytest.raises(InputError, match=r"the weights of the teachers add up to 0.8, expected 1"):
             parse(DatasetSpec, SPEC.model_dump() | {"teachers": teachers}, where="spec")
 
     def test_another_format_version_is_refused(self) -> None:
