@@ -19,18 +19,6 @@ hypothesis.settings.load_profile("essence-distill")
 
 BUCKET_VARIABLE = "SOFTLABELS_TEST_BUCKET"
 
-# Ray clusters of several nodes find each other's addresses in Ray's shared folder: one at a time. They are the longest, too.
-_CLUSTERS = ("test_cluster.py", "test_storm.py")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For ``--dist loadgroup``: the tests of a module run in one process, those with clusters all in one, and first."""
-    for item in items:
-        name = item.path.name
-        item.add_marker(pytest.mark.xdist_group("clusters" if name in _CLUSTERS else str(item.path)))
-    items.sort(key=lambda item: item.path.name not in _CLUSTERS)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S3Destination:
