@@ -269,7 +269,7 @@ def _document(posteriors: Posteriors, codec: CodecName, shard_format: str) -> Sp
     )
 
 
-def figures(path: Path = DEFAULT_FILE, *, top_k: int = 20, repeats: int = 9) -> list[Figure]:
+def figures(path: Path = DEFAULT_FILE, *, top_k: int = 20, repeats: int = 25) -> list[Figure]:
     if not path.exists():
         return [Figure(name="codec", unit="", value=float("nan"), note=f"{path} is not there")]
     found = measure(load(path, top_k), shard_format="parquet", repeats=repeats)
@@ -302,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("file", type=Path, nargs="?", default=DEFAULT_FILE, help="posteriors, .npz")
     parser.add_argument("--top-k", type=int, default=20)
     parser.add_argument("--shard-format", choices=list(CONTAINERS), default="parquet")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     posteriors = load(options.file, options.top_k)
