@@ -201,8 +201,11 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.training, epochs_done)
         self.model.train()
-        logits, lengths_B = self.model.all_heads(batch.features_BTD, batch.lengths_B)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.training.precision == "bfloat16"):
+            logits, lengths_B = self.model.all_heads(batch.features_BTD, batch.lengths_B)
         check_lengths(batch, lengths_B)
+        # Of one head the same tensor twice: the losses then share a normalisation.
+        logits = [each.float() for each in logits]
         if soft is None:
             loss = hard_loss(logits[0], batch.labels_N)
             losses = {"hard_loss": float(loss.detach())}

@@ -193,6 +193,7 @@ class TestDigest:
             '"conformer"': '"tdnn"',
             "hidden = 64": "hidden = 65",
             "epochs = 3": "epochs = 4",
+            "epochs = 3\n": 'epochs = 3\nprecision = "bfloat16"\n',
         }
         assert all(old in LONG for old in replacements)
         others = [load_config(write(tmp_path, LONG.replace(*pair))).digest() for pair in replacements.items()]

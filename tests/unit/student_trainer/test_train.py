@@ -146,6 +146,20 @@ class TestLearning:
         model, _, _ = RunFolder(config.output).load_model()
         assert len(model.heads) == 2
 
+    def test_in_bfloat16(self, speech: Speech, labels: SoftDataset, tmp_path: Path) -> None:
+        """Other roundings, the same lesson; the weights stay float32."""
+        runs = []
+        for precision in ("float32", "bfloat16"):
+            config = train_config(speech, tmp_path / precision, url=labels.url, training__precision=precision)
+            assert train(config)
+            runs.append(config)
+        single, half = (history(config) for config in runs)
+        assert single != half
+        assert all(tensor.dtype == torch.float32 for tensor in checkpoint(runs[1])["model"].values())
+        for name in ("hard_loss", "soft_loss"):
+            assert half[-1][name] == pytest.approx(single[-1][name], rel=0.05)
+        assert half[-1]["hard_loss"] < 0.9 * half[0]["hard_loss"]
+
     @pytest.mark.parametrize(("num_heads", "changed"), [(1, {0}), (2, {1})])
     def test_the_soft_loss_trains_the_last_head(
         self, speech: Speech, labels: SoftDataset, tmp_path: Path, num_heads: int, changed: set[int]
