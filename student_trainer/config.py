@@ -23,7 +23,7 @@ _PATHS = {"corpus": ("manifest", "inventory"), "soft_labels": ("url", "cache")}
 # Settings that came later: left out of the digest where they have their default, so that runs made before them are resumed.
 _LATER = {
     "corpus": ("hard_label_splits", "num_folds", "held_out_fold"),
-    "soft_labels": ("final_weight", "frames"),
+    "soft_labels": ("final_weight", "frames", "decoding_head"),
     "training": ("precision",),
 }
 
@@ -71,7 +71,8 @@ class SoftLabelConfig(StrictModel):
         final_weight: where ``weight`` arrives, linearly, at the end of the run; None keeps it as it is.
         temperature: one of those the dataset stores tails for; the soft loss is scaled by its square (Hinton et al.).
         tail: what becomes of the probability outside the kept entries; see ``loss.py``.
-        num_heads: 1 shares an output layer, 2 gives the soft loss its own (the hard one decodes).
+        num_heads: 1 shares an output layer, 2 gives the soft loss its own.
+        decoding_head: of two, the one that the model is evaluated and exported with; the other serves training alone.
         selection: narrower than the stored one; None uses all that is stored.
         frames: weights of frames, from the stored targets and the hard labels; None counts all frames alike.
         cache: local folder that keeps the files of the dataset, for URLs that are slow or costly to read; None keeps none.
@@ -84,6 +85,7 @@ class SoftLabelConfig(StrictModel):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     tail: TailMode = "ghost"
     num_heads: Literal[1, 2] = 1
+    decoding_head: Literal["hard", "soft"] = "hard"
     selection: Selection | None = None
     frames: FrameSelection | None = None
     cache: str | None = None
@@ -91,8 +93,10 @@ class SoftLabelConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.decoding_head == "soft" and self.num_heads == 1:
+            raise ValueError('decoding_head = "soft" needs num_heads = 2: of one head there is nothing to choose')
         if self.weight == 1 and self.final_weight in (None, 1) and self.num_heads == 2:
-            raise ValueError("weight 1 with num_heads 2 leaves the hard head, which decodes, untrained")
+            raise ValueError("weight 1 with num_heads 2 leaves the hard head untrained; use num_heads = 1")
         return self
 
 

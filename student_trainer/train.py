@@ -204,16 +204,19 @@ class _Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=config.training.precision == "bfloat16"):
             logits, lengths_B = self.model.all_heads(batch.features_BTD, batch.lengths_B)
         check_lengths(batch, lengths_B)
-        # Of one head the same tensor twice: the losses then share a normalisation.
         logits = [each.float() for each in logits]
+        # The first head decodes. Of one head the same tensor twice: the losses then share a normalisation.
+        hard_logits, soft_logits = logits[0], logits[-1]
+        if soft is not None and soft.decoding_head == "soft":
+            hard_logits, soft_logits = soft_logits, hard_logits
         if soft is None:
-            loss = hard_loss(logits[0], batch.labels_N)
+            loss = hard_loss(hard_logits, batch.labels_N)
             losses = {"hard_loss": float(loss.detach())}
         else:
             assert batch.targets is not None
             hard, distillation = hard_and_soft_loss(
-                logits[0],
-                logits[-1],
+                hard_logits,
+                soft_logits,
                 batch.targets,
                 temperature=soft.temperature,
                 tail=soft.tail,

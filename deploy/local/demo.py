@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import numpy as np
 import soundfile
-from recipe import Arm, Model, Recipe, Teacher
+from recipe import Arm, Model, Recipe, Teacher, Workspace
 from synthesis import SAMPLE_RATE, SILENCE, frame_labels, synthesize_corpus
 
 from softlabel_schemas import ClassInventory, Utterance, write_corpus
@@ -80,7 +80,7 @@ STUDENT = Model(architecture="conv_glu", arguments={"hidden": 48, "num_layers": 
 def recipe(output: Path, *, epochs: int, seeds: tuple[int, ...]) -> Recipe:
     training = f"epochs = {epochs}\nbatch_seconds = 20.0\nlearning_rate = 3e-3\nnum_threads = 1\n"
     return Recipe(
-        output=output,
+        workspace=Workspace(output),
         teachers=(
             Teacher(name="tdnn", model=Model(architecture="tdnn", arguments={"hidden": 128})),
             Teacher(name="blstm", model=Model(architecture="blstm", arguments={"hidden": 80})),

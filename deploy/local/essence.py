@@ -1,198 +1,80 @@
-"""The essence on real speech: the questions of the paper as sweeps over one stored dataset, and a page of answers.
+"""The essence on real speech: the questions of the paper as sweeps over stored datasets, and a page of answers.
 
     python deploy/local/essence.py CORPUS_FOLDER OUTPUT_FOLDER
 
-CORPUS_FOLDER is that of ``speechocean762.py``, which says how the corpus is cut. Teachers are trained and run once, and a
-wide selection of their posteriors is stored; each question is a SWEEP.toml on it that trains no teacher. Every step passes
-over what is done, so the script can be interrupted and run again.
-
-Soft weight 0.8, the tail "ghost" and the budget were fixed beforehand, not tuned. All arms of a question have the same model,
-budget, batches and learning rate.
+CORPUS_FOLDER is that of ``speechocean762.py``, which says how the corpus is cut. Teachers are trained and run once
+(``essence_teachers.py``); the students' settings are chosen on dev speech (``essence_settings.py``); each question is a
+SWEEP.toml that trains no teacher (``essence_questions.py``). Every step passes over what is done, so the script can be
+interrupted and run again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from recipe import Model, Recipe
-from speechocean762 import MEMBER, SMALL, prepare, recipe
+from essence_questions import QUESTIONS, TUNINGS, Question
+from essence_settings import chosen
+from essence_teachers import label, train_teachers
+from recipe import Workspace
+from speechocean762 import PARTS, prepare
 
-from softlabel_schemas import InputError
+from softlabel_schemas import ClassInventory, InputError
 
-# Of 638 classes: wide enough that its tail is small beside that of every selection compared.
-WIDE = 200
-_BASE = """\
-[base]
-corpus = {{ manifest = "corpus.parquet", inventory = "inventory.json" }}
-soft_labels = {{ url = "labels-train", weight = 0.8, tail = "ghost" }}
-front_end = {{ kind = "fbank", num_mel_bins = 40, stack = 3 }}
-training = {{ epochs = {epochs}, batch_seconds = 40.0 }}
-
-[base.{model}
-[evaluate]
-splits = ["test"]
-ensemble = "labels-test"
-"""
+PAGE = "speechocean762.md"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """``changes``: the lines of its ``[[arms]]`` after the name."""
-
-    name: str
-    changes: str = ""
-
-    def toml(self) -> str:
-        return f'\n[[arms]]\nname = "{self.name}"\n{self.changes}'
+def make_graph(workspace: Workspace, lexicon: Path) -> None:
+    """For words, of the training transcripts. Slow readers: a phone lasts two frames at least."""
+    splits = [word for part in PARTS for word in ("--split", part)]
+    files = ("--corpus", "corpus.parquet", "--lexicon", str(lexicon.resolve()), "--inventory", "inventory.json")
+    if not workspace.exists("graph"):
+        workspace.command("student-trainer", "graph", *files, *splits, "--min-phone-frames", "2", "--output", "graph")
 
 
-def soft(changes: str) -> str:
-    return f"soft_labels = {{ {changes} }}\n"
+def run(workspace: Workspace, *, epochs: int, seeds: int, questions: Sequence[Question] = QUESTIONS) -> None:
+    """On labels that are made; ends with a page of the trials and the questions."""
+    sweeps = []
+    for tuning in TUNINGS:
+        of_model = [question for question in questions if question.model == tuning.model]
+        if not of_model:
+            continue
+        _sweep(workspace, tuning.name, tuning.toml({}, epochs=epochs, seeds=1))
+        settings = chosen(workspace.folder / tuning.name / "sweep.json")
+        for question in of_model:
+            _sweep(workspace, question.name, question.toml(settings, epochs=epochs, seeds=seeds))
+        sweeps += [*(question.name for question in of_model), tuning.name]
+    records = [f"{name}/sweep.json" for name in sweeps]
+    workspace.command("student-trainer", "results", *records, "--output", PAGE)
 
 
-def selected(policy: str) -> str:
-    return soft(f"selection = {{ {policy}, keep_hard_label = true }}")
-
-
-HARD = Arm(name="hard", changes="soft_labels = false\n")
-ALL_SOFT = Arm(name="all-soft", changes=soft("weight = 1.0"))
-TOP_20 = selected('policy = "top_k", k = 20')
-AUGMENTED = "augmentation = {}\n"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """
-    Attributes:
-        epochs: times those of the whole experiment.
-        pairs: tested beside each soft arm against the hard-only ones.
-    """
-
-    name: str
-    title: str
-    model: Model
-    arms: tuple[Arm, ...]
-    seeds: int
-    epochs: int = 1
-    pairs: tuple[tuple[str, str], ...] = ()
-
-    def toml(self, *, epochs: int, seeds: int) -> str:
-        pairs = ", ".join(f'["{left}", "{right}"]' for left, right in self.pairs)
-        head = f'title = "{self.title}"\noutput = "{self.name}"\nseeds = {list(range(min(self.seeds, seeds)))}\n\n'
-        base = _BASE.format(epochs=epochs * self.epochs, model=self.model.toml().lstrip("["))
-        return f"{head}{base}\n[compare]\npairs = [{pairs}]\n{''.join(arm.toml() for arm in self.arms)}"
-
-
-def _narrow(name: str, policy: str) -> Arm:
-    return Arm(name=name, changes=selected(policy))
-
-
-_MEMBER_ARMS = (HARD, ALL_SOFT, Arm(name="essence", changes=TOP_20))
-QUESTIONS = (
-    Question(
-        name="does-it-help",
-        title="Does the essence help?",
-        model=SMALL,
-        seeds=5,
-        arms=(
-            HARD,
-            ALL_SOFT,
-            Arm(name="all-soft-and-hard"),
-            Arm(name="top-20-and-hard", changes=TOP_20),
-            Arm(name="top-20-and-hard-two-heads", changes=TOP_20.replace("{ ", "{ num_heads = 2, ", 1)),
-        ),
-        pairs=(
-            ("top-20-and-hard", "all-soft"),
-            ("top-20-and-hard", "all-soft-and-hard"),
-            ("top-20-and-hard-two-heads", "top-20-and-hard"),
-            ("top-20-and-hard", "ensemble"),
-        ),
-    ),
-    Question(
-        name="how-much",
-        title="How much is enough?",
-        model=SMALL,
-        seeds=3,
-        arms=(
-            HARD,
-            Arm(name="all-soft-and-hard"),
-            *(_narrow(f"top-{k}", f'policy = "top_k", k = {k}') for k in (1, 2, 5, 10, 50)),
-            *(
-                _narrow(f"mass-{mass}", f'policy = "mass", mass = {mass}, max_entries = {WIDE}')
-                for mass in (0.8, 0.9, 0.95)
-            ),
-            Arm(name="agreeing-frames", changes=soft("frames = { disagreeing = 0.0 }")),
-        ),
-    ),
-    Question(
-        name="pass-the-teachers",
-        title="Can a student pass its teachers?",
-        model=MEMBER,
-        seeds=5,
-        arms=(
-            *_MEMBER_ARMS,
-            *(Arm(name=f"{arm.name}-augmented", changes=AUGMENTED + arm.changes) for arm in _MEMBER_ARMS),
-        ),
-        pairs=(("essence", "ensemble"), ("essence", "all-soft"), ("essence-augmented", "ensemble")),
-    ),
-    Question(
-        name="longer",
-        title="Can a student pass its teachers, with three times the budget?",
-        model=MEMBER,
-        seeds=5,
-        epochs=3,
-        arms=(*_MEMBER_ARMS, Arm(name="essence-augmented", changes=AUGMENTED + TOP_20)),
-        pairs=(("essence", "ensemble"), ("essence", "all-soft"), ("essence-augmented", "ensemble")),
-    ),
-)
-
-
-def wide_recipe(output: Path, *, epochs: int) -> Recipe:
-    """That of ``speechocean762.py`` with more of each posterior stored, and no students."""
-    narrow = recipe(output, epochs=epochs, seeds=())
-    return Recipe(
-        output=output,
-        teachers=narrow.teachers,
-        arms=(),
-        seeds=(),
-        selection=f'policy = "top_k"\nk = {WIDE}\nkeep_hard_label = true\n',
-        teacher_training=narrow.teacher_training,
-        student_training=narrow.student_training,
-        shard_seconds=narrow.shard_seconds,
-    )
-
-
-def run(output: Path, *, epochs: int, seeds: int, questions: Sequence[Question] = QUESTIONS) -> None:
-    """On the corpus that lies in ``output``; ends with ``results.md``."""
-    made = wide_recipe(output, epochs=epochs)
-    made.make_labels()
-    for question in questions:
-        (output / f"{question.name}.toml").write_text(question.toml(epochs=epochs, seeds=seeds), encoding="utf-8")
-        made.command("student-trainer", "sweep", f"{question.name}.toml")
-    records = [f"{question.name}/sweep.json" for question in questions]
-    made.command("student-trainer", "results", *records, "--output", "speechocean762.md")
+def _sweep(workspace: Workspace, name: str, text: str) -> None:
+    workspace.write(f"{name}.toml", text)
+    workspace.command("student-trainer", "sweep", f"{name}.toml")
 
 
 @click.command()
 @click.argument("corpus", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--epochs", default=15, show_default=True, help="For every model: equal budgets.")
+@click.option("--epochs", default=20, show_default=True, help="For every model: equal budgets.")
 @click.option("--seeds", default=5, show_default=True, help="Students per arm, at most.")
 @click.option("--utterances", type=int, help="Use only so many utterances of each split (for a quick try).")
 @click.option("--question", "names", multiple=True, type=click.Choice([question.name for question in QUESTIONS]))
 def main(corpus: Path, output: Path, epochs: int, seeds: int, utterances: int | None, names: tuple[str, ...]) -> None:
-    """Answer the questions, or those named, on speechocean762."""
+    """Answer the questions, or those named, on speechocean762; some four hours on two cores."""
     output.mkdir(parents=True, exist_ok=True)
     if not (output / "corpus.parquet").exists():
         try:
-            prepare(corpus, output, num_utterances=utterances)
+            prepare(corpus, output, num_utterances=utterances, parts=PARTS)
         except InputError as error:
             raise click.UsageError(str(error)) from None
-    chosen = [question for question in QUESTIONS if not names or question.name in names]
-    run(output, epochs=epochs, seeds=seeds, questions=chosen)
+    workspace = Workspace(output)
+    make_graph(workspace, corpus / "lexicon.txt")
+    train_teachers(workspace, epochs=epochs)
+    label(workspace, ClassInventory.load(output / "inventory.json").num_classes)
+    chosen_questions = [question for question in QUESTIONS if not names or question.name in names]
+    run(workspace, epochs=epochs, seeds=seeds, questions=chosen_questions)
 
 
 if __name__ == "__main__":

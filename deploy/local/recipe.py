@@ -6,9 +6,11 @@ changed. Commands resume or pass over what is done; so does a recipe.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,34 @@ class RecipeError(click.ClickException):
     """A command of the recipe failed; what is done stays done."""
 
 
+def inline(value: object) -> str:
+    """A TOML value: text, number, truth value, list or table, of one line."""
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {inline(inner)}' for key, inner in value.items())} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(inline, value))}]"
+    return json.dumps(value)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder in which the commands of a recipe run."""
+
+    folder: Path
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text, encoding="utf-8")
+
+    def exists(self, name: str) -> bool:
+        return (self.folder / name).exists()
+
+    def command(self, *words: str) -> None:
+        click.secho(f"$ {' '.join(words)}", bold=True)
+        finished = subprocess.run([COMMANDS / words[0], *words[1:]], cwd=self.folder, check=False)
+        if finished.returncode:
+            raise RecipeError(f"'{' '.join(words)}' ended with exit code {finished.returncode}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """``[model]`` of a TRAIN.toml."""
@@ -30,8 +60,7 @@ class Model:
     arguments: dict[str, int | float] = field(default_factory=dict)
 
     def toml(self) -> str:
-        arguments = ", ".join(f"{name} = {value}" for name, value in self.arguments.items())
-        return f'[model]\narchitecture = "{self.architecture}"\narguments = {{ {arguments} }}\n'
+        return f'[model]\narchitecture = "{self.architecture}"\narguments = {inline(self.arguments)}\n'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +81,7 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The main job on the corpus that lies in ``output``.
+    """The main job on the corpus that lies in ``workspace``.
 
     Attributes:
         selection: body of the job's [selection] table.
@@ -61,7 +90,7 @@ class Recipe:
         num_parallel: trainings at a time; each with one thread uses two cores better than one with two.
     """
 
-    output: Path
+    workspace: Workspace
     teachers: tuple[Teacher, ...]
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
@@ -76,30 +105,32 @@ class Recipe:
         teachers = self.make_labels()
         with ThreadPoolExecutor(self.num_parallel) as pool:
             runs = list(pool.map(self._make_student, [(arm, seed) for seed in self.seeds for arm in self.arms]))
-        self.command(
+        self.workspace.command(
             "student-trainer", "compare", *teachers, *runs,
             "--evaluation", "ensemble-test.json", "--dataset", "labels-train", "--split", "test", "--report", "report.html",
         )  # fmt: skip
-        click.echo(f"done in {time.monotonic() - started:.0f} s; report: {(self.output / 'report.html').resolve()}")
+        click.echo(
+            f"done in {time.monotonic() - started:.0f} s; report: {(self.workspace.folder / 'report.html').resolve()}"
+        )
 
     def make_labels(self) -> list[str]:
         """Teachers, their soft labels of train and test, and the ensemble's evaluation; returns the teachers' runs."""
         with ThreadPoolExecutor(self.num_parallel) as pool:
             teachers = list(pool.map(self._make_teacher, self.teachers))
         for split in ("train", "test"):
-            self._write(f"label-{split}.toml", self._job(split))
-            self.command("teacher-service", "run", f"label-{split}.toml")
-        self.command("softlabels", "verify", "labels-train")
-        self.command("softlabels", "describe", "labels-train")
-        if not (self.output / "ensemble-test.json").exists():
+            self.workspace.write(f"label-{split}.toml", self._job(split))
+            self.workspace.command("teacher-service", "run", f"label-{split}.toml")
+        self.workspace.command("softlabels", "verify", "labels-train")
+        self.workspace.command("softlabels", "describe", "labels-train")
+        if not self.workspace.exists("ensemble-test.json"):
             test = ("--corpus", "corpus.parquet", "--split", "test", "--output", "ensemble-test.json")
-            self.command("student-trainer", "evaluate", "--dataset", "labels-test", *test)
+            self.workspace.command("student-trainer", "evaluate", "--dataset", "labels-test", *test)
         return teachers
 
     def _make_teacher(self, teacher: Teacher) -> str:
         run = self._train(teacher.name, teacher.model, 0, self.teacher_training, None, teacher.num_mel_bins)
-        if not (self.output / "bundles" / teacher.name / "teacher.json").exists():
-            self.command("student-trainer", "export", run, f"bundles/{teacher.name}")
+        if not self.workspace.exists(f"bundles/{teacher.name}/teacher.json"):
+            self.workspace.command("student-trainer", "export", run, f"bundles/{teacher.name}")
         self._evaluate(run)
         return run
 
@@ -114,19 +145,19 @@ class Recipe:
         self, name: str, model: Model, seed: int, training: str, soft: str | None, mel_bins: int, arm: str | None = None
     ) -> str:
         soft_labels = f'[soft_labels]\nurl = "labels-train"\n{soft}\n' if soft else ""
-        self._write(
+        self.workspace.write(
             f"{name}.toml",
             f'name = "{arm or name}"\noutput = "runs/{name}"\nseed = {seed}\n\n'
             '[corpus]\nmanifest = "corpus.parquet"\ninventory = "inventory.json"\n\n'
             f'{soft_labels}[front_end]\nkind = "fbank"\nnum_mel_bins = {mel_bins}\nstack = 3\n\n'
             f"{model.toml()}\n[training]\n{training}\n",
         )
-        self.command("student-trainer", "train", f"{name}.toml")
+        self.workspace.command("student-trainer", "train", f"{name}.toml")
         return f"runs/{name}"
 
     def _evaluate(self, run: str) -> None:
-        if not (self.output / run / "evaluation-test.json").exists():
-            self.command("student-trainer", "evaluate", run, "--corpus", "corpus.parquet", "--split", "test")
+        if not self.workspace.exists(f"{run}/evaluation-test.json"):
+            self.workspace.command("student-trainer", "evaluate", run, "--corpus", "corpus.parquet", "--split", "test")
 
     def _job(self, split: str) -> str:
         teachers = "".join(f'[[teachers]]\nbundle = "bundles/{teacher.name}"\n\n' for teacher in self.teachers)
@@ -135,12 +166,3 @@ class Recipe:
             f'[combination]\nmethod = "arithmetic"\n\n[selection]\n{self.selection}\n'
             f'[destination]\nurl = "labels-{split}"\nshard_seconds = {self.shard_seconds}\n\n[resources]\nnum_actors = 2\n'
         )
-
-    def _write(self, name: str, text: str) -> None:
-        (self.output / name).write_text(text, encoding="utf-8")
-
-    def command(self, *words: str) -> None:
-        click.secho(f"$ {' '.join(words)}", bold=True)
-        finished = subprocess.run([COMMANDS / words[0], *words[1:]], cwd=self.output, check=False)
-        if finished.returncode:
-            raise RecipeError(f"'{' '.join(words)}' ended with exit code {finished.returncode}")

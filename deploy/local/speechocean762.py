@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -22,7 +23,7 @@ import numpy as np
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import soundfile
-from recipe import Arm, Model, Recipe, Teacher
+from recipe import Arm, Model, Recipe, Teacher, Workspace
 
 from softlabel_schemas import ClassInventory, InputError, Utterance, write_corpus
 from softlabel_schemas.front_end import Fbank
@@ -33,8 +34,15 @@ FRONT_END = Fbank(stack=3)
 SILENCE = ("SIL", "+NSN+", "+SPN+")
 
 
-def prepare(source: Path, output: Path, *, num_utterances: int | None = None) -> None:
-    """Write ``corpus.parquet`` and ``inventory.json``; ``num_utterances`` limits each split (for tests)."""
+def prepare(
+    source: Path, output: Path, *, num_utterances: int | None = None, parts: Sequence[str] = ("train",)
+) -> None:
+    """Write ``corpus.parquet`` and ``inventory.json``.
+
+    Args:
+        num_utterances: limits each split (for tests).
+        parts: splits of the training speech, of equally many speakers each.
+    """
     for name in ("utterances.tsv", "alignments.parquet", "flac"):
         if not (source / name).exists():
             raise InputError(f"{source / name} does not exist; give the folder of speechocean762 with its alignments")
@@ -44,11 +52,14 @@ def prepare(source: Path, output: Path, *, num_utterances: int | None = None) ->
     alignments = {row["utterance_id"]: row for row in pq.read_table(source / "alignments.parquet").to_pylist()}
     rows = [row for row in rows if row["utt"] in alignments]
     speakers = sorted({row["speaker"] for row in rows if row["split"] == "train"})
-    dev = set(np.random.default_rng(762).permutation(speakers)[:NUM_DEV_SPEAKERS].tolist())
+    shuffled = np.random.default_rng(762).permutation(speakers).tolist()
+    split_of = dict.fromkeys(shuffled[:NUM_DEV_SPEAKERS], "dev")
+    heard = shuffled[NUM_DEV_SPEAKERS:]
+    split_of |= {speaker: parts[index * len(parts) // len(heard)] for index, speaker in enumerate(heard)}
     taken: Counter[str] = Counter()
     chosen = []
     for row in rows:
-        row["split"] = "dev" if row["speaker"] in dev else row["split"]
+        row["split"] = split_of.get(row["speaker"], row["split"])
         taken[row["split"]] += 1
         if num_utterances is None or taken[row["split"]] <= num_utterances:
             chosen.append(row)
@@ -59,7 +70,7 @@ def prepare(source: Path, output: Path, *, num_utterances: int | None = None) ->
         senones = np.array(alignments[row["utt"]]["senone"], dtype=np.int64)
         middle = np.minimum(3 * np.arange(FRONT_END.num_frames(info.frames)) + 1, len(senones) - 1)
         frames[row["utt"]] = senones[middle], np.array(alignments[row["utt"]]["phone"])[middle]
-    inventory, class_of_senone = back_off([frames[row["utt"]] for row in chosen if row["split"] == "train"])
+    inventory, class_of_senone = back_off([frames[row["utt"]] for row in chosen if row["split"] in parts])
     phones, phone_of_class = inventory.phone_ids()
     most_frequent = {phone: int(np.flatnonzero(phone_of_class == index)[0]) for index, phone in enumerate(phones)}
 
@@ -112,6 +123,8 @@ def back_off(frames: list[tuple[np.ndarray, np.ndarray]]) -> tuple[ClassInventor
     return ClassInventory(names=tuple(names), phones=tuple(phones_of_class), silence_phones=silence), class_of
 
 
+# Splits of the training speech by speaker, for what learns from a share of it.
+PARTS = ("train-1", "train-2", "train-3", "train-4")
 MEMBER = Model(architecture="conv_glu")
 SMALL = Model(architecture="conv_glu", arguments={"hidden": 64, "num_layers": 4, "kernel_size": 3})
 ESSENCE = 'weight = 0.8\ntail = "ghost"\n'
@@ -121,7 +134,7 @@ TRAINING = "epochs = {epochs}\nbatch_seconds = 40.0\nnum_threads = 1\n"
 def recipe(output: Path, *, epochs: int, seeds: tuple[int, ...]) -> Recipe:
     training = TRAINING.format(epochs=epochs)
     return Recipe(
-        output=output,
+        workspace=Workspace(output),
         teachers=(
             Teacher(name="tdnn", model=Model(architecture="tdnn")),
             Teacher(name="blstm", model=Model(architecture="blstm", arguments={"hidden": 112})),

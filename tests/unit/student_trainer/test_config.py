@@ -143,8 +143,9 @@ class TestLoad:
                 "soft_labels.frames: no frame is selected: give disagreeing",
             ),
             ("weight = 0.7", "final_weight = 1.1", "soft_labels.final_weight: "),
-            ("weight = 0.7", "weight = 1.0\nfinal_weight = 1.0", "leaves the hard head, which decodes, untrained"),
-            ("weight = 0.7", "weight = 1.0", "leaves the hard head, which decodes, untrained"),
+            ("weight = 0.7", "weight = 1.0\nfinal_weight = 1.0", "leaves the hard head untrained"),
+            ("num_heads = 2", 'num_heads = 1\ndecoding_head = "soft"', "needs num_heads = 2"),
+            ("weight = 0.7", "weight = 1.0", "leaves the hard head untrained"),
         ],
     )
     def test_what_is_refused(self, tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -186,6 +187,7 @@ class TestDigest:
             "temperature = 2.0": "temperature = 4.0",
             '"to_hard_label"': '"uniform"',
             "num_heads = 2": "num_heads = 1",
+            "num_heads = 2\n": 'num_heads = 2\ndecoding_head = "soft"\n',
             "max_entries = 8": "max_entries = 9",
             "stack = 2": "stack = 1",
             "[model]": "[augmentation]\n[model]",

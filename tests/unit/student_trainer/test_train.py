@@ -160,9 +160,17 @@ class TestLearning:
             assert half[-1][name] == pytest.approx(single[-1][name], rel=0.05)
         assert half[-1]["hard_loss"] < 0.9 * half[0]["hard_loss"]
 
-    @pytest.mark.parametrize(("num_heads", "changed"), [(1, {0}), (2, {1})])
-    def test_the_soft_loss_trains_the_last_head(
-        self, speech: Speech, labels: SoftDataset, tmp_path: Path, num_heads: int, changed: set[int]
+    @pytest.mark.parametrize(
+        ("num_heads", "decoding_head", "changed"), [(1, "hard", {0}), (2, "hard", {1}), (2, "soft", {0})]
+    )
+    def test_the_soft_loss_trains_its_head(
+        self,
+        speech: Speech,
+        labels: SoftDataset,
+        tmp_path: Path,
+        num_heads: int,
+        decoding_head: str,
+        changed: set[int],
     ) -> None:
         """Without a hard label in the corpus, and without decay, only the soft loss moves an output layer."""
         nothing = [replace(u, hard_labels=np.full_like(u.hard_labels, -1)) for u in speech.located("train")]
@@ -174,6 +182,7 @@ class TestLearning:
                 tmp_path / f"run-{epochs}",
                 url=labels.url,
                 soft_labels__num_heads=num_heads,
+                soft_labels__decoding_head=decoding_head,
                 corpus__dev_splits=[],
                 training__epochs=epochs,
                 training__weight_decay=0.0,

@@ -1,0 +1,59 @@
+"""Learning rate, weight decay, soft weight and temperature of each kind of arm: chosen on dev speech, with equal effort.
+
+Six trials for each kind and model, one seed each; the lowest dev frame error wins. Test speech has no part in it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+# Of arms: hard labels alone, all soft outputs alone, soft targets and hard labels.
+Kind = Literal["hard", "soft", "both"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """``soft``: keys of [soft_labels]; ``training``: keys of [training]."""
+
+    training: Mapping[str, float] = field(default_factory=dict)
+    soft: Mapping[str, float] | None = None
+
+    def name(self) -> str:
+        return "-".join(f"{key}-{value:g}" for key, value in {**(self.soft or {}), **self.training}.items())
+
+
+_RATES, _TEMPERATURES = (1e-3, 2e-3, 4e-3), (1.0, 2.0)
+TRIALS: Mapping[Kind, tuple[Settings, ...]] = {
+    "hard": tuple(
+        Settings(training={"learning_rate": rate, "weight_decay": decay})
+        for rate, decay in itertools.product(_RATES, (0.01, 0.1))
+    ),
+    "soft": tuple(
+        Settings(training={"learning_rate": rate}, soft={"weight": 1.0, "temperature": temperature})
+        for rate, temperature in itertools.product(_RATES, _TEMPERATURES)
+    ),
+    "both": tuple(
+        Settings(training={"learning_rate": 2e-3}, soft={"weight": weight, "temperature": temperature})
+        for weight, temperature in itertools.product((0.5, 0.8, 0.9), _TEMPERATURES)
+    ),
+}
+
+
+def trial_name(kind: Kind, settings: Settings) -> str:
+    return f"{kind}-{settings.name()}"
+
+
+def chosen(sweep: Path) -> dict[Kind, Settings]:
+    """Of each kind the settings with the lowest dev frame error; ``sweep``: the ``sweep.json`` of the trials."""
+    (found,) = json.loads(sweep.read_bytes())["sweeps"]
+    errors = {row["arm"]: row["value"] for row in found["records"] if row["metric"] == "frame_error_rate"}
+    best = {}
+    for kind, trials in TRIALS.items():
+        of_kind = [(errors[trial_name(kind, trial)], trial) for trial in trials]
+        best[kind] = min(of_kind, key=lambda found: found[0])[1]
+    return best
