@@ -23,6 +23,7 @@ from softlabel_schemas.cache import FileCache
 from softlabel_schemas.command_line import progress
 from softlabel_schemas.corpus import Corpus, check_hard_labels, load_corpus
 from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
+from softlabel_schemas.deprecation import warn_if_deprecated
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.folds import without_fold
 from softlabel_schemas.front_end import Fbank
@@ -308,7 +309,9 @@ def _open_dataset(config: TrainConfig) -> SoftLabelDataset | None:
     if soft is None:
         return None
     cache = None if soft.cache is None else FileCache(soft.cache, int(soft.cache_gib * 2**30))
-    return open_dataset(soft.url, cache=cache)
+    dataset = open_dataset(soft.url, cache=cache)
+    warn_if_deprecated(dataset.store)
+    return dataset
 
 
 def _resume(

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
+from softlabel_schemas.about import Description
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.folds import NumFolds
 from softlabel_schemas.object_store import refuse_credentials
@@ -178,7 +179,7 @@ def _check_any(teachers: tuple[TeacherConfig, ...]) -> tuple[TeacherConfig, ...]
 
 
 class JobConfig(StrictModel):
-    """A whole job."""
+    """A whole job. ``description`` decides nothing of the labels, and may change between runs (see ``about.py``)."""
 
     corpus: CorpusConfig
     teachers: Annotated[tuple[TeacherConfig, ...], AfterValidator(_check_any)]
@@ -188,6 +189,7 @@ class JobConfig(StrictModel):
     destination: DestinationConfig
     resources: ResourceConfig = ResourceConfig()
     errors: ErrorConfig = ErrorConfig()
+    description: Description = Description()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,4 +1,4 @@
-"""``softlabels``: look into, check and tidy up soft-label datasets. Needs neither torch nor ray."""
+"""``softlabels``: look into, check, share and tidy up soft-label datasets. Needs neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 
 import click
 
+from softlabel_schemas.about import read_about
 from softlabel_schemas.command_line import CheckFailedError, CommandGroup, progress
 from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
+from softlabel_schemas.deprecation import read_deprecation, warn_if_deprecated
 from softlabel_schemas.ensemble_cli import combine, fit_weights_command
 from softlabel_schemas.gc import Finding, delete_garbage, find_garbage
 from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.share_cli import deprecate_command, resolve_command, tag_command
 from softlabel_schemas.spec import TeacherSpec
 from softlabel_schemas.verification import verify
 
@@ -19,7 +22,9 @@ from softlabel_schemas.verification import verify
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="essence-distill")
 def main() -> None:
-    """Look into, check and tidy up soft-label datasets, on a folder or any fsspec URL.
+    """Look into, check, share and tidy up soft-label datasets, on a folder or any fsspec URL.
+
+    Where a dataset is read, its URL may be a name: PREFIX#NAME or PREFIX#NAME:VERSION (see "softlabels tag").
 
     \b
     Examples:
@@ -34,13 +39,20 @@ def main() -> None:
 @click.argument("url")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def describe(url: str, as_json: bool) -> None:
-    """Say what the dataset at URL holds, from its manifest alone.
+    """Say what the dataset at URL holds, from its manifest and what its maker says of it.
 
     \b
     Example:
       softlabels describe labels --json
     """
-    facts = description(open_dataset(url))
+    dataset = open_dataset(url)
+    facts = description(dataset)
+    about, deprecation = read_about(dataset.store), read_deprecation(dataset.store)
+    if about is not None:
+        facts |= {"software": about.software, **about.description.model_dump(mode="json", exclude_none=True)}
+    if deprecation is not None:
+        facts["deprecated"] = deprecation.model_dump(mode="json", exclude_none=True)
+        warn_if_deprecated(dataset.store)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
@@ -104,6 +116,7 @@ def verify_command(url: str) -> None:
       softlabels verify s3://bucket/labels
     """
     dataset = open_dataset(url)
+    warn_if_deprecated(dataset.store)
     problems: list[str] = []
     checked = 0
     with progress("verify", dataset.num_shards, "shards") as advance:
@@ -173,6 +186,9 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
 
 main.add_command(combine)
 main.add_command(fit_weights_command)
+main.add_command(tag_command)
+main.add_command(resolve_command)
+main.add_command(deprecate_command)
 
 if __name__ == "__main__":
     main()

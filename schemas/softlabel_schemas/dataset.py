@@ -24,6 +24,7 @@ from softlabel_schemas.index_reader import IndexReader
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.lru import LruCache
 from softlabel_schemas.manifest import Manifest
+from softlabel_schemas.names import parse_address, resolve
 from softlabel_schemas.object_store import MAX_DOCUMENT_BYTES, ObjectStore
 from softlabel_schemas.read_ahead import read_ahead
 from softlabel_schemas.shard import LabelledUtterance, Shard
@@ -225,12 +226,27 @@ def open_dataset(
     """Open a published dataset on a folder or any fsspec URL.
 
     Args:
+        url: or a name, ``PREFIX#NAME:VERSION`` (see ``names.py``); without a version it is the highest.
         cache: keeps the files and blocks of shards that are read on a local disk.
 
     Raises:
-        InputError: nothing is published there; says whether a run was begun.
-        IntegrityError: the manifest is damaged.
+        InputError: nothing is published there; says whether a run was begun. Or there is no such name.
+        IntegrityError: the manifest is damaged, or a name leads to other labels than those it was given to.
     """
+    address = parse_address(str(url))
+    if address is not None:
+        found, record = resolve(address, storage_options)
+        dataset = _open(found, storage_options, cache)
+        if dataset.manifest.content_digest != record.content_digest:
+            raise IntegrityError(
+                f"{address.prefix}#{record.name}:{record.version} was given to the labels {record.content_digest[:12]}, "
+                f"{found} holds {dataset.manifest.content_digest[:12]}; the dataset was replaced there"
+            )
+        return dataset
+    return _open(url, storage_options, cache)
+
+
+def _open(url: str | Path, storage_options: Mapping[str, Any] | None, cache: FileCache | None) -> SoftLabelDataset:
     store = ObjectStore(url, storage_options)
     try:
         return SoftLabelDataset(store, undamaged(store, lambda: read_manifest(store)), cache)

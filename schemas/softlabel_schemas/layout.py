@@ -10,6 +10,9 @@ MANIFEST = "manifest.json"
 COMMITS = "commits"
 SHARDS = "shards"
 INDEX = "index"
+# Beside the labels, and no part of them: see about.py and deprecation.py.
+ABOUT = "about.json"
+DEPRECATED = "deprecated.json"
 
 _COMMIT = re.compile(r"^commits/([0-9]{6})\.json$")
 # Of both containers: shard.parquet; zarr.json, <array>/zarr.json, <array>/c/<chunk>.
@@ -51,5 +54,5 @@ def is_index_bucket(path: str) -> bool:
 
 def is_ours(path: str) -> bool:
     """Whether a dataset can hold a file of this name."""
-    is_document = path in (SPEC, INVENTORY, MANIFEST) or shard_index_of(path) is not None
+    is_document = path in (SPEC, INVENTORY, MANIFEST, ABOUT, DEPRECATED) or shard_index_of(path) is not None
     return is_document or shard_folder_of(path) is not None or is_index_bucket(path)

@@ -1,0 +1,76 @@
+"""``about.json``: what a dataset's maker says of it, and the software that made it.
+
+It is no part of the labels: not of the fingerprint, not of the content digest. It may be replaced, and a dataset without it is
+as good as any. A job writes it from its ``[description]`` when it begins, and again when it is run with another.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from softlabel_schemas import layout
+from softlabel_schemas.manifest import from_bytes, to_bytes
+from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.strict import StrictModel
+from softlabel_schemas.version import SOFTWARE
+
+# For people: what is longer belongs into a document of its own.
+_MAX_ABOUT_BYTES = 1 << 20
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("expected one line of printable text")
+    return text
+
+
+Line = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_one_line)]
+Text = Annotated[str, Field(min_length=1, max_length=20_000)]
+Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{2,8})*$")]
+
+
+class Description(StrictModel):
+    """What its maker says of a dataset. All of it is optional.
+
+    Attributes:
+        licence: of the labels; an SPDX identifier such as "CC-BY-4.0" where there is one.
+        corpus: the name of the speech that was labelled.
+        languages: of the speech, as BCP 47 codes: "en", "pt-BR".
+        text: what the dataset is and what it is for.
+        restrictions: what it must not be used for, whom the speech leaves out, known biases.
+    """
+
+    title: Line | None = None
+    owner: Line | None = None
+    licence: Line | None = None
+    corpus: Line | None = None
+    languages: Annotated[tuple[Language, ...], Field(max_length=1000)] = ()
+    text: Text | None = None
+    restrictions: Text | None = None
+
+
+class About(StrictModel):
+    """``about.json``. ``software``: name and version of what began the run."""
+
+    software: Line
+    description: Description = Description()
+
+
+def read_about(store: ObjectStore) -> About | None:
+    """None where the dataset has none. Raises IntegrityError where it is damaged."""
+    try:
+        data = store.read(layout.ABOUT, max_bytes=_MAX_ABOUT_BYTES)
+    except (FileNotFoundError, PermissionError):
+        # To who may not list a bucket S3 says of what is not there that access to it is refused.
+        return None
+    return from_bytes(About, data, where=store.describe(layout.ABOUT))
+
+
+def write_about(store: ObjectStore, description: Description) -> None:
+    """Write it, or replace its description; the software stays that of the first time. Raises IntegrityError."""
+    found = read_about(store)
+    wanted = About(software=found.software if found else SOFTWARE, description=description)
+    if wanted != found:
+        store.put(layout.ABOUT, to_bytes(wanted))

@@ -1,0 +1,70 @@
+"""The commands of ``softlabels`` for names, and for datasets that should not be used any more."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from softlabel_schemas.deprecation import Deprecation, deprecate
+from softlabel_schemas.names import NameRecord, resolve, tag, wanted_address
+from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.strict import parse
+
+
+@click.command("tag")
+@click.argument("url")
+@click.argument("name")
+def tag_command(url: str, name: str) -> None:
+    """Give the published dataset at URL a version of NAME: PREFIX#NAME, or PREFIX#NAME:VERSION.
+
+    Without a version it is the next one. URL lies under PREFIX. A version never changes hands. Readers give the name in the
+    place of a URL, and PREFIX#NAME is the highest version; training files should name the version.
+
+    \b
+    Example:
+      softlabels tag s3://bucket/team/labels-2 s3://bucket/team#english
+    """
+    address = wanted_address(name)
+    click.echo(_line(address.prefix, tag(url, address), url))
+
+
+@click.command("resolve")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def resolve_command(name: str, as_json: bool) -> None:
+    """Say which dataset NAME, PREFIX#NAME or PREFIX#NAME:VERSION, leads to.
+
+    \b
+    Example:
+      softlabels resolve s3://bucket/team#english
+    """
+    address = wanted_address(name)
+    url, record = resolve(address)
+    if as_json:
+        facts = {"url": url, **record.model_dump(mode="json", exclude={"path"})}
+        click.echo(json.dumps(facts, indent=2))
+        return
+    click.echo(_line(address.prefix, record, url))
+
+
+@click.command("deprecate")
+@click.argument("url")
+@click.option("--reason", required=True, help="One line, shown to whoever opens the dataset.")
+@click.option("--use", help="URL or name of the dataset to use instead.")
+def deprecate_command(url: str, reason: str, use: str | None) -> None:
+    """Tell everybody who trains with, describes or verifies the dataset at URL that it should not be used any more.
+
+    Its labels stay readable. Given again, the notice is replaced; delete URL/deprecated.json to withdraw it.
+
+    \b
+    Example:
+      softlabels deprecate s3://bucket/team/labels-1 --reason "wrong lexicon" --use s3://bucket/team#english:2
+    """
+    deprecation = parse(Deprecation, {"reason": reason, "use": use}, where="the notice")
+    deprecate(ObjectStore(url), deprecation)
+    click.echo(f"{url} is {deprecation.sentence()}")
+
+
+def _line(prefix: str, record: NameRecord, url: str) -> str:
+    return f"{prefix}#{record.name}:{record.version} is {url}, content digest {record.content_digest}"

@@ -1,0 +1,117 @@
+"""What is said of a dataset beside its labels: the description, the software, and that it is deprecated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from softlabel_schemas import IntegrityError, open_dataset
+from softlabel_schemas.about import About, Description, read_about, write_about
+from softlabel_schemas.cli import main
+from softlabel_schemas.deprecation import read_deprecation
+from softlabel_schemas.gc import find_garbage
+from softlabel_schemas.manifest import to_bytes
+from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.strict import parse
+from softlabel_schemas.version import SOFTWARE
+from tests.support.datasets import Written, write_dataset
+
+DESCRIPTION = Description(title="Read speech", owner="speech team", licence="CC-BY-4.0", languages=("en", "pt-BR"))
+
+
+def softlabels(*args: str) -> Result:
+    return CliRunner().invoke(main, args)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    return write_dataset(str(tmp_path / "labels"), shard_format="parquet", num_shards=1)
+
+
+def test_the_description_may_change_and_the_software_stays(written: Written) -> None:
+    store = ObjectStore(written.url)
+    assert read_about(store) is None
+    store.put("about.json", to_bytes(About(software="essence-distill 0.0.1", description=DESCRIPTION)))
+    other = DESCRIPTION.model_copy(update={"text": "Line one.\n\nLine two."})
+    write_about(store, other)
+    assert read_about(store) == About(software="essence-distill 0.0.1", description=other)
+    assert open_dataset(written.url).manifest == written.manifest
+    assert softlabels("verify", written.url).exit_code == 0
+    assert not find_garbage(store).garbage
+
+
+def test_describe_says_it(written: Written) -> None:
+    write_about(ObjectStore(written.url), DESCRIPTION)
+    facts = json.loads(softlabels("describe", written.url, "--json").stdout)
+    assert {name: facts[name] for name in ("software", "title", "licence", "languages")} == {
+        "software": SOFTWARE,
+        "title": "Read speech",
+        "licence": "CC-BY-4.0",
+        "languages": ["en", "pt-BR"],
+    }
+    assert "deprecated" not in facts
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"title": "two\nlines"},
+        {"owner": "\x1b[31mred"},
+        {"licence": ""},
+        {"languages": ["English"]},
+        {"text": "x" * 20_001},
+        {"author": "me"},
+    ],
+)
+def test_a_bad_description(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="the description is not valid"):
+        parse(Description, fields, where="the description")
+
+
+def test_a_damaged_document_is_an_error(written: Written) -> None:
+    for name, read in (("about.json", read_about), ("deprecated.json", read_deprecation)):
+        store = ObjectStore(written.url)
+        store.put(name, b'{"body":{"reason":"x"},"sha256":"' + b"0" * 64 + b'"}')
+        with pytest.raises(IntegrityError, match=name):
+            read(store)
+
+
+def test_a_deprecated_dataset_is_readable_and_says_so(written: Written) -> None:
+    noted = softlabels("deprecate", written.url, "--reason", "wrong lexicon", "--use", "s3://bucket/team#english:2")
+    sentence = f"{written.url} is deprecated: wrong lexicon; use s3://bucket/team#english:2\n"
+    assert (noted.exit_code, noted.stdout) == (0, sentence)
+    described = softlabels("describe", written.url, "--json")
+    assert described.stderr == f"warning: {sentence}"
+    notice = {"reason": "wrong lexicon", "use": "s3://bucket/team#english:2"}
+    assert json.loads(described.stdout)["deprecated"] == notice
+    verified = softlabels("verify", written.url)
+    assert verified.exit_code == 0
+    assert verified.stderr.startswith(f"warning: {sentence}")
+    assert not find_garbage(ObjectStore(written.url)).garbage
+    assert softlabels("deprecate", written.url, "--reason", "withdrawn by the speakers").exit_code == 0
+    assert softlabels("describe", written.url).stderr.endswith("is deprecated: withdrawn by the speakers\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--reason", "one\nline"], "expected one line of printable text"),
+        (["--reason", "old", "--use", "s3://key:secret@bucket/labels"], "the s3:// URL holds a credential"),
+    ],
+)
+def test_bad_notices(written: Written, args: list[str], message: str) -> None:
+    result = softlabels("deprecate", written.url, *args)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "secret" not in result.stderr
+    assert read_deprecation(ObjectStore(written.url)) is None
+
+
+def test_only_a_published_dataset_is_deprecated(tmp_path: Path) -> None:
+    result = softlabels("deprecate", str(tmp_path / "nothing"), "--reason", "old")
+    assert result.exit_code == 2
+    assert "is not a published dataset" in result.stderr
+    assert not (tmp_path / "nothing").exists()
