@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from softlabel_schemas.cli import description
 from softlabel_schemas.command_line import progress
 from softlabel_schemas.dataset import open_dataset
+from softlabel_schemas.describe import description
 from softlabel_schemas.errors import InputError
 from student_trainer.arms import COUNTS, METRICS, Arm, Evaluation, Metric, load_arms, unlike_settings
 from student_trainer.significance import NUM_RESAMPLES, Difference, difference

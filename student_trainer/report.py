@@ -6,20 +6,17 @@ narrow screen, and a reader's own fonts are used. The page is ``templates/report
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
-from matplotlib.figure import Figure
+from markupsafe import Markup
 from matplotlib.transforms import ScaledTranslation
 
+from softlabel_schemas.inline_svg import inline_svg
 from softlabel_schemas.object_store import ObjectStore
 from student_trainer.arms import Arm
 from student_trainer.compare import (
@@ -47,22 +44,6 @@ _MARKERS = {
     "P": "M4.3 1.5h3.4v2.8h2.8v3.4H7.7v2.8H4.3V7.7H1.5V4.3h2.8z",
 }
 _ENSEMBLE_COLOUR = "#1c1c1c"
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e3e3e3",
-    "xtick.color": "#333333",
-    "ytick.color": "#333333",
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-}
-_SIZE_INCHES = (4.6, 3.15)
 _NUM_BINS = 40
 
 
@@ -197,7 +178,7 @@ def _learning_curves(comparison: Comparison, marks: dict[str, Mark]) -> Plot:
     last = [f"{mark.label} {errors.mean(axis=0)[0]:.1f} to {errors.mean(axis=0)[-1]:.1f}" for mark, _, errors in curves]
     return Plot(
         title=title,
-        svg=_svg("curves", title, f"Dev frame error in percent, first to last epoch: {'; '.join(last)}.", draw),
+        svg=inline_svg("curves", title, f"Dev frame error in percent, first to last epoch: {'; '.join(last)}.", draw),
         marks=[mark for mark, _, _ in curves],
         caption="Frame error on the dev splits after each epoch: mean over seeds; the band spans all seeds.",
     )
@@ -242,7 +223,7 @@ def _error_against_bytes(comparison: Comparison, marks: dict[str, Mark]) -> Plot
     shown += [f"{arm.name} {arm.frame_error.mean:.2f} percent without stored labels" for arm in lines]
     return Plot(
         title=title,
-        svg=_svg("bytes", title, f"Frame error: {'; '.join(shown)}.", draw),
+        svg=inline_svg("bytes", title, f"Frame error: {'; '.join(shown)}.", draw),
         marks=[marks[arm.name] for arm in comparison.arms if arm in lines or comparison.dataset_of(arm)],
         caption="Points: arms with soft labels, at the size of their dataset (± standard deviation over seeds). "
         "Those of one dataset stand side by side. Solid lines: hard labels only. Dashed: the teacher ensemble. " + hint,
@@ -267,7 +248,7 @@ def _histogram(comparison: Comparison, name: str, title: str, label: str, attrib
     means = [f"{data.url} {_weighted(data, attribute):.3f}" for data in comparison.datasets]
     return Plot(
         title=f"{title} of the stored labels",
-        svg=_svg(name, title, f"Mean over frames: {'; '.join(means)}.", draw),
+        svg=inline_svg(name, title, f"Mean over frames: {'; '.join(means)}.", draw),
         marks=marks,
         caption=f"Mean over all frames: {'; '.join(means)}.",
     )
@@ -275,24 +256,3 @@ def _histogram(comparison: Comparison, name: str, title: str, label: str, attrib
 
 def _weighted(data: LabelledData, attribute: str) -> float:
     return float(np.average(getattr(data, attribute).astype(np.float64), weights=data.frames_N))
-
-
-def _svg(name: str, title: str, text: str, draw: Callable[[Any], None]) -> Markup:
-    """An SVG element whose ids begin with ``name``, so that several fit into one page."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context():
-        # A matplotlibrc of the reader's must not change the page.
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
-        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
-        draw(figure.add_subplot())
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    tag, rest = svg.split(">", 1)
-    tag = re.sub(r' (width|height)="[^"]*"', "", tag)
-    head = f'{tag} role="img" aria-labelledby="{name}-title {name}-text">'
-    return Markup(  # noqa: S704 - matplotlib escapes its text, and ours is escaped here
-        f'{head}<title id="{name}-title">{escape(title)}</title><desc id="{name}-text">{escape(text)}</desc>{rest}'
-    )

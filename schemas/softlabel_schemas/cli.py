@@ -8,18 +8,20 @@ from typing import Any
 import click
 
 from softlabel_schemas.about import read_about
+from softlabel_schemas.catalog_cli import card_command, catalog_command
 from softlabel_schemas.command_line import CheckFailedError, CommandGroup, progress
-from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
+from softlabel_schemas.dataset import open_dataset
 from softlabel_schemas.deprecation import read_deprecation, warn_if_deprecated
+from softlabel_schemas.describe import description
 from softlabel_schemas.ensemble_cli import combine, fit_weights_command
 from softlabel_schemas.gc import Finding, delete_garbage, find_garbage
+from softlabel_schemas.labels_cli import pull_command
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.share_cli import deprecate_command, resolve_command, tag_command
-from softlabel_schemas.spec import TeacherSpec
 from softlabel_schemas.verification import verify
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, extra="catalog", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="essence-distill")
 def main() -> None:
     """Look into, check, share and tidy up soft-label datasets, on a folder or any fsspec URL.
@@ -61,49 +63,6 @@ def describe(url: str, as_json: bool) -> None:
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
         shown = json.dumps(value) if isinstance(value, dict | list) else shown
         click.echo(f"{name:<{width}}  {shown}")
-
-
-def description(dataset: SoftLabelDataset) -> dict[str, Any]:
-    """What ``softlabels describe`` prints, by name."""
-    manifest, spec = dataset.manifest, dataset.manifest.spec
-    frames = max(manifest.num_frames, 1)
-    labelled = sum(shard.sums.num_labelled_frames for shard in manifest.shards)
-    agreement = sum(shard.sums.agreement for shard in manifest.shards)
-    return {
-        "url": dataset.store.url,
-        "format_version": spec.format_version,
-        "fingerprint": manifest.fingerprint,
-        "content_digest": manifest.content_digest,
-        "utterances": manifest.num_utterances,
-        "skipped": len(manifest.skipped),
-        "frames": manifest.num_frames,
-        "hours": manifest.num_frames * spec.frame_shift_ms / 3_600_000,
-        "entries": manifest.num_entries,
-        "bytes": manifest.num_bytes,
-        "shards": len(manifest.shards),
-        "entries_per_frame": manifest.num_entries / frames,
-        "bytes_per_frame": manifest.num_bytes / frames,
-        "kept_mass": sum(shard.sums.kept_mass for shard in manifest.shards) / frames,
-        "entropy_nats": sum(shard.sums.entropy for shard in manifest.shards) / frames,
-        "hard_label_agreement": agreement / labelled if labelled else None,
-        "num_classes": spec.num_classes,
-        "frame_shift_ms": spec.frame_shift_ms,
-        "combination": spec.combination,
-        "teachers": [_teacher_line(teacher) for teacher in spec.teachers],
-        "num_folds": spec.num_folds,
-        "combined_from": [f"{each.content_digest} ({each.weight:.3g})" for each in spec.combined_from or ()],
-        "temperatures": list(spec.temperatures),
-        "selection": spec.selection.model_dump(mode="json"),
-        "codec": spec.codec,
-        "shard_format": manifest.storage.shard_format,
-        "corpus_digest": spec.corpus_digest,
-        "inventory_digest": spec.inventory_digest,
-    }
-
-
-def _teacher_line(teacher: TeacherSpec) -> str:
-    fold = "" if teacher.fold is None else f", fold {teacher.fold}"
-    return f"{teacher.name} ({teacher.weight:.3g}, {teacher.digest[:12]}{fold})"
 
 
 @main.command("verify")
@@ -189,6 +148,9 @@ main.add_command(fit_weights_command)
 main.add_command(tag_command)
 main.add_command(resolve_command)
 main.add_command(deprecate_command)
+main.add_command(card_command)
+main.add_command(catalog_command)
+main.add_command(pull_command)
 
 if __name__ == "__main__":
     main()

@@ -170,6 +170,10 @@ def check_inputs(inputs: Sequence[SoftLabelDataset], method: Combination) -> Non
                 f"{data.store.url} is a '{spec.combination}' ensemble already, it cannot be a member of a '{method}' one; "
                 "combine the datasets of single teachers"
             )
+        if spec.subset_of is not None:
+            raise InputError(
+                f"{data.store.url} is a subset ({spec.subset_of.choice}); combine whole datasets, then pull"
+            )
         if spec.selection.frames is not None:
             raise InputError(
                 f"{data.store.url} was labelled without some frames (selection.frames), so the ensemble's posterior is not "

@@ -38,7 +38,7 @@ from softlabel_schemas.manifest import (
 )
 from softlabel_schemas.object_store import MAX_DOCUMENT_BYTES, ConditionalWriteError, ObjectStore
 from softlabel_schemas.plan import ShardRange
-from softlabel_schemas.shard import LabelledUtterance, decode_columns, encode_columns
+from softlabel_schemas.shard import LabelledUtterance, ShardColumns, decode_columns, encode_columns
 from softlabel_schemas.shard_blocks import check_index
 from softlabel_schemas.spec import check_same_spec
 from softlabel_schemas.utterance_index import ShardIndex
@@ -132,9 +132,30 @@ def commit_shard(
         ValueError: the targets break an invariant; names the utterance.
         IntegrityError: what was encoded does not decode to valid targets.
     """
+    frames = [u.targets.num_frames for u in utterances]
+    labelled = [0 if u.stats.agreement != u.stats.agreement else n for u, n in zip(utterances, frames, strict=True)]
+    sums = FrameSums(
+        kept_mass=sum(u.stats.kept_mass * n for u, n in zip(utterances, frames, strict=True)),
+        entropy=sum(u.stats.entropy * n for u, n in zip(utterances, frames, strict=True)),
+        agreement=sum(u.stats.agreement * n for u, n in zip(utterances, labelled, strict=True) if n),
+        num_labelled_frames=sum(labelled),
+    )
+    columns = encode_columns(utterances, build_codec(document.spec))
+    return commit_columns(store, document, shard_range, columns, sums, skipped)
+
+
+def commit_columns(
+    store: ObjectStore,
+    document: SpecDocument,
+    shard_range: ShardRange,
+    encoded: ShardColumns,
+    sums: FrameSums,
+    skipped: Sequence[SkippedUtterance],
+) -> CommitRecord:
+    """:func:`commit_shard` for utterances that are encoded already."""
     codec, container = build_codec(document.spec), CONTAINERS[document.storage.shard_format]
     where = f"shard {shard_range.index}"
-    files = container.encode(encode_columns(utterances, codec), codec.zstd_level)
+    files = container.encode(encoded, codec.zstd_level)
     # Read back what is about to be stored: a label that cannot be read never gets a commit record.
     columns = container.decode(files, codec.streams, where=where)
     shard = decode_columns(columns, codec, where=where)
@@ -146,23 +167,16 @@ def commit_shard(
     records = tuple(
         FileRecord(name=name, num_bytes=len(data), sha256=sha256_hex(data)) for name, data in sorted(files.items())
     )
-    frames = [u.targets.num_frames for u in utterances]
-    labelled = [0 if u.stats.agreement != u.stats.agreement else n for u, n in zip(utterances, frames, strict=True)]
     record = CommitRecord(
         fingerprint=document.spec.fingerprint(),
         shard=ShardRecord(
             index=shard_range.index,
             first_row=shard_range.first_row,
             num_rows=shard_range.num_rows,
-            num_utterances=len(utterances),
+            num_utterances=len(shard),
             num_frames=shard.targets.num_frames,
             num_entries=shard.targets.num_entries,
-            sums=FrameSums(
-                kept_mass=sum(u.stats.kept_mass * n for u, n in zip(utterances, frames, strict=True)),
-                entropy=sum(u.stats.entropy * n for u, n in zip(utterances, frames, strict=True)),
-                agreement=sum(u.stats.agreement * n for u, n in zip(utterances, labelled, strict=True) if n),
-                num_labelled_frames=sum(labelled),
-            ),
+            sums=sums,
             skipped=tuple(skipped),
             files=records,
         ),

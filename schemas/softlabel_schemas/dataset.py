@@ -143,6 +143,20 @@ class SoftLabelDataset:
         found.update({each: self._by_id(each) for each in utterance_ids if each not in found})
         return [found[utterance_id] for utterance_id in utterance_ids]
 
+    def shards_of(self, utterance_ids: Sequence[str]) -> dict[str, int | None]:
+        """The shard that holds each utterance; None where the dataset has no labels of it. By the index, without reading labels
+        (format version 1 has no index, and reads all).
+
+        Raises:
+            IntegrityError, OSError: the index cannot be read.
+        """
+        found: dict[str, int | None] = {}
+        for utterance_id, places in self._find(utterance_ids).items():
+            # Others can have the same key.
+            wanted = [each for each in places if len(places) == 1 or utterance_id in self._decoded(each)[1]]
+            found[utterance_id] = wanted[0].shard if wanted else None
+        return found
+
     def _in_pieces(self, utterance_ids: Sequence[str]) -> dict[Place, set[str]]:
         """The ids by what is to be read for them, in the order of the dataset. Raises KeyError for an id that is nowhere."""
         places = self._find(utterance_ids)

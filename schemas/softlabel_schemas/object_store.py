@@ -166,6 +166,25 @@ class ObjectStore(Connection):
             if temporaries or TEMPORARY not in path[start:]
         }
 
+    def children(self, prefix: str) -> tuple[builtins.list[str], builtins.list[str]]:
+        """Names of the folders and of the objects directly under ``prefix``, sorted; what is in the folders is not listed.
+        Symbolic links of a local disk are neither.
+        """
+        self._fs.invalidate_cache()
+        try:
+            found = self._call("ls", prefix, seconds=_LISTING_SECONDS, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return [], []
+        # An object store may hold an empty object for the folder itself.
+        own = self.path(prefix).strip("/")
+        kinds = {
+            info["name"].rstrip("/").rpartition("/")[2]: info["type"]
+            for info in found
+            if info["name"].strip("/") != own
+        }
+        folders = sorted(name for name, kind in kinds.items() if kind == "directory")
+        return folders, sorted(name for name, kind in kinds.items() if kind == "file" and TEMPORARY not in name)
+
     # Writing
 
     def put(self, key: str, data: bytes) -> None:

@@ -62,6 +62,23 @@ class ShardColumns:
     agreement: npt.NDArray[np.float32]
     streams: Streams
 
+    def take(self, rows: Sequence[int]) -> ShardColumns:
+        """Some of the utterances, their streams as they are: an utterance's bytes stand for themselves."""
+        streams: Streams = {}
+        for name, (data, offsets) in self.streams.items():
+            pieces = [bytes(data[offsets[row] : offsets[row + 1]]) for row in rows]
+            streams[name] = (memoryview(b"".join(pieces)), offsets_of([len(piece) for piece in pieces]))
+        indices = np.asarray(rows, dtype=np.int64)
+        return ShardColumns(
+            utterance_ids=tuple(self.utterance_ids[row] for row in rows),
+            num_frames=self.num_frames[indices],
+            num_entries=self.num_entries[indices],
+            kept_mass=self.kept_mass[indices],
+            entropy=self.entropy[indices],
+            agreement=self.agreement[indices],
+            streams=streams,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:

@@ -47,12 +47,26 @@ class InputSpec(StrictModel):
     weight: Annotated[float, Field(gt=0, le=1)]
 
 
+class SubsetSpec(StrictModel):
+    """The dataset that some utterances were taken from, with their labels as they are.
+
+    Attributes:
+        choice: which ones, for people: "10 hours", "shards 0-3".
+        choice_digest: sha256 over the canonical JSON of [folder, ids or null] of each shard that some were taken from: null
+            where all of its rows were, else the sorted ids.
+    """
+
+    content_digest: Sha256
+    choice: Annotated[str, Field(min_length=1, max_length=200)]
+    choice_digest: Sha256
+
+
 class DatasetSpec(StrictModel):
     """What the labels are a function of.
 
     Attributes:
         format_version: written is 2; 1 had neither the codec "mtf-sqrt" nor an utterance index.
-        corpus_digest: of the labelled utterances (see ``Corpus.digest``).
+        corpus_digest: of the labelled utterances (see ``Corpus.digest``); of a subset, those of the dataset it was taken from.
         inventory_digest: of the class inventory all teachers share.
         combination: "arithmetic" averages posteriors, "log_linear" averages log-posteriors and renormalises.
         temperatures: tail masses are stored for these; 1.0 first.
@@ -60,6 +74,7 @@ class DatasetSpec(StrictModel):
         num_folds: an utterance was labelled by the teachers of its speaker's fold (see ``folds.fold_of``); None without folds.
         speakers_digest: of the labelled utterances' speakers, which decide the folds; None without folds.
         combined_from: the stored datasets that the labels were combined from, without a teacher; None where teachers ran.
+        subset_of: the dataset that the labels were taken from; None where all of them were made here.
     """
 
     format_version: Literal[1, 2] = 2
@@ -76,6 +91,7 @@ class DatasetSpec(StrictModel):
     num_folds: NumFolds | None = None
     speakers_digest: Sha256 | None = None
     combined_from: Annotated[tuple[InputSpec, ...], Field(min_length=1)] | None = None
+    subset_of: SubsetSpec | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -11,7 +11,7 @@ import fsspec
 import numpy as np
 
 from softlabel_schemas import layout, open_dataset, verify
-from softlabel_schemas.cli import description
+from softlabel_schemas.describe import description
 from softlabel_schemas.digest import canonical_json, sha256_hex
 from softlabel_schemas.spec import DatasetSpec
 from softlabel_schemas.utterance_index import BucketTable, ShardIndex

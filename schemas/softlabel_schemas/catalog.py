@@ -1,0 +1,191 @@
+"""What datasets there are under a prefix: found by walking its folders, each described by its own documents.
+
+No index is kept anywhere, so that none can be wrong: a folder with a ``spec.json`` is a dataset, or a run that is not finished,
+and is not looked into further. A dataset takes one listing and three reads.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from softlabel_schemas import layout
+from softlabel_schemas.about import About, read_about
+from softlabel_schemas.commit import committed_shards, read_spec
+from softlabel_schemas.dataset import open_dataset
+from softlabel_schemas.deprecation import Deprecation, read_deprecation
+from softlabel_schemas.describe import description, selection_words
+from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.names import NAMES, list_names
+from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.read_ahead import read_ahead
+from softlabel_schemas.spec import DatasetSpec
+from softlabel_schemas.strict import printable
+
+_DATASETS_AT_ONCE = 8
+# Of folders: deeper than any bucket is laid out by people.
+_MAX_DEPTH = 12
+_MAX_PROBLEM = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One dataset, or what should be one.
+
+    Attributes:
+        path: relative to the prefix; empty where the prefix is the dataset itself.
+        names: ``name:version``, those of its own prefix and of the prefixes above.
+        problem: why it is not published or cannot be read; empty where it can.
+        facts: of :func:`softlabel_schemas.describe.description`; None unless published.
+    """
+
+    url: str
+    path: str
+    state: Literal["published", "unfinished", "damaged"]
+    names: tuple[str, ...] = ()
+    problem: str = ""
+    facts: dict[str, Any] | None = None
+    spec: DatasetSpec | None = None
+    about: About | None = None
+    deprecation: Deprecation | None = None
+
+    @property
+    def title(self) -> str:
+        """For people: the title its maker gave it, or else where it is."""
+        own = self.about.description.title if self.about else None
+        return own or self.path or self.url.rstrip("/").rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Attributes:
+    problems: what could not be read beside the datasets, such as a damaged name.
+    """
+
+    url: str
+    entries: tuple[Entry, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a walk meets. ``homes``: folders that hold names."""
+
+    datasets: list[str] = field(default_factory=list)
+    homes: list[str] = field(default_factory=list)
+
+
+def read_catalog(url: str) -> Catalog:
+    """Every dataset under ``url``, by path; what is damaged or half-made is an entry too, and says so.
+
+    Raises:
+        InputError, OSError: the store cannot be used.
+    """
+    store = ObjectStore(url)
+    found = _Found()
+    _walk(store, "", found, depth=0)
+    names, problems = _names(store, found.homes)
+    entries = [
+        coming.result()
+        for coming in read_ahead(
+            lambda path: read_entry(store, path, tuple(names[path])), found.datasets, num_parallel=_DATASETS_AT_ONCE
+        )
+    ]
+    return Catalog(store.url, tuple(entries), tuple(problems))
+
+
+def read_entry(store: ObjectStore, path: str, names: tuple[str, ...] = ()) -> Entry:
+    """The dataset at ``path`` under ``store``."""
+    url = f"{store.url.rstrip('/')}/{path}" if path else store.url
+    own = ObjectStore(url)
+    try:
+        if not own.exists(layout.MANIFEST):
+            num_shards = read_spec(own).storage.num_shards
+            done = f"not finished: {len(committed_shards(own))} of {num_shards} shards are committed"
+            return Entry(url=url, path=path, names=names, state="unfinished", problem=done, about=read_about(own))
+        # With the "/" it is no name, whatever the folder is called.
+        dataset = open_dataset(f"{url}/" if "://" in url else url)
+        return Entry(
+            url=url,
+            path=path,
+            names=names,
+            state="published",
+            facts=description(dataset),
+            spec=dataset.manifest.spec,
+            about=read_about(own),
+            deprecation=read_deprecation(own),
+        )
+    except (InputError, IntegrityError) as error:
+        return Entry(url=url, path=path, names=names, state="damaged", problem=printable(str(error), _MAX_PROBLEM))
+
+
+def _walk(store: ObjectStore, folder: str, found: _Found, *, depth: int) -> None:
+    folders, files = store.children(folder)
+    if layout.SPEC in files or layout.MANIFEST in files:
+        found.datasets.append(folder)
+        return
+    if NAMES in folders:
+        found.homes.append(folder)
+    if depth < _MAX_DEPTH:
+        for name in folders:
+            if name != NAMES:
+                _walk(store, f"{folder}/{name}" if folder else name, found, depth=depth + 1)
+
+
+def _names(store: ObjectStore, homes: list[str]) -> tuple[defaultdict[str, list[str]], list[str]]:
+    """Names by the path of their dataset, and the homes whose names cannot be read."""
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    problems = []
+    for home in homes:
+        url = f"{store.url.rstrip('/')}/{home}" if home else store.url
+        try:
+            for record in list_names(ObjectStore(url)):
+                names[f"{home}/{record.path}" if home else record.path].append(f"{record.name}:{record.version}")
+        except IntegrityError as error:
+            problems.append(printable(str(error), _MAX_PROBLEM))
+    return names, problems
+
+
+def entry_json(entry: Entry) -> dict[str, Any]:
+    """What ``softlabels catalog --json`` says of a dataset."""
+    about = {} if entry.about is None else entry.about.model_dump(mode="json", exclude_none=True)
+    return {
+        "url": entry.url,
+        "path": entry.path,
+        "names": list(entry.names),
+        "state": entry.state,
+        "problem": entry.problem or None,
+        "deprecated": entry.deprecation.model_dump(mode="json", exclude_none=True) if entry.deprecation else None,
+        "software": about.get("software"),
+        "description": about.get("description", {}),
+        "facts": entry.facts,
+    }
+
+
+def entry_lines(entry: Entry) -> Iterator[str]:
+    """What ``softlabels catalog`` prints of a dataset."""
+    names = f"  ({', '.join(entry.names)})" if entry.names else ""
+    yield f"{entry.path or entry.url}{names}"
+    said = entry.about.description if entry.about else None
+    rows: list[tuple[str, str | None]] = [("state", entry.problem or None)]
+    if entry.deprecation is not None:
+        rows.append(("state", entry.deprecation.sentence()))
+    if said is not None:
+        rows += [("title", said.title), ("owner", said.owner), ("licence", said.licence)]
+    if entry.facts is not None and entry.spec is not None:
+        facts, corpus = entry.facts, f"{entry.spec.corpus_digest[:12]}"
+        agreement = facts["hard_label_agreement"]
+        quality = f"kept mass {facts['kept_mass']:.3f}, entropy {facts['entropy_nats']:.3f} nats"
+        rows += [
+            ("corpus", f"{said.corpus} ({corpus})" if said and said.corpus else corpus),
+            ("teachers", ", ".join(printable(teacher) for teacher in facts["teachers"])),
+            ("labels", f"{facts['utterances']:,} utterances, {facts['hours']:,.1f} h"),
+            ("selection", selection_words(entry.spec.selection)),
+            ("stored", f"{facts['bytes_per_frame']:.2f} bytes and {facts['entries_per_frame']:.2f} entries per frame"),
+            ("quality", quality + ("" if agreement is None else f", agreement with hard labels {agreement:.3f}")),
+        ]
+    for label, value in rows:
+        if value is not None:
+            yield f"  {label:<10}{value}"

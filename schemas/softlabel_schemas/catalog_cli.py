@@ -1,0 +1,69 @@
+"""The commands of ``softlabels`` that say what there is: cards and catalogues."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from softlabel_schemas.card import card_markdown
+from softlabel_schemas.catalog import entry_json, entry_lines, read_catalog, read_entry
+from softlabel_schemas.command_line import progress
+from softlabel_schemas.corpus import split_url
+from softlabel_schemas.dataset import open_dataset
+from softlabel_schemas.object_store import ObjectStore
+
+
+@click.command("card")
+@click.argument("url")
+@click.option("--output", default="README.md", show_default=True, help="File to write, or its URL; - prints it.")
+def card_command(url: str, output: str) -> None:
+    """Write the card of the dataset at URL: Markdown with the metadata that Hugging Face's hub reads.
+
+    \b
+    Example:
+      softlabels card s3://bucket/labels --output README.md
+    """
+    dataset = open_dataset(url)
+    text = card_markdown(read_entry(dataset.store, ""), dataset.manifest.shards)
+    if output == "-":
+        click.echo(text, nl=False)
+        return
+    folder, name = split_url(output)
+    ObjectStore(folder).put(name, text.encode())
+    click.echo(f"wrote {output}")
+
+
+@click.command("catalog")
+@click.argument("url")
+@click.option(
+    "--html", "folder", help="Write a static catalogue into this folder or URL: index.html, a page for each dataset."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def catalog_command(url: str, folder: str | None, as_json: bool) -> None:
+    """Say which datasets there are under URL, the half-made and damaged ones too.
+
+    \b
+    Examples:
+      softlabels catalog s3://bucket/team
+      softlabels catalog s3://bucket/team --html catalogue
+    """
+    catalog = read_catalog(url)
+    if as_json:
+        entries = [entry_json(entry) for entry in catalog.entries]
+        click.echo(json.dumps({"url": catalog.url, "datasets": entries, "problems": catalog.problems}, indent=2))
+    elif folder is None:
+        lines = [line for entry in catalog.entries for line in entry_lines(entry)]
+        click.echo("\n".join([*lines, *(f"could not be read: {problem}" for problem in catalog.problems)]))
+        click.echo(f"{url}: {len(catalog.entries)} datasets")
+    if folder is not None:
+        # Here, since it needs more than what the core installs.
+        from softlabel_schemas.catalog_page import catalog_pages
+
+        pages, store = 0, ObjectStore(folder)
+        with progress("catalog", len(catalog.entries) + 1, "pages") as advance:
+            for name, page in catalog_pages(catalog):
+                store.put(name, page.encode())
+                pages += 1
+                advance(pages)
+        click.echo(f"wrote {pages} pages to {folder}", err=as_json)

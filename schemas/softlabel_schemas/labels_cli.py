@@ -1,0 +1,99 @@
+"""The commands of ``softlabels`` that take labels from a dataset, or compare those of two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from softlabel_schemas.command_line import progress
+from softlabel_schemas.corpus import Corpus, load_corpus
+from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
+from softlabel_schemas.deprecation import warn_if_deprecated
+from softlabel_schemas.errors import InputError
+from softlabel_schemas.subset import Subset, check_output
+from softlabel_schemas.subset_choice import Choice, choose_hours, choose_shards, choose_speakers, choose_utterances
+from softlabel_schemas.subset_corpus import write_corpus_of
+
+
+@click.command("pull")
+@click.argument("url")
+@click.argument("output")
+@click.option("--hours", type=float, help="So many hours, from shards spread over the dataset.")
+@click.option("--speakers", type=click.Path(), help="File with a speaker on each line; needs --corpus.")
+@click.option("--utterances", type=click.Path(), help="File with an utterance id on each line.")
+@click.option("--shards", help="Whole shards: 0-3,7.")
+@click.option(
+    "--corpus", help="Manifest of the corpus that was labelled; its rows of the subset are written to OUTPUT too."
+)
+def pull_command(
+    url: str,
+    output: str,
+    hours: float | None,
+    speakers: str | None,
+    utterances: str | None,
+    shards: str | None,
+    corpus: str | None,
+) -> None:
+    """Make OUTPUT, a folder or URL, a dataset of its own with some of the utterances of the dataset at URL.
+
+    Every byte is checked on the way. The labels stay as they are; the new dataset names the one it was taken from. With
+    --corpus, OUTPUT/corpus.parquet lists its utterances, for training on them. Run it again after a kill, and it goes on.
+
+    \b
+    Examples:
+      softlabels pull s3://bucket/labels labels-10h --hours 10
+      softlabels pull s3://bucket/labels some --speakers speakers.txt --corpus corpus.parquet
+    """
+    dataset = open_dataset(url)
+    warn_if_deprecated(dataset.store)
+    check_output(dataset, output)
+    rows = None if corpus is None else load_corpus(corpus)
+    made = Subset(dataset, _choice(dataset, hours, speakers, utterances, shards, rows, corpus), output)
+    missing = made.begin()
+    done = made.num_shards - len(missing)
+    with progress("pull", made.num_shards, "shards") as advance:
+        advance(done)
+        for index in missing:
+            made.make_shard(index)
+            done += 1
+            advance(done)
+    if rows is not None:
+        write_corpus_of(made.store, made.utterance_ids(), rows, dataset.inventory, where=str(corpus))
+    published = made.publish()
+    click.echo(
+        f"{output}: {made.num_shards:,} shards, {published.content_digest} from {dataset.manifest.content_digest}"
+    )
+
+
+def _choice(
+    dataset: SoftLabelDataset,
+    hours: float | None,
+    speakers: str | None,
+    utterances: str | None,
+    shards: str | None,
+    rows: Corpus | None,
+    corpus: str | None,
+) -> Choice:
+    if sum(each is not None for each in (hours, speakers, utterances, shards)) != 1:
+        raise InputError("give one of --hours, --speakers, --utterances and --shards")
+    if hours is not None:
+        return choose_hours(dataset, hours)
+    if shards is not None:
+        return choose_shards(dataset, shards)
+    if utterances is not None:
+        return choose_utterances(dataset, _lines(utterances))
+    assert speakers is not None
+    if rows is None:
+        raise InputError("--speakers needs --corpus: who speaks stands in the corpus, not in the dataset")
+    return choose_speakers(dataset, _lines(speakers), rows, where=str(corpus))
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        lines = [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; give a file with one name on each line") from None
+    if not lines:
+        raise InputError(f"{path} is empty; give one name on each line")
+    return [line.removesuffix("\r") for line in lines]

@@ -1,0 +1,254 @@
+"""``softlabels pull``: the labels of a subset are those of the dataset, whatever it is chosen by."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import astuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from softlabel_schemas import InputError, IntegrityError, SoftLabelDataset, Utterance, open_dataset, write_corpus
+from softlabel_schemas.about import Description, read_about, write_about
+from softlabel_schemas.cli import main
+from softlabel_schemas.corpus import load_corpus
+from softlabel_schemas.digest import LabelHash
+from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.subset import Subset
+from softlabel_schemas.subset_choice import choose_hours, choose_shards, choose_utterances
+from softlabel_schemas.targets import labels_digest
+from softlabel_schemas.verification import verify
+from tests.support.datasets import CODECS, INVENTORY, SHARD_FORMATS, SPEC, random_rows, write_dataset
+from tests.support.targets import assert_same_targets
+from tests.support.trees import tree
+
+V1 = Path(__file__).parents[2] / "golden" / "v1"
+SECONDS_PER_FRAME = SPEC.frame_shift_ms / 1000
+
+
+def softlabels(*args: str) -> Result:
+    return CliRunner().invoke(main, args)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> SoftLabelDataset:
+    """30 rows in 7 shards; utt-silent is skipped."""
+    folder = tmp_path_factory.mktemp("whole") / "labels"
+    written = write_dataset(str(folder), shard_format="parquet", num_shards=7, rows=random_rows(4, 30))
+    write_about(ObjectStore(folder), Description(title="Read speech"))
+    return open_dataset(written.url)
+
+
+def ids_of(dataset: SoftLabelDataset) -> list[str]:
+    return [utterance.utterance_id for utterance in dataset]
+
+
+def check_subset(url: str, whole: SoftLabelDataset, expected: list[str]) -> SoftLabelDataset:
+    """A published dataset of the ``expected`` utterances in the order of the whole, with the same labels."""
+    found = open_dataset(url)
+    assert [problem for _, problem in verify(found) if problem] == []
+    assert ids_of(found) == expected
+    label_hash, sums = LabelHash(), {"kept_mass": 0.0, "entropy": 0.0, "agreement": 0.0, "labelled": 0}
+    for own, other in zip(found, whole.read_utterances(expected), strict=True):
+        assert_same_targets(own.targets, other.targets)
+        np.testing.assert_equal(astuple(own.stats), astuple(other.stats))
+        label_hash.add_utterance(labels_digest(other.utterance_id, other.targets))
+        frames = other.targets.num_frames
+        sums["kept_mass"] += other.stats.kept_mass * frames
+        sums["entropy"] += other.stats.entropy * frames
+        if other.stats.agreement == other.stats.agreement:
+            sums["agreement"] += other.stats.agreement * frames
+            sums["labelled"] += frames
+    manifest = found.manifest
+    assert manifest.content_digest == label_hash.hexdigest()
+    totals = [shard.sums for shard in manifest.shards]
+    for name in ("kept_mass", "entropy", "agreement"):
+        assert sum(getattr(each, name) for each in totals) == pytest.approx(sums[name])
+    assert sum(each.num_labelled_frames for each in totals) == sums["labelled"]
+    assert manifest.spec.subset_of is not None
+    assert manifest.spec.subset_of.content_digest == whole.manifest.content_digest
+    assert manifest.fingerprint != whole.manifest.fingerprint
+    return found
+
+
+def test_whole_shards_with_what_they_skipped(dataset: SoftLabelDataset, tmp_path: Path) -> None:
+    result = softlabels("pull", dataset.store.url, str(tmp_path / "some"), "--shards", "5,0-1")
+    assert result.exit_code == 0, result.stderr
+    expected = [each for index in (0, 1, 5) for each in dataset.read_shard(index).utterance_ids]
+    found = check_subset(str(tmp_path / "some"), dataset, expected)
+    assert [entry.utterance_id for entry in found.manifest.skipped] == ["utt-silent"]
+    assert found.manifest.spec.subset_of is not None
+    assert found.manifest.spec.subset_of.choice == "shards 0-1,5"
+    about = read_about(found.store)
+    assert about is not None
+    assert about.description.title == "Read speech"
+    # Whole shards keep their bytes.
+    assert [record.files for record in found.manifest.shards] == [dataset.manifest.shards[i].files for i in (0, 1, 5)]
+    facts = json.loads(softlabels("describe", str(tmp_path / "some"), "--json").stdout)
+    assert facts["subset_of"] == f"{dataset.manifest.content_digest} (shards 0-1,5)"
+
+
+@pytest.mark.parametrize("shard_format", SHARD_FORMATS)
+@pytest.mark.parametrize("codec", CODECS)
+def test_utterances_of_every_format(tmp_path: Path, shard_format: str, codec: str) -> None:
+    whole = open_dataset(write_dataset(str(tmp_path / "whole"), shard_format=shard_format, codec=codec).url)
+    wanted = ["utt-bare", "utt-ü0", "utt-silent", "utt-ü3", "utt-none"]
+    (tmp_path / "ids.txt").write_text("\n".join(wanted) + "\n", encoding="utf-8")
+    url = str(tmp_path / "some")
+    result = softlabels("pull", whole.store.url, url, "--utterances", str(tmp_path / "ids.txt"))
+    assert result.exit_code == 0, result.stderr
+    found = check_subset(url, whole, [each for each in ids_of(whole) if each in wanted])
+    assert [entry.utterance_id for entry in found.manifest.skipped] == ["utt-silent"]
+    assert found["utt-ü3"].utterance_id == "utt-ü3"
+
+
+@pytest.mark.parametrize("store", ["memory", "s3"])
+def test_to_and_from_an_object_store(new_url: Callable[[str], str], tmp_path: Path, store: str) -> None:
+    whole = open_dataset(write_dataset(new_url(store), shard_format="parquet").url)
+    Subset(whole, choose_utterances(whole, ["utt-ü0", "utt-ü4"]), url := new_url(store)).begin()
+    subset = Subset(whole, choose_utterances(whole, ["utt-ü4", "utt-ü0"]), url)
+    for index in subset.begin():
+        subset.make_shard(index)
+    subset.publish()
+    check_subset(url, whole, ["utt-ü0", "utt-ü4"])
+
+
+def test_from_a_dataset_of_format_version_1(tmp_path: Path) -> None:
+    whole = open_dataset(V1 / "parquet")
+    wanted = ids_of(whole)[::2]
+    (tmp_path / "ids.txt").write_text("\n".join(wanted), encoding="utf-8")
+    result = softlabels("pull", whole.store.url, str(tmp_path / "some"), "--utterances", str(tmp_path / "ids.txt"))
+    assert result.exit_code == 0, result.stderr
+    assert check_subset(str(tmp_path / "some"), whole, wanted).manifest.spec.format_version == 2
+
+
+@settings(max_examples=30)
+@given(share=st.floats(0.01, 1.0))
+def test_hours(dataset: SoftLabelDataset, share: float) -> None:
+    total = dataset.manifest.num_frames * SECONDS_PER_FRAME / 3600
+    choice = choose_hours(dataset, share * total)
+    frames = {each.utterance_id: each.targets.num_frames for each in dataset}
+    taken = [part.utterance_ids or dataset.read_shard(part.shard.index).utterance_ids for part in choice.parts]
+    seconds = SECONDS_PER_FRAME * sum(frames[each] for ids in taken for each in ids)
+    # Enough, and not an utterance more than needed.
+    assert share * total * 3600 <= seconds + 1e-6
+    assert seconds < share * total * 3600 + SECONDS_PER_FRAME * max(frames.values()) + 1e-6
+    assert choice.digest() == choose_hours(dataset, share * total).digest()
+    assert sum(part.utterance_ids is not None for part in choice.parts) <= 1
+
+
+def test_hours_are_taken_from_shards_spread_over_the_dataset(dataset: SoftLabelDataset) -> None:
+    total = dataset.manifest.num_frames * SECONDS_PER_FRAME / 3600
+    indices = [part.shard.index for part in choose_hours(dataset, total / 2).parts]
+    assert indices == sorted(indices)
+    assert indices != list(range(len(indices)))
+    for hours in (0.0, -1.0, total * 1.01, float("nan")):
+        with pytest.raises(InputError, match="hours, found"):
+            choose_hours(dataset, hours)
+
+
+def write_speakers(dataset: SoftLabelDataset, folder: Path) -> str:
+    """A corpus of the dataset's rows and one of another split; speakers are a, b and c in turn."""
+    ids = [*ids_of(dataset), "utt-silent", "utt-test"]
+    rows = [
+        Utterance(
+            utterance_id=utterance_id,
+            audio=f"audio/{index}.wav",
+            sample_rate=16_000,
+            num_samples=16_000,
+            split="test" if utterance_id == "utt-test" else "train",
+            speaker="abc"[index % 3],
+            hard_labels=np.zeros(3, np.int32),
+        )
+        for index, utterance_id in enumerate(ids)
+    ]
+    folder.mkdir()
+    write_corpus(folder / "corpus.parquet", rows, inventory=INVENTORY, hard_label_frame_shift_ms=10.0)
+    return str(folder / "corpus.parquet")
+
+
+def test_speakers_and_their_corpus(dataset: SoftLabelDataset, tmp_path: Path) -> None:
+    corpus = write_speakers(dataset, tmp_path / "corpus")
+    (tmp_path / "speakers.txt").write_text("c\nb\n")
+    args = ["pull", dataset.store.url, str(tmp_path / "some"), "--speakers", str(tmp_path / "speakers.txt")]
+    assert "--speakers needs --corpus" in softlabels(*args).stderr
+    result = softlabels(*args, "--corpus", corpus)
+    assert result.exit_code == 0, result.stderr
+    wanted = {row.utterance_id for row in load_corpus(corpus) if row.speaker in ("b", "c")} - {"utt-test"}
+    found = check_subset(str(tmp_path / "some"), dataset, [each for each in ids_of(dataset) if each in wanted])
+    rows = load_corpus(tmp_path / "some" / "corpus.parquet")
+    assert {row.utterance_id for row in rows} == wanted
+    assert {row.speaker for row in rows} == {"b", "c"}
+    assert next(iter(rows)).audio == f"{tmp_path}/corpus/audio/1.wav"
+    assert len(found) + len(found.manifest.skipped) == len(wanted)
+    (tmp_path / "speakers.txt").write_text("d\n")
+    assert "has no speaker 'd'" in softlabels(*args, "--corpus", corpus).stderr
+
+
+def test_it_goes_on_after_a_kill_to_the_same_bytes(dataset: SoftLabelDataset, tmp_path: Path) -> None:
+    args = ["pull", dataset.store.url, "--shards", "1-4"]
+    assert softlabels(*args, str(tmp_path / "once")).exit_code == 0
+    begun = Subset(dataset, choose_shards(dataset, "1-4"), str(tmp_path / "twice"))
+    assert begun.begin() == [0, 1, 2, 3]
+    begun.make_shard(2)
+    with pytest.raises(InputError, match="a run was begun there but is not finished"):
+        open_dataset(tmp_path / "twice")
+    other = softlabels("pull", dataset.store.url, "--shards", "1-3", str(tmp_path / "twice"))
+    assert other.exit_code == 2
+    assert "was started with other settings" in other.stderr
+    assert softlabels(*args, str(tmp_path / "twice")).exit_code == 0
+    assert tree(tmp_path / "twice") == tree(tmp_path / "once")
+
+
+def test_what_is_damaged_is_not_taken_over(tmp_path: Path) -> None:
+    written = write_dataset(str(tmp_path / "whole"), shard_format="parquet", num_shards=2)
+    file = tmp_path / "whole" / written.manifest.shards[1].folder / "shard.parquet"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    whole = open_dataset(written.url)
+    subset = Subset(whole, choose_shards(whole, "0-1"), str(tmp_path / "some"))
+    assert subset.begin() == [0, 1]
+    subset.make_shard(0)
+    with pytest.raises(IntegrityError, match=r"shard 1.*was changed after writing"):
+        subset.make_shard(1)
+    with pytest.raises(InputError, match="1 of 2 shards are not committed"):
+        subset.publish()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "give one of --hours, --speakers, --utterances and --shards"),
+        (["--hours", "1", "--shards", "0"], "give one of"),
+        (["--shards", "7"], "has the shards 0 to 6, found 7"),
+        (["--shards", "3-1"], "such as 0-3,7; found '3-1'"),
+        (["--shards", "a"], "such as 0-3,7; found 'a'"),
+        (["--utterances", "no-such-file"], "no-such-file does not exist"),
+    ],
+)
+def test_refusals(dataset: SoftLabelDataset, tmp_path: Path, args: list[str], message: str) -> None:
+    result = softlabels("pull", dataset.store.url, str(tmp_path / "some"), *args)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "some").exists()
+
+
+def test_unknown_utterances_and_the_dataset_itself(dataset: SoftLabelDataset) -> None:
+    with pytest.raises(InputError, match=re.escape("has no utterance 'a', nor 1 others that are asked for")):
+        choose_utterances(dataset, ["utt-ü0", "b", "a"])
+    result = softlabels("pull", dataset.store.url, dataset.store.url, "--shards", "0")
+    assert "is the dataset itself" in result.stderr
+
+
+def test_subsets_are_not_combined(dataset: SoftLabelDataset, tmp_path: Path) -> None:
+    softlabels("pull", dataset.store.url, str(tmp_path / "some"), "--shards", "0")
+    args = ("--top-k", "4", "--output", str(tmp_path / "both"))
+    result = softlabels("combine", str(tmp_path / "some"), dataset.store.url, *args)
+    assert "is a subset (shards 0); combine whole datasets, then pull" in result.stderr
