@@ -13,6 +13,7 @@ import click
 
 from softlabel_schemas.command_line import CheckFailedError, CommandGroup
 from softlabel_schemas.strict import printable
+from teacher_service.audit_cli import audit_command
 
 _ADDRESS = click.option(
     "--address",
@@ -165,6 +166,9 @@ def status(url: str, as_json: bool) -> None:
         click.echo(f"last commit {found.seconds_since_last_commit:,.0f} s ago")
     if found.missing:
         click.echo(f"missing: shards {ranges(found.missing)}")
+
+
+main.add_command(audit_command)
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:

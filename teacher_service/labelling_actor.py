@@ -20,7 +20,7 @@ from softlabel_schemas.commit import commit_shard
 from softlabel_schemas.plan import ShardRange
 from teacher_service.job import PreparedJob
 from teacher_service.pipeline import LabelledShard, label_shard
-from teacher_service.teacher import load_teacher
+from teacher_service.teacher import Teacher, load_teacher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,15 @@ class Beat:
     idle_seconds: float
 
 
+def load_ensemble(job: PreparedJob) -> list[Teacher]:
+    """The teachers of a job, on the device that it asks for. Raises InputError, IntegrityError, OSError."""
+    device = "cuda" if job.config.resources.gpus_per_actor > 0 else "cpu"
+    return [
+        load_teacher(teacher, weight=member.weight, device=device, precision=job.config.resources.precision)
+        for teacher, member in zip(job.config.teachers, job.document.spec.teachers, strict=True)
+    ]
+
+
 class LabellingActor:
     """Does nothing in ``__init__``, so that a bad bundle arrives as its own error and not as a dead actor."""
 
@@ -64,14 +73,9 @@ class LabellingActor:
 
     def load(self) -> None:
         """Load the teachers. Raises InputError, IntegrityError, OSError."""
-        config, job = self._job.config, self._job
-        torch.set_num_threads(config.resources.cpus_per_actor)
-        device = "cuda" if config.resources.gpus_per_actor > 0 else "cpu"
-        self._teachers = [
-            load_teacher(teacher, weight=member.weight, device=device, precision=config.resources.precision)
-            for teacher, member in zip(config.teachers, job.document.spec.teachers, strict=True)
-        ]
-        self._store = job.store()
+        torch.set_num_threads(self._job.config.resources.cpus_per_actor)
+        self._teachers = load_ensemble(self._job)
+        self._store = self._job.store()
 
     def label(self, shard_range: ShardRange) -> Receipt:
         """Label, store and commit one shard. May be called again while it commits; then the next is labelled meanwhile."""

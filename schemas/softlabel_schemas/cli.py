@@ -15,7 +15,7 @@ from softlabel_schemas.deprecation import read_deprecation, warn_if_deprecated
 from softlabel_schemas.describe import description
 from softlabel_schemas.ensemble_cli import combine, fit_weights_command
 from softlabel_schemas.gc import Finding, delete_garbage, find_garbage
-from softlabel_schemas.labels_cli import pull_command
+from softlabel_schemas.labels_cli import diff_command, pull_command
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.share_cli import deprecate_command, resolve_command, tag_command
 from softlabel_schemas.verification import verify
@@ -151,6 +151,7 @@ main.add_command(deprecate_command)
 main.add_command(card_command)
 main.add_command(catalog_command)
 main.add_command(pull_command)
+main.add_command(diff_command)
 
 if __name__ == "__main__":
     main()

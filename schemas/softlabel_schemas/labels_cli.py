@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,6 +12,7 @@ from softlabel_schemas.command_line import progress
 from softlabel_schemas.corpus import Corpus, load_corpus
 from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.deprecation import warn_if_deprecated
+from softlabel_schemas.diff import compare_labels, shards_to_compare, spec_differences
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.subset import Subset, check_output
 from softlabel_schemas.subset_choice import Choice, choose_hours, choose_shards, choose_speakers, choose_utterances
@@ -97,3 +100,46 @@ def _lines(path: str) -> list[str]:
     if not lines:
         raise InputError(f"{path} is empty; give one name on each line")
     return [line.removesuffix("\r") for line in lines]
+
+
+@click.command("diff")
+@click.argument("a")
+@click.argument("b")
+@click.option(
+    "--fraction",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Of A's shards, spread evenly over it; at least one.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def diff_command(a: str, b: str, fraction: float, as_json: bool) -> None:
+    """Say in which settings the datasets at A and B differ, and how far the labels of the utterances are that both have.
+
+    The divergence is over the classes that both kept, with all others as one class: what is stored tells no more, and that of
+    the whole posteriors is at least as large.
+
+    \b
+    Example:
+      softlabels diff labels-1 labels-2 --fraction 0.1
+    """
+    first, second = open_dataset(a), open_dataset(b)
+    differences = spec_differences(first, second)
+    facts: dict[str, Any] = {}
+    shards = shards_to_compare(first, fraction)
+    with progress("diff", len(shards), "shards") as advance:
+        for done, found in enumerate(compare_labels(first, second, shards), start=1):
+            facts = found.facts()
+            advance(done)
+    if as_json:
+        settings = {name: {"a": of_a, "b": of_b} for name, (of_a, of_b) in differences.items()}
+        click.echo(json.dumps({"a": a, "b": b, "settings": settings, "labels": facts}, indent=2))
+        return
+    for name, (of_a, of_b) in differences.items():
+        click.echo(f"{name}:\n  a  {json.dumps(of_a)}\n  b  {json.dumps(of_b)}")
+    if not differences:
+        click.echo("the settings are the same")
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        shown = "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+        click.echo(f"{name:<{width}}  {shown}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ def choose_hours(dataset: SoftLabelDataset, hours: float) -> Choice:
         raise InputError(
             f"{dataset.store.url} has {manifest.num_frames * shift_ms / 3_600_000:g} hours, found {hours:g}"
         )
+    wanted = math.ceil(min(num_frames, manifest.num_frames))
     keys = [
         hashlib.sha256(f"{manifest.content_digest}:{index}".encode()).digest() for index in range(dataset.num_shards)
     ]
