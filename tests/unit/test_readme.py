@@ -26,7 +26,8 @@ COMMANDS: dict[str, click.Group] = {
     "student-trainer": student_trainer.cli.main,
 }
 LINES = [
-    line.split("#")[0].strip()
+    # A name holds a "#" too.
+    line.split(" #")[0].strip()
     for line in README.splitlines()
     if line.startswith("    ") and line.split()[0] in COMMANDS and not line.strip().endswith("/")
 ]

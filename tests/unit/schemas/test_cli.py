@@ -101,7 +101,7 @@ def test_verify_counts_problems(tmp_path: Path, num_damaged: int) -> None:
     assert f"error: {what} in {damaged.url}:\n  shard 0: " in result.stderr
 
 
-@pytest.mark.parametrize("args", [[], ["describe"], ["verify"], ["gc"]])
+@pytest.mark.parametrize("args", [[], *([name] for name in main.commands)])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_has_an_example(args: list[str], flag: str) -> None:
     result = softlabels(*args, flag)

@@ -113,7 +113,7 @@ def test_folds_are_in_the_fingerprint_and_absent_without() -> None:
         parse(DatasetSpec, spec_fields(speakers_digest="6" * 64), where="").fingerprint(),
     }
     assert len(fingerprints) == 2
-    assert not {"num_folds", "speakers_digest", "combined_from"} & set(SPEC.fields())
+    assert not {"num_folds", "speakers_digest", "combined_from", "subset_of"} & set(SPEC.fields())
     assert "fold" not in SPEC.fields()["teachers"][0]
 
 

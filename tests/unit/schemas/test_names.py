@@ -69,7 +69,7 @@ def test_a_folder_that_is_there_is_no_name(tmp_path: Path) -> None:
     assert open_dataset(written.url).manifest == written.manifest
 
 
-@pytest.mark.parametrize("store", ["local", "memory", "s3"])
+@pytest.mark.parametrize("store", ["local", "memory"])
 def test_versions_and_what_they_lead_to(new_url: Callable[[str], str], store: str) -> None:
     base = new_url(store)
     first, second = write(f"{base}/labels-1", 1), write(f"{base}/old/labels-2", 2)
