@@ -100,6 +100,12 @@ def resolve(address: Address, storage_options: Mapping[str, Any] | None = None) 
     return f"{store.url.rstrip('/')}/{record.path}", record
 
 
+def located(url: str) -> str:
+    """The URL of a dataset that is given by its URL or by a name. Raises as :func:`resolve`."""
+    address = parse_address(url)
+    return url if address is None else resolve(address)[0]
+
+
 def tag(url: str, address: Address) -> NameRecord:
     """Give the dataset at ``url`` a version of a name: the one asked for, or the next. Who has it already keeps it.
 

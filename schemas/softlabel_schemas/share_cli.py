@@ -7,7 +7,7 @@ import json
 import click
 
 from softlabel_schemas.deprecation import Deprecation, deprecate
-from softlabel_schemas.names import NameRecord, resolve, tag, wanted_address
+from softlabel_schemas.names import NameRecord, located, resolve, tag, wanted_address
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.strict import parse
 
@@ -25,8 +25,8 @@ def tag_command(url: str, name: str) -> None:
     Example:
       softlabels tag s3://bucket/team/labels-2 s3://bucket/team#english
     """
-    address = wanted_address(name)
-    click.echo(_line(address.prefix, tag(url, address), url))
+    address, found = wanted_address(name), located(url)
+    click.echo(_line(address.prefix, tag(found, address), found))
 
 
 @click.command("resolve")
@@ -62,8 +62,9 @@ def deprecate_command(url: str, reason: str, use: str | None) -> None:
       softlabels deprecate s3://bucket/team/labels-1 --reason "wrong lexicon" --use s3://bucket/team#english:2
     """
     deprecation = parse(Deprecation, {"reason": reason, "use": use}, where="the notice")
-    deprecate(ObjectStore(url), deprecation)
-    click.echo(f"{url} is {deprecation.sentence()}")
+    store = ObjectStore(located(url))
+    deprecate(store, deprecation)
+    click.echo(f"{store.url} is {deprecation.sentence()}")
 
 
 def _line(prefix: str, record: NameRecord, url: str) -> str:

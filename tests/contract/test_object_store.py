@@ -162,6 +162,16 @@ def test_list_is_of_now(store: ObjectStore) -> None:
     assert not store.exists("k/0")
 
 
+def test_children_are_what_lies_directly_there(store: ObjectStore) -> None:
+    assert store.children("") == store.children("a") == ([], [])
+    for key in ("b", "a/x/1", "a/x/2", "a/y/z/3", "a/4", "ab/5"):
+        store.put(key, b"data")
+    assert store.children("") == (["a", "ab"], ["b"])
+    assert store.children("a") == (["x", "y"], ["4"])
+    assert store.children("a/x") == ([], ["1", "2"])
+    assert store.children("a/4")[0] == store.children("c")[0] == []
+
+
 def test_list_more_than_one_page(store: ObjectStore) -> None:
     """S3 lists 1,000 objects at a time."""
     if store.is_local:

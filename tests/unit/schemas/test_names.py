@@ -172,6 +172,14 @@ def test_the_commands(prefix: str) -> None:
         "content_digest": digest,
     }
     assert softlabels("verify", f"{prefix}#english:1").exit_code == 0
+    # A name stands for the dataset here too.
+    assert softlabels("tag", f"{prefix}#english:1", f"{prefix}#stable").stdout.startswith(
+        f"{prefix}#stable:1 is {prefix}/labels-1"
+    )
+    assert (
+        softlabels("deprecate", f"{prefix}#stable", "--reason", "old").stdout
+        == f"{prefix}/labels-1 is deprecated: old\n"
+    )
     refused = softlabels("resolve", f"{prefix}/labels-1")
     assert refused.exit_code == 2
     assert "is not a name: expected PREFIX#NAME" in refused.stderr
