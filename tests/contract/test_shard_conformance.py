@@ -12,10 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from softlabel_schemas import InputError, IntegrityError, LabelledUtterance, layout, open_dataset, verify
+from softlabel_schemas.cli import main
 from softlabel_schemas.codec import build_codec
 from softlabel_schemas.commit import begin, commit_shard, committed_shards, publish, read_manifest, read_spec
 from softlabel_schemas.containers import CONTAINERS
-from softlabel_schemas.describe import description, main
+from softlabel_schemas.describe import description
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import SkippedUtterance, SpecDocument
 from softlabel_schemas.object_store import ObjectStore
