@@ -59,7 +59,7 @@ class Audit:
         targets, name = stored.targets, stored.utterance_id
         self.num_utterances += 1
         if targets.num_frames != anew.num_frames:
-            self._problem(
+            self.problems.append(
                 f"utterance {name}: {targets.num_frames} frames are stored, the teachers give {anew.num_frames}"
             )
             return
@@ -76,17 +76,15 @@ class Audit:
         if mean_kl > self.worst_kl:
             self.worst_kl, self.worst_utterance = mean_kl, name
         if mean_kl > self.tolerance:
-            self._problem(
+            self.problems.append(
                 f"utterance {name}: KL is {mean_kl:.3g} nats per frame, at most {self.tolerance:g} is tolerated"
             )
 
     def add_other_rows(self, shard: int, stored: Sequence[str], anew: Sequence[str]) -> None:
         """A shard that does not hold the utterances that were labelled."""
         differing = sorted(set(stored) ^ set(anew))
-        self._problem(f"shard {shard}: utterances are labelled in one of the two only, the first is {differing[0]}")
-
-    def _problem(self, text: str) -> None:
-        self.problems.append(text)
+        only = f"labelled in one of the two only, the first is {differing[0]}" if differing else "in another order"
+        self.problems.append(f"shard {shard}: utterances are {only}")
 
     def findings(self) -> list[str]:
         """Why the dataset fails; empty where it is what the teachers say."""
@@ -163,8 +161,8 @@ def audit(
     """
     check_job(dataset, job)
     spec, storage = dataset.manifest.spec, dataset.manifest.storage
-    teachers, codec, found = load_ensemble(job), build_codec(spec), Audit(tolerance=tolerance)
     torch.set_num_threads(job.config.resources.cpus_per_actor)
+    teachers, codec, found = load_ensemble(job), build_codec(spec), Audit(tolerance=tolerance)
     for index in shards:
         stored, plan = dataset.read_shard(index), job.plan[index]
         rows = job.corpus.read(plan.first_row, plan.num_rows)

@@ -1,7 +1,8 @@
 """``about.json``: what a dataset's maker says of it, and the software that made it.
 
 It is no part of the labels: not of the fingerprint, not of the content digest. It may be replaced, and a dataset without it is
-as good as any. A job writes it from its ``[description]`` when it begins, and again when it is run with another.
+as good as any. A job writes it from its ``[description]`` when it begins, and again when it is run with another;
+``softlabels about`` writes it for any dataset.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ class Description(StrictModel):
 
 
 class About(StrictModel):
-    """``about.json``. ``software``: name and version of what began the run."""
+    """``about.json``. ``software``: name and version of what made the labels; None where it is not known."""
 
-    software: Line
+    software: Line | None = None
     description: Description = Description()
 
 
@@ -68,9 +69,9 @@ def read_about(store: ObjectStore) -> About | None:
     return from_bytes(About, data, where=store.describe(layout.ABOUT))
 
 
-def write_about(store: ObjectStore, description: Description) -> None:
-    """Write it, or replace its description; the software stays that of the first time. Raises IntegrityError."""
+def write_about(store: ObjectStore, description: Description, *, software: str | None = SOFTWARE) -> None:
+    """Write it, or replace its description; the software stays what it was the first time. Raises IntegrityError."""
     found = read_about(store)
-    wanted = About(software=found.software if found else SOFTWARE, description=description)
+    wanted = About(software=found.software if found else software, description=description)
     if wanted != found:
         store.put(layout.ABOUT, to_bytes(wanted))

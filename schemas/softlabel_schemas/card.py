@@ -67,8 +67,8 @@ _WHAT = (
     "corpus by id."
 )
 _QUALITY = (
-    "Means over all frames, taken from the whole posterior before anything was left out. Agreement is the share of frames "
-    "whose likeliest class is the hard label of the corpus."
+    "Means over all frames. Entropy and agreement are of the whole posterior, before anything was left out; agreement is the "
+    "share of frames whose likeliest class is the hard label of the corpus."
 )
 _LOADING = """\
 from softlabel_schemas import open_dataset
@@ -106,11 +106,12 @@ def _lineage(entry: Entry, facts: dict[str, Any], spec: DatasetSpec) -> Iterator
         yield "Combined from", f"the dataset {each.content_digest}, weight {each.weight:.3g}"
     if spec.subset_of is not None:
         yield "Subset of", f"the dataset {spec.subset_of.content_digest}: {spec.subset_of.choice}"
-    yield "Corpus digest", spec.corpus_digest
+    yield "Corpus digest" if spec.subset_of is None else "Corpus digest of the whole", spec.corpus_digest
     yield "Class inventory", spec.inventory_digest
     yield "Fingerprint of the settings", facts["fingerprint"]
     yield "Content digest", facts["content_digest"]
-    yield "Made by", f"{entry.about.software if entry.about else 'not stated'}, format version {spec.format_version}"
+    software = (entry.about and entry.about.software) or "software not stated"
+    yield "Made by", f"{software}, format version {spec.format_version}"
 
 
 def _storage(facts: dict[str, Any], spec: DatasetSpec) -> list[tuple[str, str]]:
@@ -129,7 +130,7 @@ def _quality(facts: dict[str, Any], spec: DatasetSpec) -> list[tuple[str, str]]:
     return [
         ("Kept mass", f"{facts['kept_mass']:.4f}"),
         ("Entropy", f"{facts['entropy_nats']:.4f} nats"),
-        ("Agreement with hard labels", "no hard labels" if agreement is None else f"{agreement:.4f}"),
+        ("Agreement with hard labels", "not known" if agreement is None else f"{agreement:.4f}"),
         (
             "Divergence added by the codec",
             f"about {codec_kl(spec.codec, facts['entries_per_frame']):.1e} nats per frame",
@@ -157,7 +158,7 @@ def card_markdown(entry: Entry, shards: Sequence[ShardRecord]) -> str:
     """``README.md``. ``shards``: of the manifest. Raises InputError unless the dataset is published."""
     content = sections(entry)
     assert entry.facts is not None
-    lines = ["---", *_front_matter(entry, shards), "---", "", f"# {_escaped(entry.title)}", ""]
+    lines = ["---", *_front_matter(entry, shards), "---", "", f"# {_cell(entry.title)}", ""]
     if entry.deprecation is not None:
         lines += [f"> **Warning.** This dataset is {_escaped(entry.deprecation.sentence())}", ""]
     for section in content:
@@ -165,7 +166,7 @@ def card_markdown(entry: Entry, shards: Sequence[ShardRecord]) -> str:
         for paragraph in section.paragraphs:
             lines += [_escaped(paragraph), ""]
         if section.rows:
-            rows = [f"| {_escaped(label)} | {_escaped(value)} |" for label, value in section.rows]
+            rows = [f"| {_cell(label)} | {_cell(value)} |" for label, value in section.rows]
             lines += ["| | |", "|---|---|", *rows, ""]
         if section.code:
             lines += ["```python", section.code, "```", ""]
@@ -209,6 +210,11 @@ def _size_category(num_utterances: int) -> str:
     if power == 0:
         return f"n<{_SIZES[0]}"
     return f"{_SIZES[power - 1]}<n<{_SIZES[power]}" if power < len(_SIZES) else f"{_SIZES[-1]}<n<10B"
+
+
+def _cell(text: str) -> str:
+    """On one line: the name of a teacher or of a folder can be any text."""
+    return _escaped(" ".join(text.split()))
 
 
 def _escaped(text: str) -> str:

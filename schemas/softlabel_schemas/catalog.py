@@ -1,7 +1,7 @@
 """What datasets there are under a prefix: found by walking its folders, each described by its own documents.
 
 No index is kept anywhere, so that none can be wrong: a folder with a ``spec.json`` is a dataset, or a run that is not finished,
-and is not looked into further. A dataset takes one listing and three reads.
+and is not looked into further; folders called ``names`` hold names. A dataset takes one listing and three reads.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def entry_json(entry: Entry) -> dict[str, Any]:
 def entry_lines(entry: Entry) -> Iterator[str]:
     """What ``softlabels catalog`` prints of a dataset."""
     names = f"  ({', '.join(entry.names)})" if entry.names else ""
-    yield f"{entry.path or entry.url}{names}"
+    yield f"{printable(entry.path or entry.url, _MAX_PROBLEM)}{names}"
     said = entry.about.description if entry.about else None
     rows: list[tuple[str, str | None]] = [("state", entry.problem or None)]
     if entry.deprecation is not None:

@@ -17,7 +17,7 @@ from softlabel_schemas.ensemble_cli import combine, fit_weights_command
 from softlabel_schemas.gc import Finding, delete_garbage, find_garbage
 from softlabel_schemas.labels_cli import diff_command, pull_command
 from softlabel_schemas.object_store import ObjectStore
-from softlabel_schemas.share_cli import deprecate_command, resolve_command, tag_command
+from softlabel_schemas.share_cli import about_command, deprecate_command, resolve_command, tag_command
 from softlabel_schemas.verification import verify
 
 
@@ -51,7 +51,7 @@ def describe(url: str, as_json: bool) -> None:
     facts = description(dataset)
     about, deprecation = read_about(dataset.store), read_deprecation(dataset.store)
     if about is not None:
-        facts |= {"software": about.software, **about.description.model_dump(mode="json", exclude_none=True)}
+        facts |= {"software": about.software} | about.description.model_dump(mode="json", exclude_none=True)
     if deprecation is not None:
         facts["deprecated"] = deprecation.model_dump(mode="json", exclude_none=True)
         warn_if_deprecated(dataset.store)
@@ -147,6 +147,7 @@ main.add_command(combine)
 main.add_command(fit_weights_command)
 main.add_command(tag_command)
 main.add_command(resolve_command)
+main.add_command(about_command)
 main.add_command(deprecate_command)
 main.add_command(card_command)
 main.add_command(catalog_command)

@@ -24,7 +24,7 @@ from softlabel_schemas.index_reader import IndexReader
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.lru import LruCache
 from softlabel_schemas.manifest import Manifest
-from softlabel_schemas.names import parse_address, resolve
+from softlabel_schemas.names import located
 from softlabel_schemas.object_store import MAX_DOCUMENT_BYTES, ObjectStore
 from softlabel_schemas.read_ahead import read_ahead
 from softlabel_schemas.shard import LabelledUtterance, Shard
@@ -247,23 +247,16 @@ def open_dataset(
         InputError: nothing is published there; says whether a run was begun. Or there is no such name.
         IntegrityError: the manifest is damaged, or a name leads to other labels than those it was given to.
     """
-    address = parse_address(str(url))
-    if address is not None:
-        found, record = resolve(address, storage_options)
-        dataset = _open(found, storage_options, cache)
-        if dataset.manifest.content_digest != record.content_digest:
-            raise IntegrityError(
-                f"{address.prefix}#{record.name}:{record.version} was given to the labels {record.content_digest[:12]}, "
-                f"{found} holds {dataset.manifest.content_digest[:12]}; the dataset was replaced there"
-            )
-        return dataset
-    return _open(url, storage_options, cache)
-
-
-def _open(url: str | Path, storage_options: Mapping[str, Any] | None, cache: FileCache | None) -> SoftLabelDataset:
-    store = ObjectStore(url, storage_options)
+    found, record = (url, None) if isinstance(url, Path) else located(url, storage_options)
+    store = ObjectStore(found, storage_options)
     try:
-        return SoftLabelDataset(store, undamaged(store, lambda: read_manifest(store)), cache)
+        manifest = undamaged(store, lambda: read_manifest(store))
+        if record is not None and manifest.content_digest != record.content_digest:
+            raise IntegrityError(
+                f"{url}: version {record.version} was given to the labels {record.content_digest[:12]}, {store.url} holds "
+                f"{manifest.content_digest[:12]}; the dataset was replaced there"
+            )
+        return SoftLabelDataset(store, manifest, cache)
     except FileNotFoundError:
         begun = store.exists(layout.SPEC)
     hint = (

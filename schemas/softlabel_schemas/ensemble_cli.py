@@ -11,6 +11,7 @@ from softlabel_schemas.combined_dataset import CombinedDataset
 from softlabel_schemas.command_line import progress
 from softlabel_schemas.corpus import load_corpus
 from softlabel_schemas.dataset import open_dataset
+from softlabel_schemas.deprecation import warn_if_deprecated
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.fit_weights import fit_weights
 from softlabel_schemas.spec import Combination
@@ -33,6 +34,8 @@ def combine(urls: tuple[str, ...], weights: str | None, method: Combination, top
       softlabels combine labels-tdnn labels-blstm --weights 1,2 --top-k 20 --output labels-both
     """
     inputs = [open_dataset(url) for url in urls]
+    for dataset in inputs:
+        warn_if_deprecated(dataset.store)
     made = CombinedDataset(inputs, _numbers(weights) if weights else [1.0] * len(urls), method, top_k, output)
     missing = made.begin()
     frames = made.num_frames_of_shard

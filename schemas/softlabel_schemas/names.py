@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
+from softlabel_schemas import layout
 from softlabel_schemas.commit import read_manifest
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.manifest import from_bytes, to_bytes
@@ -100,10 +101,18 @@ def resolve(address: Address, storage_options: Mapping[str, Any] | None = None) 
     return f"{store.url.rstrip('/')}/{record.path}", record
 
 
-def located(url: str) -> str:
-    """The URL of a dataset that is given by its URL or by a name. Raises as :func:`resolve`."""
+def located(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[str, NameRecord | None]:
+    """The URL of a dataset that is given by its URL or by a name, and the record of a name. Raises as :func:`resolve`."""
     address = parse_address(url)
-    return url if address is None else resolve(address)[0]
+    if address is None:
+        return url, None
+    try:
+        return resolve(address, storage_options)
+    except InputError:
+        # The last part of a URL may look like a name.
+        if ObjectStore(url, storage_options).exists(layout.MANIFEST):
+            return url, None
+        raise
 
 
 def tag(url: str, address: Address) -> NameRecord:
@@ -175,8 +184,7 @@ def _what_there_is(store: ObjectStore, address: Address) -> str:
     if versions:
         return f"{address.name} has the versions {', '.join(map(str, versions[-20:]))}"
     names = sorted({match.group(1) for key in store.list(NAMES) if (match := _RECORD.fullmatch(key))})
-    there = f"the names there are {', '.join(names[:20])}" if names else f"no name was given under {store.url}"
-    return f"{there}. Of a URL whose own last part holds a '#', write a '/' behind it"
+    return f"the names there are {', '.join(names[:20])}" if names else f"no name was given under {store.url}"
 
 
 def _path_under(dataset: ObjectStore, prefix: ObjectStore) -> str:

@@ -1,4 +1,4 @@
-"""The commands of ``softlabels`` for names, and for datasets that should not be used any more."""
+"""The commands of ``softlabels`` for names, and for what is said of a dataset beside its labels."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 
 import click
 
+from softlabel_schemas.about import Description, write_about
+from softlabel_schemas.dataset import open_dataset
 from softlabel_schemas.deprecation import Deprecation, deprecate
 from softlabel_schemas.names import NameRecord, located, resolve, tag, wanted_address
 from softlabel_schemas.object_store import ObjectStore
-from softlabel_schemas.strict import parse
+from softlabel_schemas.strict import load_toml, parse
 
 
 @click.command("tag")
@@ -25,7 +27,7 @@ def tag_command(url: str, name: str) -> None:
     Example:
       softlabels tag s3://bucket/team/labels-2 s3://bucket/team#english
     """
-    address, found = wanted_address(name), located(url)
+    address, found = wanted_address(name), located(url)[0]
     click.echo(_line(address.prefix, tag(found, address), found))
 
 
@@ -48,6 +50,24 @@ def resolve_command(name: str, as_json: bool) -> None:
     click.echo(_line(address.prefix, record, url))
 
 
+@click.command("about")
+@click.argument("url")
+@click.argument("description", type=click.Path())
+def about_command(url: str, description: str) -> None:
+    """Say of the published dataset at URL what DESCRIPTION holds: a TOML file with the keys of a job's [description].
+
+    It replaces what was said before. For datasets that were combined, or made without a description; one that a job makes
+    gets it from the job.
+
+    \b
+    Example:
+      softlabels about s3://bucket/team/labels description.toml
+    """
+    said, dataset = load_toml(Description, description), open_dataset(url)
+    write_about(dataset.store, said, software=None)
+    click.echo(f"{dataset.store.url}: described as {said.title or 'untitled'}")
+
+
 @click.command("deprecate")
 @click.argument("url")
 @click.option("--reason", required=True, help="One line, shown to whoever opens the dataset.")
@@ -62,7 +82,7 @@ def deprecate_command(url: str, reason: str, use: str | None) -> None:
       softlabels deprecate s3://bucket/team/labels-1 --reason "wrong lexicon" --use s3://bucket/team#english:2
     """
     deprecation = parse(Deprecation, {"reason": reason, "use": use}, where="the notice")
-    store = ObjectStore(located(url))
+    store = ObjectStore(located(url)[0])
     deprecate(store, deprecation)
     click.echo(f"{store.url} is {deprecation.sentence()}")
 

@@ -57,7 +57,7 @@ class SubsetSpec(StrictModel):
     """
 
     content_digest: Sha256
-    choice: Annotated[str, Field(min_length=1, max_length=200)]
+    choice: Annotated[str, Field(pattern=r"^[ -~]{1,200}$")]
     choice_digest: Sha256
 
 

@@ -43,6 +43,19 @@ def test_the_description_may_change_and_the_software_stays(written: Written) -> 
     assert not find_garbage(store).garbage
 
 
+def test_a_description_is_given_afterwards(written: Written, tmp_path: Path) -> None:
+    (tmp_path / "description.toml").write_text('title = "Read speech"\nlicence = "CC0-1.0"\n')
+    result = softlabels("about", written.url, str(tmp_path / "description.toml"))
+    assert (result.exit_code, result.stdout) == (0, f"{written.url}: described as Read speech\n")
+    # What made the labels is not known by now.
+    assert read_about(ObjectStore(written.url)) == About(
+        description=Description(title="Read speech", licence="CC0-1.0")
+    )
+    (tmp_path / "description.toml").write_text('titel = "Read speech"\n')
+    refused = softlabels("about", written.url, str(tmp_path / "description.toml"))
+    assert (refused.exit_code, "did you mean 'title'?" in refused.stderr) == (2, True)
+
+
 def test_describe_says_it(written: Written) -> None:
     write_about(ObjectStore(written.url), DESCRIPTION)
     facts = json.loads(softlabels("describe", written.url, "--json").stdout)

@@ -69,6 +69,16 @@ def test_a_folder_that_is_there_is_no_name(tmp_path: Path) -> None:
     assert open_dataset(written.url).manifest == written.manifest
 
 
+def test_a_url_that_looks_like_a_name(new_url: Callable[[str], str]) -> None:
+    """A name comes first; where there is none, the dataset is read that always could be."""
+    base = new_url("memory")
+    literal, named = write(f"{base}/labels#english", 3), write(f"{base}/labels/1", 4)
+    assert open_dataset(literal.url).manifest == literal.manifest
+    tag(named.url, wanted_address(f"{base}/labels#english"))
+    assert open_dataset(literal.url).manifest == named.manifest
+    assert open_dataset(f"{literal.url}/").manifest == literal.manifest
+
+
 @pytest.mark.parametrize("store", ["local", "memory"])
 def test_versions_and_what_they_lead_to(new_url: Callable[[str], str], store: str) -> None:
     base = new_url(store)
@@ -138,7 +148,9 @@ def test_other_labels_at_that_place(prefix: str) -> None:
     tag(f"{prefix}/labels-1", wanted_address(f"{prefix}#english"))
     shutil.rmtree(f"{prefix}/labels-1")
     write(f"{prefix}/labels-1", 9)
-    with pytest.raises(IntegrityError, match=r"english:1 was given to the labels .* the dataset was replaced there"):
+    with pytest.raises(
+        IntegrityError, match=r"english: version 1 was given to the labels .* the dataset was replaced there"
+    ):
         open_dataset(f"{prefix}#english")
 
 

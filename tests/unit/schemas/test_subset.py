@@ -108,6 +108,14 @@ def test_utterances_of_every_format(tmp_path: Path, shard_format: str, codec: st
     assert found["utt-ü3"].utterance_id == "utt-ü3"
 
 
+def test_what_was_skipped_is_a_subset_too(dataset: SoftLabelDataset, tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("utt-silent\n")
+    result = softlabels("pull", dataset.store.url, str(tmp_path / "some"), "--utterances", str(tmp_path / "ids.txt"))
+    assert result.exit_code == 0, result.stderr
+    found = check_subset(str(tmp_path / "some"), dataset, [])
+    assert [entry.reason for entry in found.manifest.skipped] == ["its audio is empty"]
+
+
 def test_to_and_from_an_object_store(new_url: Callable[[str], str]) -> None:
     whole = open_dataset(write_dataset(new_url("memory"), shard_format="parquet").url)
     Subset(whole, choose_utterances(whole, ["utt-ü0", "utt-ü4"]), url := new_url("memory")).begin()
