@@ -57,6 +57,13 @@ class Entry:
         own = self.about.description.title if self.about else None
         return own or self.path or self.url.rstrip("/").rpartition("/")[2]
 
+    @property
+    def standing(self) -> str:
+        """The state in words: published, or why it should not be used."""
+        if self.deprecation is not None:
+            return self.deprecation.sentence()
+        return f"damaged: {self.problem}" if self.state == "damaged" else self.problem or self.state
+
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
@@ -169,9 +176,7 @@ def entry_lines(entry: Entry) -> Iterator[str]:
     names = f"  ({', '.join(entry.names)})" if entry.names else ""
     yield f"{printable(entry.path or entry.url, _MAX_PROBLEM)}{names}"
     said = entry.about.description if entry.about else None
-    rows: list[tuple[str, str | None]] = [("state", entry.problem or None)]
-    if entry.deprecation is not None:
-        rows.append(("state", entry.deprecation.sentence()))
+    rows: list[tuple[str, str | None]] = [("state", entry.standing)]
     if said is not None:
         rows += [("title", said.title), ("owner", said.owner), ("licence", said.licence)]
     if entry.facts is not None and entry.spec is not None:

@@ -51,9 +51,11 @@ def test_job_and_training_files_load(tmp_path: Path) -> None:
 def test_command_lines_parse(line: str) -> None:
     name, *arguments = shlex.split(line)
     group = COMMANDS[name]
-    command_name, command, rest = group.resolve_command(click.Context(group), arguments)
+    # With the group's own settings: a command keeps the names of its help option from the first time.
+    context = click.Context(group, **group.context_settings)
+    command_name, command, rest = group.resolve_command(context, arguments)
     assert command is not None
-    command.make_context(command_name, rest)
+    command.make_context(command_name, rest, parent=context)
 
 
 def test_there_are_command_lines_for_every_command() -> None:

@@ -58,6 +58,9 @@ def test_the_text(prefix: str) -> None:
     lines = result.stdout.splitlines()
     assert "labels-1  (english:1)" in lines
     assert "  owner     speech team" in lines
+    assert "  state     published" in lines
+    assert "  state     not finished: 1 of 2 shards are committed" in lines
+    assert any(line.startswith("  state     damaged: ") and "manifest.json" in line for line in lines)
     assert f"  state     deprecated: wrong lexicon {HOSTILE}; use {prefix}#english:1" in lines
     assert "  selection top_k: k 8" in lines
     assert lines[-1] == f"{prefix}: 5 datasets"
