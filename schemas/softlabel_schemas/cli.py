@@ -61,7 +61,8 @@ def describe(url: str, as_json: bool) -> None:
     width = max(map(len, facts))
     for name, value in facts.items():
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
-        shown = json.dumps(value) if isinstance(value, dict | list) else shown
+        # What a maker says may have many lines.
+        shown = json.dumps(value) if isinstance(value, dict | list) or "\n" in str(value) else shown
         click.echo(f"{name:<{width}}  {shown}")
 
 

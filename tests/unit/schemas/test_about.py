@@ -66,6 +66,9 @@ def test_describe_says_it(written: Written) -> None:
         "languages": ["en", "pt-BR"],
     }
     assert "deprecated" not in facts
+    write_about(ObjectStore(written.url), Description(text="one\ntwo"))
+    (line,) = [line for line in softlabels("describe", written.url).stdout.splitlines() if line.startswith("text ")]
+    assert line.split(maxsplit=1)[1] == '"one\\ntwo"'
 
 
 @pytest.mark.parametrize(
@@ -76,6 +79,7 @@ def test_describe_says_it(written: Written) -> None:
         {"licence": ""},
         {"languages": ["English"]},
         {"text": "x" * 20_001},
+        {"restrictions": "one\n\x1b[2Jtwo"},
         {"author": "me"},
     ],
 )
