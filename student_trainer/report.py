@@ -6,22 +6,21 @@ narrow screen, and a reader's own fonts are used. The page is ``templates/report
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
-from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from softlabel_schemas.object_store import ObjectStore
+from student_trainer import chart
 from student_trainer.arms import Arm
+from student_trainer.chart import COLOURS, ENSEMBLE_COLOUR
 from student_trainer.compare import (
     NO_PAIRS,
     UNKNOWN,
@@ -35,9 +34,7 @@ from student_trainer.compare import (
     warnings,
 )
 
-# Each has a contrast of at least 4.5 on white; the shapes tell arms apart without colour.
-_COLOURS = ("#0b5cad", "#b3470b", "#1a7446", "#8a2f86", "#7a5c00", "#00707a", "#a81e3c", "#4a4a4a")
-# matplotlib's marker -> the same shape as an SVG path in a 12 x 12 box.
+# matplotlib's marker -> the same shape as an SVG path in a 12 x 12 box; the shapes tell arms apart without colour.
 _MARKERS = {
     "o": "M6 2a4 4 0 1 0 .01 0z",
     "s": "M2.5 2.5h7v7h-7z",
@@ -45,22 +42,6 @@ _MARKERS = {
     "D": "M6 1 11 6 6 11 1 6z",
     "v": "M6 10.5 1.5 2h9z",
     "P": "M4.3 1.5h3.4v2.8h2.8v3.4H7.7v2.8H4.3V7.7H1.5V4.3h2.8z",
-}
-_ENSEMBLE_COLOUR = "#1c1c1c"
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e3e3e3",
-    "xtick.color": "#333333",
-    "ytick.color": "#333333",
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
 }
 _SIZE_INCHES = (4.6, 3.15)
 _NUM_BINS = 40
@@ -137,8 +118,8 @@ def write(path: str, text: str) -> None:
 def _mark(arm: Arm, index: int) -> Mark:
     marker = tuple(_MARKERS)[index % len(_MARKERS)]
     if arm.kind == "ensemble":
-        return Mark(label=arm.name, colour=_ENSEMBLE_COLOUR, marker=marker, dashed=True)
-    return Mark(label=arm.name, colour=_COLOURS[index % len(_COLOURS)], marker=marker)
+        return Mark(label=arm.name, colour=ENSEMBLE_COLOUR, marker=marker, dashed=True)
+    return Mark(label=arm.name, colour=COLOURS[index % len(COLOURS)], marker=marker)
 
 
 def _setup(arm: Arm) -> dict[str, str]:
@@ -255,7 +236,7 @@ def _histogram(comparison: Comparison, name: str, title: str, label: str, attrib
     values = [getattr(data, attribute).astype(np.float64) for data in comparison.datasets]
     ends = min(map(np.min, values)), max(map(np.max, values))
     edges = np.linspace(*(ends if ends[0] < ends[1] else (ends[0] - 0.005, ends[1] + 0.005)), _NUM_BINS + 1)
-    marks = [Mark(label=data.url, colour=_COLOURS[i % len(_COLOURS)]) for i, data in enumerate(comparison.datasets)]
+    marks = [Mark(label=data.url, colour=COLOURS[i % len(COLOURS)]) for i, data in enumerate(comparison.datasets)]
 
     def draw(axes: Any) -> None:
         for mark, data, values_N in zip(marks, comparison.datasets, values, strict=True):
@@ -279,16 +260,8 @@ def _weighted(data: LabelledData, attribute: str) -> float:
 
 def _svg(name: str, title: str, text: str, draw: Callable[[Any], None]) -> Markup:
     """An SVG element whose ids begin with ``name``, so that several fit into one page."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context():
-        # A matplotlibrc of the reader's must not change the page.
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
-        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
-        draw(figure.add_subplot())
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = chart.svg(draw, size_inches=_SIZE_INCHES, salt=name)
+    svg = svg[svg.index("<svg") :]
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     tag, rest = svg.split(">", 1)
     tag = re.sub(r' (width|height)="[^"]*"', "", tag)

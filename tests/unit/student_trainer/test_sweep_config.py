@@ -107,6 +107,12 @@ class TestRefused:
             (HARD + 'output = "x"\n', "output: the sweep sets this"),
             (HARD + 'corpus = { manifest = "other.parquet" }\n' + '[[arms]]\nname = "b"\n', "different corpora"),
             (HARD + '[compare]\npairs = [["hard", "ensemble"]]\n', "compare.pairs names ensemble; the arms are hard"),
+            (HARD + '[compare]\ngain = ["hard", "all"]\n', "compare.gain names all; the arms are hard"),
+            (HARD + '[compare]\ngain = ["hard", "hard"]\n', "gain needs two arms, a baseline and a reference"),
+            (
+                HARD + '[evaluate]\nensemble = "labels"\n[compare]\ngain = ["hard", "ensemble"]\n',
+                "compare.gain names ensemble; the arms are hard",
+            ),
             (HARD + '[evaluate]\nspltis = ["test"]\n', "did you mean 'splits'"),
             (HARD + '[evaluate]\nensemble = "labels"\ngraph = "graph"\n', "dev_ensemble is needed"),
             ("arms = []\n", "arms"),
