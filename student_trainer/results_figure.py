@@ -14,11 +14,11 @@ from student_trainer.sweep_records import SweepRecords
 
 _COLOURS = {"hard": chart.COLOURS[1], "soft": chart.COLOURS[3], "hard+soft": chart.COLOURS[0]}
 _WIDTH_INCHES, _ARM_INCHES, _MARGIN_INCHES = 7.0, 0.28, 1.0
-_BYTES_HEIGHT_INCHES = 4.0
+_BYTES_SIZE_INCHES = (8.0, 4.2)
 # Fewer sizes make a table, not a curve.
 _MIN_SIZES = 4
-# Room on the left for the names of lines, in powers of the axis' range.
-_LINE_NAMES = 0.25
+# As many as colours less one: arms of the same colour have another marker.
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def error_figure(sweep: SweepRecords, *, salt: str) -> str:
@@ -50,30 +50,35 @@ def bytes_figure(sweep: SweepRecords, *, salt: str) -> str | None:
     points = list(_points(sweep))
     if len({size for _, size in points}) < _MIN_SIZES:
         return None
-    lines = [arm for arm in arms_of(sweep) if arm.is_ensemble or arm.first.labels == "hard"]
+    hard_only = [arm for arm in arms_of(sweep) if arm.first.labels == "hard"]
+    ensembles = [arm for arm in arms_of(sweep) if arm.is_ensemble]
 
     def draw(axes: Any) -> None:
-        for arm, size in points:
+        for index, (arm, size) in enumerate(points):
             mean, std = arm.spread("frame_error_rate")
-            axes.errorbar(size, mean, yerr=std, fmt="o", capsize=3, color=_colour(arm))
-            axes.annotate(arm.name, (size, mean), xytext=(4, 4), textcoords="offset points", fontsize=8)
-        axes.set_xscale("log", base=2)
-        low, high = axes.get_xlim()
-        axes.set_xlim(low * (low / high) ** _LINE_NAMES, high)
-        for arm in lines:
+            colour, marker = chart.COLOURS[index % len(chart.COLOURS)], _MARKERS[index % len(_MARKERS)]
+            axes.errorbar(size, mean, yerr=std, fmt=marker, capsize=3, color=colour, label=arm.name)
+        for arm in hard_only:
+            axes.axhline(arm.spread("frame_error_rate")[0], color=_colour(arm), linewidth=1.2, label=arm.name)
+        low, high = axes.get_ylim()
+        for arm in ensembles:
             mean, _ = arm.spread("frame_error_rate")
-            axes.axhline(mean, color=_colour(arm), linestyle="--" if arm.is_ensemble else "-", linewidth=1.2)
-            axes.annotate(
-                arm.name, (0, mean), xycoords=("axes fraction", "data"), xytext=(4, 3), textcoords="offset points",
-                fontsize=8, color=_colour(arm),
-            )  # fmt: skip
+            # A line far off would leave no room for what the arms differ in.
+            is_far = not 2 * low - high < mean < 2 * high - low
+            style = {"color": _colour(arm), "linestyle": "--", "linewidth": 1.2}
+            if is_far:
+                axes.plot([], [], label=f"{arm.name}, out of sight: {mean:.2f}", **style)
+            else:
+                axes.axhline(mean, label=arm.name, **style)
+        axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set(
             xlabel="bytes per frame of the arm's labels", ylabel="frame error, percent (mean ± standard deviation)"
         )
+        axes.figure.legend(loc="outside right upper", frameon=False, fontsize=8)
 
-    return chart.svg(draw, size_inches=(_WIDTH_INCHES, _BYTES_HEIGHT_INCHES), salt=salt, background="white")
+    return chart.svg(draw, size_inches=_BYTES_SIZE_INCHES, salt=salt, background="white")
 
 
 def _points(sweep: SweepRecords) -> Iterator[tuple[ArmRecords, float]]:

@@ -54,6 +54,7 @@ class Question:
     Attributes:
         num_epochs: times those of the whole experiment.
         pairs: tested beside each soft arm against the hard-only ones.
+        gain: baseline and reference arm, of whose gain each other arm keeps a share.
         words: whether words are decoded too, which takes as long as training a small student.
         on_dev: evaluated on dev instead of test speech.
     """
@@ -65,6 +66,7 @@ class Question:
     seeds: int
     num_epochs: int = 1
     pairs: tuple[tuple[str, str], ...] = ()
+    gain: tuple[str, str] | None = None
     words: bool = False
     on_dev: bool = False
 
@@ -92,6 +94,7 @@ class Question:
             "",
             "[compare]",
             f"pairs = {inline(pairs)}",
+            *([f"gain = {inline(self.gain)}"] if self.gain else []),
         ]
         for name, tables in arms.items():
             lines += ["", "[[arms]]", f"name = {inline(name)}"]
@@ -156,6 +159,7 @@ def _of_share(share: int) -> tuple[Arm, Arm]:
 
 
 _ARMS = (HARD, ALL_SOFT, ESSENCE)
+_GAIN = (HARD.name, BOTH.name)
 QUESTIONS = (
     Question(
         name="does-it-help",
@@ -180,6 +184,7 @@ QUESTIONS = (
             ),
             HEARD,
         ),
+        gain=_GAIN,
         pairs=(
             ("essence", "all-soft"),
             ("essence", "all-soft-and-hard"),
@@ -208,6 +213,7 @@ QUESTIONS = (
             Arm(name="agreeing-frames", kind="both", soft={"frames": {"disagreeing": 0.0}}),
             Arm(name="less-silence", kind="both", soft={"frames": {"silence": 0.2}}),
         ),
+        gain=_GAIN,
         pairs=tuple(
             (arm, "all-soft-and-hard") for arm in ("4-bytes", "8-bytes", "16-bytes", "agreeing-frames", "less-silence")
         ),

@@ -90,6 +90,11 @@ def test_every_question_is_a_valid_sweep_on_stored_labels(
         assert {run.soft_labels.url for run in sweep.runs if run.soft_labels} <= stored
 
 
+def test_the_share_of_all_soft_outputs_gain_is_asked_of_narrower_labels(sweeps: dict[str, Sweep]) -> None:
+    gains = {name: sweep.gain for name, sweep in sweeps.items() if sweep.gain}
+    assert gains == dict.fromkeys(("does-it-help", "how-much"), ("hard", "all-soft-and-hard"))
+
+
 def test_arms_of_a_question_have_equal_budgets_and_models(sweeps: dict[str, Sweep]) -> None:
     """Epochs are of a run's own speech, of a quarter of the speakers say; all parts are as large."""
     for name, sweep in sweeps.items():

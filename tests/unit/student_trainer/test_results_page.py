@@ -170,12 +170,15 @@ class TestFigures:
     def test_every_arm_is_named_in_both(self, page: Path) -> None:
         for name in ("speech-1.svg", "speech-1-bytes.svg"):
             assert f"]({name})" in page.read_text(encoding="utf-8")
-            assert set(ERRORS) <= texts((page.parent / name).read_text(encoding="utf-8"))
+            named = texts((page.parent / name).read_text(encoding="utf-8"))
+            assert ERRORS.keys() - {"ensemble"} <= named
+            assert ("ensemble" if name == "speech-1.svg" else "ensemble, out of sight: 54.50") in named
 
     def test_against_bytes_only_where_four_sizes_differ(self) -> None:
-        sizes = SIZES | {"8-bytes": SIZES["4-bytes"]}
-        assert bytes_figure(make_records(ERRORS, SIZES), salt="a") is not None
-        assert bytes_figure(make_records(ERRORS, sizes), salt="a") is None
+        figure = bytes_figure(make_records(ERRORS | {"ensemble": (58.5,)}, SIZES), salt="a")
+        assert figure is not None
+        assert "ensemble" in texts(figure)
+        assert bytes_figure(make_records(ERRORS, SIZES | {"8-bytes": SIZES["4-bytes"]}), salt="a") is None
 
     def test_a_reader_s_settings_change_nothing(self) -> None:
         plain = error_figure(SMALL, salt="a")
