@@ -140,7 +140,7 @@ def _setup(arm: Arm) -> dict[str, str]:
     return shown | {
         "soft loss": _words(loss),
         "selection": _selection(soft.selection.model_dump()) if soft.selection else "as stored",
-        "dataset": (run.dataset_digest or UNKNOWN)[:12],
+        "dataset": ", ".join(digest[:12] for digest in run.dataset_digests) or UNKNOWN,
     }
 
 
@@ -186,8 +186,8 @@ def _learning_curves(comparison: Comparison, marks: dict[str, Mark]) -> Plot:
 
 def _error_against_bytes(comparison: Comparison, marks: dict[str, Mark]) -> Plot:
     title = "Error against storage"
-    points = [(arm, data.facts["bytes_per_frame"]) for arm in comparison.arms if (data := comparison.dataset_of(arm))]
-    missing = [arm.name for arm in comparison.arms if arm.is_soft and not comparison.dataset_of(arm)]
+    points = [(arm, size) for arm in comparison.arms if (size := comparison.bytes_per_frame(arm)) is not None]
+    missing = [arm.name for arm in comparison.arms if arm.is_soft and comparison.bytes_per_frame(arm) is None]
     hint = f"Not shown, for want of their dataset (give it with --dataset): {', '.join(missing)}." if missing else ""
     if not points:
         return Plot(title=title, svg=None, marks=[], caption=hint or "No arm was trained with soft labels.")
@@ -224,7 +224,9 @@ def _error_against_bytes(comparison: Comparison, marks: dict[str, Mark]) -> Plot
     return Plot(
         title=title,
         svg=_svg("bytes", title, f"Frame error: {'; '.join(shown)}.", draw),
-        marks=[marks[arm.name] for arm in comparison.arms if arm in lines or comparison.dataset_of(arm)],
+        marks=[
+            marks[arm.name] for arm in comparison.arms if arm in lines or comparison.bytes_per_frame(arm) is not None
+        ],
         caption="Points: arms with soft labels, at the size of their dataset (± standard deviation over seeds). "
         "Those of one dataset stand side by side. Solid lines: hard labels only. Dashed: the teacher ensemble. " + hint,
     )

@@ -1,8 +1,8 @@
 """SWEEP.toml -> the training runs of all arms and seeds. Paths are relative to the file's folder.
 
 An arm is the base (the tables of a TRAIN.toml, or the path of one) with some keys changed: its tables are merged into the
-base's. ``false`` in the place of a table removes it. A table that names another ``policy``, ``kind`` or ``architecture``
-than the base's replaces it: keys of the other kind would mean nothing.
+base's; ``urls`` takes the place of ``url``. ``false`` in the place of a table removes it. A table that names another
+``policy``, ``kind`` or ``architecture`` than the base's replaces it: keys of the other kind would mean nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 # What a sweep sets itself for each run.
 _OWN_KEYS = ("name", "output", "seed")
 _KINDS = ("policy", "kind", "architecture")
+# One in the place of the other.
+_EITHER = {"url": "urls", "urls": "url"}
 
 
 class ArmConfig(StrictModel):
@@ -207,6 +209,7 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
         elif isinstance(value, Mapping) and isinstance(before, Mapping) and not _other_kind(before, value):
             merged[key] = _merged(before, value)
         else:
+            merged.pop(_EITHER.get(key, ""), None)
             merged[key] = value
     return merged
 

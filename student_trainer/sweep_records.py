@@ -38,9 +38,10 @@ class Record(StrictModel):
         splits: of the evaluation, joined by ``+``.
         unit: ``percent`` or ``nats per frame``.
         labels: ``hard``, ``soft``, ``hard+soft``; None for the ensemble.
-        dataset_digest: content digest of the soft labels trained on; None where there were none.
-        dataset_bytes_per_frame: that dataset's size as it is stored.
-        labels_bytes_per_frame: size of the arm's own selection of it, see ``stored_size.py``.
+        dataset_digest: content digest of the soft labels trained on, or of each dataset where teachers were switched; None
+            where there were none.
+        dataset_bytes_per_frame: size as it is stored, of all datasets together.
+        labels_bytes_per_frame: size of the arm's own selection of them, see ``stored_size.py``.
         config_digest: sha256 of the settings and the seed, with digests in the place of paths.
     """
 
@@ -52,7 +53,7 @@ class Record(StrictModel):
     unit: Literal["percent", "nats per frame"]
     labels: Literal["hard", "soft", "hard+soft"] | None
     num_parameters: int | None
-    dataset_digest: str | None
+    dataset_digest: str | tuple[str, ...] | None
     dataset_bytes_per_frame: float | None
     labels_bytes_per_frame: float | None
     config_digest: str | None
@@ -193,8 +194,7 @@ def _gains(arms: Sequence[Arm], baseline: Arm, reference: Arm) -> Iterator[GainR
 
 
 def _records(comparison: Comparison, arm: Arm) -> list[Record]:
-    dataset = comparison.dataset_of(arm)
-    stored = None if dataset is None else dataset.facts["bytes_per_frame"]
+    stored = comparison.bytes_per_frame(arm)
     soft = arm.runs[0].config.soft_labels if arm.runs else None
     own = stored_bytes_per_frame(arm.runs[0].config) if soft is not None and changes_size(soft) else stored
     runs: Sequence[Run | None] = arm.runs or [None]

@@ -62,6 +62,13 @@ class TestArms:
         selections = [arm.soft_labels.selection for arm in arms.values() if arm.soft_labels]
         assert selections == [Mass(mass=0.8, max_entries=20), TopK(k=5)]
 
+    def test_several_datasets_take_the_place_of_one(self, tmp_path: Path) -> None:
+        several = '[[arms]]\nname = "switched"\nsoft_labels = { urls = ["labels-a", "s3://bucket/labels"] }\n'
+        soft = arms_of(load_sweep(write(tmp_path, HARD + several)))["switched"].soft_labels
+        assert soft is not None
+        assert (soft.url, soft.weight) == (None, 0.8)
+        assert soft.locations == (str(tmp_path / "labels-a"), "s3://bucket/labels")
+
     def test_the_base_can_be_a_training_file_elsewhere(self, tmp_path: Path) -> None:
         (tmp_path / "base").mkdir()
         tables = BASE.replace("[base.", "[")
