@@ -15,6 +15,8 @@ from recipe import Model, inline
 from speechocean762 import MEMBER, PARTS, SMALL
 
 Tables = dict[str, object]
+# Out-of-fold labels of all training speech; an arm may name others.
+_LABELS = "labels-train"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,6 @@ class Question:
         arms = dict(self._arms(settings, epochs * self.num_epochs))
         pairs = [pair for pair in self.pairs if {*pair} <= {*arms, "ensemble"}]
         corpus = {"manifest": "corpus.parquet", "inventory": "inventory.json", "train_splits": PARTS}
-        evaluated = "dev" if self.on_dev else "test"
         lines = [
             f"title = {inline(self.title)}",
             f"output = {inline(self.name)}",
@@ -82,14 +83,14 @@ class Question:
             "",
             "[base]",
             f"corpus = {inline(corpus)}",
-            f"soft_labels = {inline({'url': 'labels-train', 'tail': 'ghost'})}",
+            f"soft_labels = {inline({'url': _LABELS, 'tail': 'ghost'})}",
             f"front_end = {inline({'kind': 'fbank', 'num_mel_bins': 40, 'stack': 3})}",
             f"model = {inline({'architecture': self.model.architecture, 'arguments': self.model.arguments})}",
             f"training = {inline({'batch_seconds': 40.0, 'precision': 'bfloat16'})}",
             "",
             "[evaluate]",
-            f"splits = {inline([evaluated])}",
-            f"ensemble = {inline(f'labels-{evaluated}')}",
+            f"splits = {inline([self._evaluated.removeprefix('labels-')])}",
+            f"ensemble = {inline(self._evaluated)}",
             *(['graph = "graph"', 'dev_ensemble = "labels-dev"'] if self.words else []),
             "",
             "[compare]",
@@ -100,6 +101,15 @@ class Question:
             lines += ["", "[[arms]]", f"name = {inline(name)}"]
             lines += [f"{key} = {inline(value)}" for key, value in tables.items()]
         return "\n".join(lines) + "\n"
+
+    def labels(self) -> set[str]:
+        """The datasets that it needs."""
+        of_arms = {str(arm.soft.get("url", _LABELS)) for arm in self.arms if arm.kind != "hard"}
+        return of_arms | {self._evaluated} | ({"labels-dev"} if self.words else set())
+
+    @property
+    def _evaluated(self) -> str:
+        return "labels-dev" if self.on_dev else "labels-test"
 
     def _arms(self, settings: Mapping[Kind, Settings], epochs: int) -> Iterator[tuple[str, Tables]]:
         """Less those that the chosen settings make the same as one before."""
@@ -146,7 +156,7 @@ def _augmented(arm: Arm) -> Arm:
 def _of_share(share: int) -> tuple[Arm, Arm]:
     """Hard labels of a share of the speakers: alone, heard as often as all speech else; and with soft targets of all speech."""
     hard_splits = SHARES[share]
-    url = "labels-train" if share == 100 else f"labels-{share}"
+    url = _LABELS if share == 100 else f"labels-{share}"
     return (
         Arm(name=f"hard-{share}", kind="hard", corpus={"train_splits": hard_splits}, num_epochs=100 // share),
         Arm(

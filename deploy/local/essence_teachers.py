@@ -59,12 +59,13 @@ class Group:
 
 WHOLE = Group(share=100)
 FOLDS = tuple(Group(share=100, fold=fold) for fold in range(NUM_FOLDS))
-GROUPS = (WHOLE, *FOLDS, Group(share=25), Group(share=50))
 
 
-def train_teachers(workspace: Workspace, *, epochs: int) -> None:
-    """Train and export every architecture of every group. A share of the speech is heard more often: equal budgets."""
-    todo = [(group, architecture) for group in GROUPS for architecture in ARCHITECTURES]
+def train_teachers(workspace: Workspace, labels: Sequence[Labels], *, epochs: int) -> None:
+    """Train and export every architecture of every group that these labels need. A share of the speech is heard more often:
+    equal budgets."""
+    groups = dict.fromkeys(group for each in labels for group in each.groups)
+    todo = [(group, architecture) for group in groups for architecture in ARCHITECTURES]
     with ThreadPoolExecutor(_NUM_PARALLEL) as pool:
         list(pool.map(lambda each: _train(workspace, *each, epochs=epochs), todo))
 
@@ -119,7 +120,7 @@ LABELS = (
 )
 
 
-def label(workspace: Workspace, num_classes: int, *, labels: Sequence[Labels] = LABELS) -> None:
+def label(workspace: Workspace, labels: Sequence[Labels], *, num_classes: int) -> None:
     for each in labels:
         workspace.write(f"{each.url}.toml", each.job(num_classes))
         workspace.command("teacher-service", "run", f"{each.url}.toml")

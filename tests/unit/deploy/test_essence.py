@@ -150,6 +150,26 @@ def test_an_arm_that_the_chosen_settings_make_the_same_as_another_is_left_out(
     assert ("sampled-50", "essence-at-1") not in sweep.pairs
 
 
+def test_only_what_the_chosen_questions_need_is_labelled(essence: ModuleType, questions: ModuleType) -> None:
+    def needed(*names: str) -> list[str]:
+        chosen = [question for question in questions.QUESTIONS if question.name in names]
+        return [labels.url for labels in essence.labels_of(chosen)]
+
+    whole = ["labels-train", "labels-heard", "labels-dev", "labels-test", "labels-25", "labels-50"]
+    assert [labels.url for labels in essence.labels_of(questions.QUESTIONS)] == whole
+    assert needed("how-much") == ["labels-train", "labels-dev", "labels-test"]
+    assert needed("unlabelled") == [url for url in whole if url != "labels-heard"]
+    assert needed("does-it-help", "how-much") == whole[:4]
+
+
+def test_a_question_finds_all_its_labels(essence: ModuleType, questions: ModuleType, sweeps: dict[str, Sweep]) -> None:
+    for question in questions.QUESTIONS:
+        sweep = sweeps[question.name]
+        used = {url for run in sweep.runs if run.soft_labels for url in run.soft_labels.locations}
+        used |= {url for url in (sweep.evaluate.ensemble, sweep.evaluate.dev_ensemble) if url}
+        assert {Path(url).name for url in used} == question.labels()
+
+
 def test_every_labelling_job_is_valid(essence: ModuleType, tmp_path: Path) -> None:
     for labels in sys.modules["essence_teachers"].LABELS:
         path = tmp_path / f"{labels.url}.toml"
