@@ -218,7 +218,8 @@ class TrainingData:
                 )
 
     def _dataset(self, seed: int, epoch: int, step: int) -> int:
-        return dataset_of_step(seed, epoch, step, len(self.soft_labels)) if self.soft_labels else 0
+        num_datasets = len(self.soft_labels)
+        return dataset_of_step(seed, epoch, step, num_datasets) if num_datasets > 1 else 0
 
     def _all_variants(self) -> dict[int, list[Variant]]:
         speeds = self.augmenter.speeds if self.augmenter else _AS_RECORDED
