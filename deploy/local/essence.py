@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 from essence_questions import QUESTIONS, TUNINGS, Question
 from essence_settings import chosen
-from essence_teachers import LABELS, Labels, label, train_teachers
+from essence_teachers import ARCHITECTURES, LABELS, Labels, label, train_teachers
 from recipe import Workspace
 from speechocean762 import PARTS, prepare
 
@@ -71,8 +71,23 @@ def _sweep(workspace: Workspace, name: str, text: str) -> None:
 @click.option("--epochs", default=20, show_default=True, help="For every model: equal budgets.")
 @click.option("--seeds", default=5, show_default=True, help="Students per arm, at most.")
 @click.option("--utterances", type=int, help="Use only so many utterances of each split (for a quick try).")
+@click.option(
+    "--teachers",
+    type=click.IntRange(1, len(ARCHITECTURES)),
+    default=len(ARCHITECTURES),
+    show_default=True,
+    help="In each ensemble (fewer for a quick try).",
+)
 @click.option("--question", "names", multiple=True, type=click.Choice([question.name for question in QUESTIONS]))
-def main(corpus: Path, output: Path, epochs: int, seeds: int, utterances: int | None, names: tuple[str, ...]) -> None:
+def main(
+    corpus: Path,
+    output: Path,
+    epochs: int,
+    seeds: int,
+    utterances: int | None,
+    teachers: int,
+    names: tuple[str, ...],
+) -> None:
     """Answer the questions, or those named, with the teachers that these need; all take some four hours on two cores."""
     output.mkdir(parents=True, exist_ok=True)
     if not (output / "corpus.parquet").exists():
@@ -84,9 +99,10 @@ def main(corpus: Path, output: Path, epochs: int, seeds: int, utterances: int | 
     questions = [question for question in QUESTIONS if not names or question.name in names]
     if any(question.words for question in questions):
         make_graph(workspace, corpus / "lexicon.txt")
-    labels = labels_of(questions)
-    train_teachers(workspace, labels, epochs=epochs)
-    label(workspace, labels, num_classes=ClassInventory.load(output / "inventory.json").num_classes)
+    labels, architectures = labels_of(questions), ARCHITECTURES[:teachers]
+    train_teachers(workspace, labels, architectures, epochs=epochs)
+    num_classes = ClassInventory.load(output / "inventory.json").num_classes
+    label(workspace, labels, architectures, num_classes=num_classes)
     run(workspace, questions, epochs=epochs, seeds=seeds)
 
 

@@ -173,7 +173,7 @@ def test_a_question_finds_all_its_labels(essence: ModuleType, questions: ModuleT
 def test_every_labelling_job_is_valid(essence: ModuleType, tmp_path: Path) -> None:
     for labels in sys.modules["essence_teachers"].LABELS:
         path = tmp_path / f"{labels.url}.toml"
-        path.write_text(labels.job(638), encoding="utf-8")
+        path.write_text(labels.job(essence.ARCHITECTURES, 638), encoding="utf-8")
         config = load_job(path)
         assert len(config.teachers) == 3 * len(labels.groups)
         assert config.targets.temperatures == (1.0, 2.0)
