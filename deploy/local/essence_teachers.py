@@ -99,8 +99,9 @@ class Labels:
 
     def job(self, architectures: Sequence[Architecture], num_classes: int) -> str:
         folds = f"num_folds = {NUM_FOLDS}\n" if len(self.groups) > 1 else ""
+        teachers = "".join(self._teachers(architectures))
         return (
-            f'[corpus]\nmanifest = "corpus.parquet"\nsplits = {inline(self.splits)}\n{folds}\n{"".join(self._teachers(architectures))}'
+            f'[corpus]\nmanifest = "corpus.parquet"\nsplits = {inline(self.splits)}\n{folds}\n{teachers}'
             '[combination]\nmethod = "arithmetic"\n\n[targets]\ntemperatures = [1.0, 2.0]\n\n'
             f'[selection]\npolicy = "top_k"\nk = {num_classes}\n\n'
             f'[destination]\nurl = "{self.url}"\nshard_seconds = 600.0\n\n[resources]\nnum_actors = 2\n'

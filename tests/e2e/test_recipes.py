@@ -87,7 +87,7 @@ def test_speechocean762(tmp_path: Path) -> None:
 @needs_commands
 @needs_speechocean762
 def test_essence(tmp_path: Path) -> None:
-    """Teachers of folds, labels of all classes, settings chosen on dev speech, one question, and the page: the cheapest of all."""
+    """Teachers of folds, labels of all classes, settings chosen on dev speech, the cheapest question, and the page."""
     output = tmp_path / "essence"
     # Two speakers in each split: with one, a fold without them has no dev speech.
     size = ("--epochs", "1", "--seeds", "1", "--utterances", "16", "--teachers", "1", "--question", "longer")
