@@ -94,15 +94,19 @@ class Epoch(_Record):
 
 
 class Run(_Record):
-    """``run.json``."""
+    """``run.json``. ``dataset_digest``: a list where teachers were switched."""
 
     config: TrainConfig
     corpus_digest: str
     inventory_digest: str
-    dataset_digest: str | None
+    dataset_digest: str | tuple[str, ...] | None
     num_parameters: int
     left_out: tuple[SkippedUtterance, ...] = ()
     history: tuple[Epoch, ...]
+
+    @property
+    def dataset_digests(self) -> tuple[str, ...]:
+        return (self.dataset_digest,) if isinstance(self.dataset_digest, str) else self.dataset_digest or ()
 
     def setup(self) -> dict[str, Any]:
         """What decides the result, less the seed, by dotted name. Digests stand for paths."""
@@ -113,7 +117,7 @@ class Run(_Record):
             "training": {"num_threads", "checkpoint_minutes"},
         }
         if self.config.soft_labels:
-            exclude["soft_labels"] = {"url", *CACHE_FIELDS}
+            exclude["soft_labels"] = {"url", "urls", *CACHE_FIELDS}
         data = {"corpus_digest": self.corpus_digest, "dataset_digest": self.dataset_digest}
         return _flat(self.config.model_dump(mode="json", exclude=exclude)) | data | {LEFT_OUT: len(self.left_out)}
 

@@ -269,16 +269,20 @@ def sweep(config: str, address: str | None) -> None:
 @click.option(
     "--output", required=True, type=click.Path(), help="Markdown page to write; figures and records lie beside."
 )
-def results(files: tuple[str, ...], output: str) -> None:
+@click.option(
+    "--introduction", type=click.Path(), help="Markdown file to stand below the title; a copy is kept beside."
+)
+def results(files: tuple[str, ...], output: str, introduction: str | None) -> None:
     """Write a page of results from FILES (each sweep's sweep.json, or the JSON of an earlier page), and nothing else.
 
     \b
-    Example:
+    Examples:
       student-trainer results sweep/sweep.json --output results.md
+      student-trainer results sweep/sweep.json --introduction answers.md --output results.md
     """
     from student_trainer.results_page import write_results
 
-    for path in write_results(files, output):
+    for path in write_results(files, output, introduction=introduction):
         click.echo(path)
 
 

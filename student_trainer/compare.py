@@ -84,10 +84,11 @@ class Comparison:
         without_words = any(arm.values("word_error_rate") is None for arm in self.arms)
         return tuple(metric for metric in METRICS if not (without_words and metric == "word_error_rate"))
 
-    def dataset_of(self, arm: Arm) -> LabelledData | None:
-        """What the arm was trained with; of two datasets with the same labels, the first that was given."""
-        digest = arm.runs[0].dataset_digest if arm.runs else None
-        return next((data for data in self.datasets if data.facts["content_digest"] == digest), None)
+    def bytes_per_frame(self, arm: Arm) -> float | None:
+        """What it was trained with takes, as it is stored, all its datasets together; None where one was not given."""
+        sizes = {data.facts["content_digest"]: data.facts["bytes_per_frame"] for data in reversed(self.datasets)}
+        digests = arm.runs[0].dataset_digests if arm.runs else ()
+        return sum(sizes[digest] for digest in digests) if digests and sizes.keys() >= {*digests} else None
 
 
 def compare(

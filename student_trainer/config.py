@@ -18,12 +18,12 @@ from softlabel_schemas.strict import StrictModel, parse, read_toml
 TailMode = Literal["renormalize", "ghost", "to_hard_label", "uniform"]
 # Of [soft_labels]: where bytes come from, which does not change what is trained.
 CACHE_FIELDS = ("cache", "cache_gib")
-# Keys that hold a path or a URL, by table.
-_PATHS = {"corpus": ("manifest", "inventory"), "soft_labels": ("url", "cache")}
+# Keys that hold a path or a URL, or a list of them, by table.
+_PATHS = {"corpus": ("manifest", "inventory"), "soft_labels": ("url", "urls", "cache")}
 # Settings that came later: left out of the digest where they have their default, so that runs made before them are resumed.
 _LATER = {
     "corpus": ("hard_label_splits", "num_folds", "held_out_fold"),
-    "soft_labels": ("final_weight", "frames", "decoding_head"),
+    "soft_labels": ("urls", "final_weight", "frames", "decoding_head"),
     "training": ("precision",),
 }
 
@@ -67,6 +67,9 @@ class SoftLabelConfig(StrictModel):
     """How the stored targets are used.
 
     Attributes:
+        url: of the dataset.
+        urls: in its place, several datasets that label the same speech, such as one for each teacher: each batch is taught by
+            one of them, drawn at random (see ``switching.py``).
         weight: of the soft loss; the hard loss has 1 - weight.
         final_weight: where ``weight`` arrives, linearly, at the end of the run; None keeps it as it is.
         temperature: one of those the dataset stores tails for; the soft loss is scaled by its square (Hinton et al.).
@@ -79,7 +82,8 @@ class SoftLabelConfig(StrictModel):
         cache_gib: its largest size, GiB; several runs may share one folder.
     """
 
-    url: str
+    url: str | None = None
+    urls: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     weight: Annotated[float, Field(gt=0, le=1)] = 0.5
     final_weight: Annotated[float, Field(ge=0, le=1)] | None = None
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -91,8 +95,17 @@ class SoftLabelConfig(StrictModel):
     cache: str | None = None
     cache_gib: Annotated[float, Field(gt=0)] = 50.0
 
+    @property
+    def locations(self) -> tuple[str, ...]:
+        """Of the dataset, or of them all."""
+        return self.urls or (() if self.url is None else (self.url,))
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if (self.url is None) == (self.urls is None):
+            raise ValueError(f"give url or urls, one of the two; found {'neither' if self.url is None else 'both'}")
+        if self.urls is not None and len(set(self.urls)) < len(self.urls):
+            raise ValueError(f"urls must differ, found {', '.join(self.urls)}")
         if self.decoding_head == "soft" and self.num_heads == 1:
             raise ValueError('decoding_head = "soft" needs num_heads = 2: of one head there is nothing to choose')
         if self.weight == 1 and self.final_weight in (None, 1) and self.num_heads == 2:
@@ -211,5 +224,7 @@ def absolute_paths(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _absolute(value: object, folder: Path, is_path: bool) -> object:
+    if is_path and isinstance(value, list):
+        return [_absolute(each, folder, is_path) for each in value]
     # Anything but text is for the model to refuse.
     return str(folder / value) if is_path and isinstance(value, str) and "://" not in value else value

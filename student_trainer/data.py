@@ -15,6 +15,7 @@ import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +29,18 @@ from student_trainer.order import Order
 from student_trainer.prefetch import prefetched
 from student_trainer.soft_labels import SoftLabels, WeightedTargets
 from student_trainer.speed import features_at_speed, retimed
+from student_trainer.switching import dataset_of_step
 
 # Collating 40 s of speech takes 0.3 ms, the step of a small student 30; some are ahead for when the processors are busy.
 _BATCHES_AHEAD = 4
 _AS_RECORDED = (1.0,)
+
+
+class Variant(NamedTuple):
+    """How an utterance is heard, and by which of the datasets it is taught (0 where there is none)."""
+
+    speed: float = 1.0
+    dataset: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +58,17 @@ class Step:
 
 
 class TrainingData:
-    """Examples of a corpus, read on demand or kept in memory; of a corpus to evaluate on, without an ``augmenter``."""
+    """Examples of a corpus, read on demand or kept in memory; of a corpus to evaluate on, without an ``augmenter``.
+
+    Args:
+        soft_labels: of each dataset; of several, one teaches each batch (``switching.py``).
+    """
 
     def __init__(
         self,
         corpus: Corpus,
         front_end: Fbank | Precomputed,
-        soft_labels: SoftLabels | None,
+        soft_labels: Sequence[SoftLabels] = (),
         augmenter: Augmenter | None = None,
     ) -> None:
         self.corpus, self.front_end, self.soft_labels, self.augmenter = corpus, front_end, soft_labels, augmenter
@@ -67,30 +80,43 @@ class TrainingData:
 
     def load(self, rows: Sequence[int]) -> dict[int, Example]:
         """Examples by row, as they were recorded."""
-        examples = self.load_at_speeds(dict.fromkeys(rows, _AS_RECORDED))
+        examples = self.load_variants(dict.fromkeys(rows, (Variant(),)))
         return {row: example for (row, _), example in examples.items()}
 
-    def load_at_speeds(
-        self, speeds_of: Mapping[int, Sequence[float]], given_up: threading.Event | None = None
-    ) -> dict[tuple[int, float], Example]:
-        """Examples by row and speed. Rows are read in order, so that each shard of soft targets is decoded once.
+    def load_variants(
+        self, variants_of: Mapping[int, Sequence[Variant]], given_up: threading.Event | None = None
+    ) -> dict[tuple[int, Variant], Example]:
+        """Examples by row and variant. Rows are read in order, so that each shard of soft targets is decoded once.
 
         Args:
-            speeds_of: the speeds that are wanted of each row.
+            variants_of: those that are wanted of each row.
             given_up: once set, the rest is left out: nobody waits for it any more.
         """
-        ordered = sorted(speeds_of)
-        utterances = [self.corpus[row] for row in ordered]
-        soft = self.soft_labels.of(utterances) if self.soft_labels else [None] * len(utterances)
+        utterances = {row: self.corpus[row] for row in sorted(variants_of)}
+        targets = self._targets(utterances, variants_of)
         examples = {}
-        for row, utterance, targets in zip(ordered, utterances, soft, strict=True):
+        for row, utterance in utterances.items():
             if given_up is not None and given_up.is_set():
                 break
-            if utterance.hard_labels is None and targets is None:
+            if utterance.hard_labels is None and not self.soft_labels:
                 raise InputError(f"utterance {utterance.utterance_id} has neither hard labels nor soft targets")
-            for speed, features_TD in zip(speeds_of[row], self._features(utterance, speeds_of[row]), strict=True):
-                examples[row, speed] = self._example(utterance, targets, features_TD, speed)
+            speeds = tuple(dict.fromkeys(variant.speed for variant in variants_of[row]))
+            features = dict(zip(speeds, self._features(utterance, speeds), strict=True))
+            for variant in variants_of[row]:
+                soft = targets.get((row, variant.dataset))
+                examples[row, variant] = self._example(utterance, soft, features[variant.speed], variant.speed)
         return examples
+
+    def _targets(
+        self, utterances: Mapping[int, Utterance], variants_of: Mapping[int, Sequence[Variant]]
+    ) -> dict[tuple[int, int], WeightedTargets]:
+        """By row and dataset, as far as they are wanted."""
+        targets: dict[tuple[int, int], WeightedTargets] = {}
+        for dataset, soft_labels in enumerate(self.soft_labels):
+            rows = [row for row in utterances if any(variant.dataset == dataset for variant in variants_of[row])]
+            found = soft_labels.of([utterances[row] for row in rows])
+            targets |= {(row, dataset): of_row for row, of_row in zip(rows, found, strict=True)}
+        return targets
 
     def _features(self, utterance: Utterance, speeds: Sequence[float]) -> Iterator[npt.NDArray[np.float32]]:
         if tuple(speeds) == _AS_RECORDED:
@@ -156,7 +182,7 @@ class TrainingData:
             given_up.set()
 
     def _pools(self, order: Order, epochs: range, first_step: int, given_up: threading.Event) -> Iterator[_Pool]:
-        """Those with something left to do. A corpus of one pool is loaded once, at all speeds: each is made once, and neither
+        """Those with something left to do. A corpus of one pool is loaded once, in all variants: each is made once, and neither
         audio nor targets are read again."""
         everything = None
         for epoch in epochs:
@@ -169,22 +195,36 @@ class TrainingData:
                 step += len(batches)
                 if not todo:
                     continue
-                is_whole = len(pools) == 1
-                all_speeds = self.augmenter.speeds if self.augmenter else _AS_RECORDED
-                speeds_of = {row: all_speeds if is_whole else (speeds_N[row],) for rows in batches for row in rows}
-                examples = everything or self.load_at_speeds(speeds_of, given_up)
+                datasets = [self._dataset(order.seed, epoch, at) for at in range(step - len(todo), step)]
+                variants = {
+                    row: Variant(speeds_N[row], dataset)
+                    for rows, dataset in zip(todo, datasets, strict=True)
+                    for row in rows
+                }
+                if len(pools) == 1:
+                    everything = everything or self.load_variants(self._all_variants(), given_up)
+                    examples = everything
+                else:
+                    examples = self.load_variants({row: (variant,) for row, variant in variants.items()}, given_up)
                 if given_up.is_set():
                     return
-                if is_whole:
-                    everything = examples
                 yield _Pool(
                     epoch=epoch,
                     batches=todo,
                     first_step=step - len(todo),
                     num_steps=num_steps,
-                    speeds_N=speeds_N,
+                    variants=variants,
                     examples=examples,
                 )
+
+    def _dataset(self, seed: int, epoch: int, step: int) -> int:
+        num_datasets = len(self.soft_labels)
+        return dataset_of_step(seed, epoch, step, num_datasets) if num_datasets > 1 else 0
+
+    def _all_variants(self) -> dict[int, list[Variant]]:
+        speeds = self.augmenter.speeds if self.augmenter else _AS_RECORDED
+        variants = [Variant(speed, dataset) for speed in speeds for dataset in range(max(len(self.soft_labels), 1))]
+        return dict.fromkeys(range(len(self.corpus)), variants)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,22 +234,22 @@ class _Pool:
     Attributes:
         batches: corpus rows of each batch.
         first_step: position of the first batch in its epoch, which has ``num_steps`` in all.
-        speeds_N: of each corpus row in this epoch, float64.
-        examples: by corpus row and speed.
+        variants: of each corpus row in these batches.
+        examples: by corpus row and variant.
     """
 
     epoch: int
     batches: list[list[int]]
     first_step: int
     num_steps: int
-    speeds_N: npt.NDArray[np.float64]
-    examples: dict[tuple[int, float], Example]
+    variants: dict[int, Variant]
+    examples: dict[tuple[int, Variant], Example]
 
 
 def _steps(pools: Iterator[_Pool], temperature: float, augmenter: Augmenter | None) -> Iterator[Step]:
     for pool in pools:
         for step, rows in enumerate(pool.batches, start=pool.first_step):
-            examples = [pool.examples[row, pool.speeds_N[row]] for row in rows]
+            examples = [pool.examples[row, pool.variants[row]] for row in rows]
             if augmenter is not None:
                 examples = [
                     replace(example, features=augmenter.masked(example.features, row, pool.epoch))

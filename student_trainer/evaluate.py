@@ -50,7 +50,7 @@ def evaluate_run(
     set_threads(config.training.num_threads)
     corpus = load_evaluation_corpus(manifest, splits, inventory)
     words = _word_errors(decoding, inventory, corpus, splits, where=manifest)
-    data = TrainingData(corpus, config.front_end, None)
+    data = TrainingData(corpus, config.front_end)
     metrics = Metrics(inventory)
     with progress("evaluate", len(corpus), "utterances") as advance:
         for batch_labels, posteriors in model_posteriors(model, data, PhoneColumns.of(inventory) if words else None):

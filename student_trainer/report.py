@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.transforms import ScaledTranslation
 
-from softlabel_schemas.inline_svg import inline_svg
+from softlabel_schemas.chart import COLOURS, ENSEMBLE_COLOUR, inline_svg
 from softlabel_schemas.object_store import ObjectStore
 from student_trainer.arms import Arm
 from student_trainer.compare import (
@@ -32,9 +32,7 @@ from student_trainer.compare import (
     warnings,
 )
 
-# Each has a contrast of at least 4.5 on white; the shapes tell arms apart without colour.
-_COLOURS = ("#0b5cad", "#b3470b", "#1a7446", "#8a2f86", "#7a5c00", "#00707a", "#a81e3c", "#4a4a4a")
-# matplotlib's marker -> the same shape as an SVG path in a 12 x 12 box.
+# matplotlib's marker -> the same shape as an SVG path in a 12 x 12 box; the shapes tell arms apart without colour.
 _MARKERS = {
     "o": "M6 2a4 4 0 1 0 .01 0z",
     "s": "M2.5 2.5h7v7h-7z",
@@ -43,7 +41,6 @@ _MARKERS = {
     "v": "M6 10.5 1.5 2h9z",
     "P": "M4.3 1.5h3.4v2.8h2.8v3.4H7.7v2.8H4.3V7.7H1.5V4.3h2.8z",
 }
-_ENSEMBLE_COLOUR = "#1c1c1c"
 _NUM_BINS = 40
 
 
@@ -118,8 +115,8 @@ def write(path: str, text: str) -> None:
 def _mark(arm: Arm, index: int) -> Mark:
     marker = tuple(_MARKERS)[index % len(_MARKERS)]
     if arm.kind == "ensemble":
-        return Mark(label=arm.name, colour=_ENSEMBLE_COLOUR, marker=marker, dashed=True)
-    return Mark(label=arm.name, colour=_COLOURS[index % len(_COLOURS)], marker=marker)
+        return Mark(label=arm.name, colour=ENSEMBLE_COLOUR, marker=marker, dashed=True)
+    return Mark(label=arm.name, colour=COLOURS[index % len(COLOURS)], marker=marker)
 
 
 def _setup(arm: Arm) -> dict[str, str]:
@@ -140,7 +137,7 @@ def _setup(arm: Arm) -> dict[str, str]:
     return shown | {
         "soft loss": _words(loss),
         "selection": _selection(soft.selection.model_dump()) if soft.selection else "as stored",
-        "dataset": (run.dataset_digest or UNKNOWN)[:12],
+        "dataset": ", ".join(digest[:12] for digest in run.dataset_digests) or UNKNOWN,
     }
 
 
@@ -186,8 +183,8 @@ def _learning_curves(comparison: Comparison, marks: dict[str, Mark]) -> Plot:
 
 def _error_against_bytes(comparison: Comparison, marks: dict[str, Mark]) -> Plot:
     title = "Error against storage"
-    points = [(arm, data.facts["bytes_per_frame"]) for arm in comparison.arms if (data := comparison.dataset_of(arm))]
-    missing = [arm.name for arm in comparison.arms if arm.is_soft and not comparison.dataset_of(arm)]
+    points = [(arm, size) for arm in comparison.arms if (size := comparison.bytes_per_frame(arm)) is not None]
+    missing = [arm.name for arm in comparison.arms if arm.is_soft and comparison.bytes_per_frame(arm) is None]
     hint = f"Not shown, for want of their dataset (give it with --dataset): {', '.join(missing)}." if missing else ""
     if not points:
         return Plot(title=title, svg=None, marks=[], caption=hint or "No arm was trained with soft labels.")
@@ -224,7 +221,9 @@ def _error_against_bytes(comparison: Comparison, marks: dict[str, Mark]) -> Plot
     return Plot(
         title=title,
         svg=inline_svg("bytes", title, f"Frame error: {'; '.join(shown)}.", draw),
-        marks=[marks[arm.name] for arm in comparison.arms if arm in lines or comparison.dataset_of(arm)],
+        marks=[
+            marks[arm.name] for arm in comparison.arms if arm in lines or comparison.bytes_per_frame(arm) is not None
+        ],
         caption="Points: arms with soft labels, at the size of their dataset (± standard deviation over seeds). "
         "Those of one dataset stand side by side. Solid lines: hard labels only. Dashed: the teacher ensemble. " + hint,
     )
@@ -236,7 +235,7 @@ def _histogram(comparison: Comparison, name: str, title: str, label: str, attrib
     values = [getattr(data, attribute).astype(np.float64) for data in comparison.datasets]
     ends = min(map(np.min, values)), max(map(np.max, values))
     edges = np.linspace(*(ends if ends[0] < ends[1] else (ends[0] - 0.005, ends[1] + 0.005)), _NUM_BINS + 1)
-    marks = [Mark(label=data.url, colour=_COLOURS[i % len(_COLOURS)]) for i, data in enumerate(comparison.datasets)]
+    marks = [Mark(label=data.url, colour=COLOURS[i % len(COLOURS)]) for i, data in enumerate(comparison.datasets)]
 
     def draw(axes: Any) -> None:
         for mark, data, values_N in zip(marks, comparison.datasets, values, strict=True):

@@ -2,48 +2,83 @@
 
 ::
 
-    sweep.json, ... --> NAME.md, NAME-1.svg, ... (a figure for each sweep), NAME.json (all records, to make the page again)
+    sweep.json, ... --> NAME.json, NAME.introduction.md   all records and what precedes them: the page is made from these again
+                    --> NAME.md, NAME-1.svg, NAME-1-bytes.svg, ...   sections and figures, for each sweep
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from softlabel_schemas.errors import InputError
 from student_trainer.arms import METRICS, Metric
 from student_trainer.compare import COLUMNS, DIGITS, UNKNOWN, signed
 from student_trainer.report import write
 from student_trainer.results_arms import ArmRecords, arms_of
-from student_trainer.results_figure import error_figure
-from student_trainer.sweep_records import DifferenceRecord, SweepRecords, load_records, records_json
+from student_trainer.results_figure import bytes_figure, error_figure
+from student_trainer.sweep_records import DifferenceRecord, GainRecord, SweepRecords, load_records, records_json
 
 
-def write_results(files: Sequence[str | Path], output: str | Path) -> list[Path]:
-    """Write the page and what belongs to it; returns what was written. Raises InputError for a bad file."""
+def write_results(
+    files: Sequence[str | Path], output: str | Path, *, introduction: str | Path | None = None
+) -> list[Path]:
+    """Write the page and what belongs to it; returns what was written.
+
+    Args:
+        introduction: Markdown, which stands below the title; a copy is written beside the page.
+
+    Raises:
+        InputError: a file is missing or bad.
+    """
     sweeps = [sweep for file in files for sweep in load_records(file)]
     page = Path(output)
     texts = {page.with_suffix(".json"): records_json(sweeps)}
+    opening = [_HOW_TO_READ]
+    sources, options = f"`{page.stem}.json`", ""
+    if introduction is not None:
+        copy = page.with_name(f"{page.stem}.introduction.md")
+        texts[copy] = _read(introduction)
+        opening = [texts[copy].strip() + "\n", *opening]
+        sources, options = f"{sources} and `{copy.name}`", f"--introduction {copy.name} "
     sections = []
     for number, sweep in enumerate(sweeps, start=1):
-        figure = page.with_name(f"{page.stem}-{number}.svg")
-        texts[figure] = error_figure(sweep, salt=figure.stem)
-        sections.append(_section(sweep, figure.name))
-    made_by = f"student-trainer results {page.stem}.json --output {page.name}"
-    head = f"# {page.stem}\n\nMade from `{page.stem}.json` by `{made_by}`; do not edit.\n"
-    texts[page] = "\n".join([head, _HOW_TO_READ, *sections])
+        name = f"{page.stem}-{number}"
+        figures = {f"{name}.svg": error_figure(sweep, salt=name)}
+        against_bytes = bytes_figure(sweep, salt=f"{name}-bytes")
+        if against_bytes is not None:
+            figures[f"{name}-bytes.svg"] = against_bytes
+        texts |= {page.with_name(figure): svg for figure, svg in figures.items()}
+        sections.append(_section(sweep, list(figures)))
+    made_by = f"student-trainer results {page.stem}.json {options}--output {page.name}"
+    head = f"# {page.stem}\n\nMade from {sources} by `{made_by}`; do not edit.\n"
+    texts[page] = "\n".join([head, *opening, *sections])
     for path, text in texts.items():
         write(str(path), text)
     return list(texts)
 
 
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; --introduction takes a Markdown file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}") from None
+
+
 _HOW_TO_READ = """\
 Mean ± standard deviation over seeds. A difference is that of the mean error rates of two arms over the same utterances, in
-points; its interval (95%) and p-value are from a paired bootstrap over utterances, and "seeds" says in how many of them the
-first arm has the lower error. Bytes per frame are those of the soft labels that the arm uses, encoded as the dataset is.
+points, and in percent of the second arm's rate (relative); its interval (95%) and p-value are from a paired bootstrap over
+utterances, and "seeds" says in how many of them the first arm has the lower error. Bytes per frame are those of the soft labels
+that the arm uses, encoded as the dataset is.
 """
 
 
-def _section(sweep: SweepRecords, figure: str) -> str:
+_ALT_TEXTS = ("Frame error of each arm", "Frame error against bytes per frame")
+
+
+def _section(sweep: SweepRecords, figures: Sequence[str]) -> str:
     arms = arms_of(sweep)
     metrics = [metric for metric in METRICS if any(metric in arm.values for arm in arms)]
     lines = [
@@ -57,12 +92,14 @@ def _section(sweep: SweepRecords, figure: str) -> str:
             [_row(arm, metrics) for arm in arms],
         ),
         "",
-        f"![Frame error of each arm]({figure})",
-        "",
+        *(f"![{alt}]({figure})\n" for alt, figure in zip(_ALT_TEXTS, figures, strict=False)),
     ]
+    by_name = {arm.name: arm for arm in arms}
     if sweep.differences:
-        header = ["arm", "against", "errors", "difference", "95% interval", "p", "seeds"]
-        lines += [*_table(header, [_difference_row(found) for found in sweep.differences]), ""]
+        header = ["arm", "against", "errors", "difference", "relative", "95% interval", "p", "seeds"]
+        lines += [*_table(header, [_difference_row(found, by_name[found.against]) for found in sweep.differences]), ""]
+    if sweep.gains:
+        lines += [*_gains(sweep.gains, by_name), ""]
     return "\n".join(lines)
 
 
@@ -73,7 +110,7 @@ def _row(arm: ArmRecords, metrics: Sequence[Metric]) -> list[str]:
         first.labels or "teacher ensemble",
         str(arm.num_seeds or UNKNOWN),
         UNKNOWN if first.num_parameters is None else f"{first.num_parameters:,}",
-        UNKNOWN if first.labels_bytes_per_frame is None else f"{first.labels_bytes_per_frame:.1f}",
+        _size(arm),
         *(_spread(arm, metric) for metric in metrics),
     ]
 
@@ -86,16 +123,44 @@ def _spread(arm: ArmRecords, metric: Metric) -> str:
     return f"{mean:.{digits}f}" if std is None else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
-def _difference_row(found: DifferenceRecord) -> list[str]:
+def _difference_row(found: DifferenceRecord, against: ArmRecords) -> list[str]:
     return [
         found.arm,
         found.against,
         found.metric.removesuffix("_error_rate"),
         signed(found.difference),
+        _relative(found, against),
         f"{signed(found.low)} to {signed(found.high)}",
         "< 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}",
         f"{found.better_seeds}/{found.num_seeds}",
     ]
+
+
+def _relative(found: DifferenceRecord, against: ArmRecords) -> str:
+    """Unknown where words were not decoded for every arm, and in percent of nothing."""
+    mean = against.spread(found.metric)[0] if found.metric in against.values else 0
+    return f"{signed(100 * found.difference / mean)}%" if mean else UNKNOWN
+
+
+def _gains(gains: Sequence[GainRecord], arms: Mapping[str, ArmRecords]) -> list[str]:
+    """Of one baseline and reference."""
+    baseline, reference = arms[gains[0].baseline], arms[gains[0].reference]
+    points = baseline.spread("frame_error_rate")[0] - reference.spread("frame_error_rate")[0]
+    said = f"What is kept of the gain of {reference.name} over {baseline.name} in frame error, {signed(points)} points"
+    if any(found.low is None for found in gains):
+        said += " (its interval holds zero: the shares have none, and mean little)"
+    rows = [[found.arm, _size(arms[found.arm]), *_kept(found)] for found in gains]
+    return [f"{said}:", "", *_table(["arm", "bytes/frame", "gain kept %", "95% interval"], rows)]
+
+
+def _kept(found: GainRecord) -> tuple[str, str]:
+    interval = UNKNOWN if found.low is None or found.high is None else f"{found.low:.1f} to {found.high:.1f}"
+    return UNKNOWN if found.kept is None else f"{found.kept:.1f}", interval.replace("-", "−")
+
+
+def _size(arm: ArmRecords) -> str:
+    size = arm.first.labels_bytes_per_frame
+    return UNKNOWN if size is None else f"{size:.1f}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

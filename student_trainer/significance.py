@@ -1,7 +1,9 @@
-"""Whether two arms differ: a paired bootstrap over utterances, for frame, phone and word errors alike."""
+"""Whether two arms differ, and what share of a gain an arm keeps: a paired bootstrap over utterances, for frame, phone and word
+errors alike."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +13,8 @@ from softlabel_schemas.errors import InputError
 from student_trainer.arms import Arm, Metric
 
 NUM_RESAMPLES = 10_000
+Float64 = npt.NDArray[np.float64]
+_INTERVAL = (2.5, 97.5)
 # Drawn at once: 4 M indices are 32 MB.
 _INDICES_AT_ONCE = 4_000_000
 
@@ -51,9 +55,42 @@ def difference(soft: Arm, hard: Arm, metric: Metric) -> Difference | None:
     return Difference(metric=metric, points=points, low=low, high=high, p_value=p_value)
 
 
-def paired_bootstrap(
-    errors_a_U: npt.NDArray[np.float64], errors_b_U: npt.NDArray[np.float64], units_U: npt.NDArray[np.float64]
-) -> tuple[float, float, float, float]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GainKept:
+    """Percent of the reference's gain over the baseline that an arm has too: 0 as the baseline, 100 as the reference.
+
+    Attributes:
+        kept: None where the reference gains nothing.
+        interval: 95%, over test utterances. None where that of the reference's gain holds zero: the share can be anything then.
+    """
+
+    kept: float | None
+    interval: tuple[float, float] | None
+
+
+def gain_kept(arm: Arm, baseline: Arm, reference: Arm) -> GainKept:
+    """(baseline - arm) / (baseline - reference) of the mean frame errors, both differences of the same resampled utterances."""
+    (of_arm_U, frames_U), (of_baseline_U, _), (of_reference_U, _) = map(_frame_errors_U, (arm, baseline, reference))
+    gains = of_baseline_U - of_arm_U, of_baseline_U - of_reference_U
+    own, whole = (float(gain_U.sum()) for gain_U in gains)
+    own_R, whole_R = _resampled(gains, frames_U)
+    low, high = np.percentile(whole_R, _INTERVAL)
+    interval = None
+    if not low <= 0 <= high:
+        # Of so clear a gain hardly a resample is exactly zero; one that is has no share.
+        is_some_R = whole_R != 0
+        ends = np.percentile(100 * own_R[is_some_R] / whole_R[is_some_R], _INTERVAL)
+        interval = float(ends[0]), float(ends[1])
+    return GainKept(kept=100 * own / whole if whole else None, interval=interval)
+
+
+def _frame_errors_U(arm: Arm) -> tuple[Float64, Float64]:
+    found = arm.errors_U("frame_error_rate")
+    assert found is not None  # every evaluation counts them
+    return found
+
+
+def paired_bootstrap(errors_a_U: Float64, errors_b_U: Float64, units_U: Float64) -> tuple[float, float, float, float]:
     """Difference of two error rates (a less b) over the same utterances, by resampling utterances.
 
     After Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation" (2004). The seed is
@@ -66,16 +103,22 @@ def paired_bootstrap(
         difference, lower and upper end of its 95% percentile interval (points), two-sided p (at least 2 / 10,001).
     """
     differences_U = errors_a_U - errors_b_U
+    (resampled_R,) = _resampled([differences_U], units_U)
+    low, high = np.percentile(resampled_R, _INTERVAL)
+    beyond = min((resampled_R <= 0).sum(), (resampled_R >= 0).sum())
+    # Plus one: what was observed counts as a resample, and no finite number of them shows p = 0.
+    p_value = min(1.0, 2 * (1 + int(beyond)) / (NUM_RESAMPLES + 1))
+    return 100 * float(differences_U.sum() / max(units_U.sum(), 1)), float(low), float(high), p_value
+
+
+def _resampled(errors: Sequence[Float64], units_U: Float64) -> Float64:
+    """Rates, percent, of each of K counts in the same resamples of utterances, [K, R]."""
     rng = np.random.default_rng(0)
     num_utterances = len(units_U)
     rows = max(_INDICES_AT_ONCE // num_utterances, 1)
     parts = []
     for start in range(0, NUM_RESAMPLES, rows):
         sample_RU = rng.integers(num_utterances, size=(min(rows, NUM_RESAMPLES - start), num_utterances))
-        parts.append(differences_U[sample_RU].sum(axis=1) / np.maximum(units_U[sample_RU].sum(axis=1), 1))
-    resampled_R = 100 * np.concatenate(parts)
-    low, high = np.percentile(resampled_R, (2.5, 97.5))
-    beyond = min((resampled_R <= 0).sum(), (resampled_R >= 0).sum())
-    # Plus one: what was observed counts as a resample, and no finite number of them shows p = 0.
-    p_value = min(1.0, 2 * (1 + int(beyond)) / (NUM_RESAMPLES + 1))
-    return 100 * float(differences_U.sum() / max(units_U.sum(), 1)), float(low), float(high), p_value
+        units_R = np.maximum(units_U[sample_RU].sum(axis=1), 1)
+        parts.append(np.stack([errors_U[sample_RU].sum(axis=1) / units_R for errors_U in errors]))
+    return np.asarray(100 * np.concatenate(parts, axis=1))

@@ -19,7 +19,8 @@ from student_trainer.soft_labels import SoftLabels
 
 
 def stored_bytes_per_frame(config: TrainConfig) -> float | None:
-    """Bytes per frame of the soft labels that a run uses, had they been captured as it narrows them; None without soft labels.
+    """Bytes per frame of the soft labels that a run uses, had they been captured as it narrows them, of all its datasets
+    together; None without soft labels.
 
     Measured, not estimated: they are encoded with the dataset's codec and container, in its shards. A frame whose weight is 0
     keeps no entry. As for a published dataset, the index and the manifest are not counted.
@@ -29,9 +30,13 @@ def stored_bytes_per_frame(config: TrainConfig) -> float | None:
     """
     if config.soft_labels is None:
         return None
+    return sum(_bytes_per_frame(config, config.soft_labels, url) for url in config.soft_labels.locations)
+
+
+def _bytes_per_frame(config: TrainConfig, soft_labels: SoftLabelConfig, url: str) -> float:
     corpus = load_corpus(config.corpus.manifest).select_splits(config.corpus.train_splits)
-    dataset = open_dataset(config.soft_labels.url)
-    labels = SoftLabels(dataset, config.soft_labels, corpus, dataset.manifest.spec.inventory_digest)
+    dataset = open_dataset(url)
+    labels = SoftLabels(dataset, soft_labels, corpus, dataset.manifest.spec.inventory_digest)
     utterances = {utterance.utterance_id: utterance for utterance in corpus}
     num_bytes = num_frames = 0
     with progress(f"size of {config.name}", dataset.num_shards, "shards") as advance:

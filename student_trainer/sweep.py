@@ -63,7 +63,7 @@ def _compare(sweep: Sweep, failed: Collection[str]) -> Comparison:
     finished = sorted(
         (run for run in sweep.runs if run.output not in failed), key=lambda run: sweep.arms.index(run.name)
     )
-    datasets = dict.fromkeys(run.soft_labels.url for run in finished if run.soft_labels is not None)
+    datasets = dict.fromkeys(url for run in finished if run.soft_labels for url in run.soft_labels.locations)
     ensemble = evaluate_ensemble(sweep)
     evaluations = [] if ensemble is None else [ensemble]
     return compare([run.output for run in finished], evaluations, list(datasets), sweep.evaluate.splits)

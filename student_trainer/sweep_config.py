@@ -1,8 +1,8 @@
 """SWEEP.toml -> the training runs of all arms and seeds. Paths are relative to the file's folder.
 
 An arm is the base (the tables of a TRAIN.toml, or the path of one) with some keys changed: its tables are merged into the
-base's. ``false`` in the place of a table removes it. A table that names another ``policy``, ``kind`` or ``architecture``
-than the base's replaces it: keys of the other kind would mean nothing.
+base's; ``urls`` takes the place of ``url``. ``false`` in the place of a table removes it. A table that names another
+``policy``, ``kind`` or ``architecture`` than the base's replaces it: keys of the other kind would mean nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 # What a sweep sets itself for each run.
 _OWN_KEYS = ("name", "output", "seed")
 _KINDS = ("policy", "kind", "architecture")
+# One in the place of the other.
+_EITHER = {"url": "urls", "urls": "url"}
 
 
 class ArmConfig(StrictModel):
@@ -65,9 +67,20 @@ class EvaluateConfig(StrictModel):
 
 
 class CompareConfig(StrictModel):
-    """``pairs``: of arms (``ensemble`` is one), to be tested beside each soft arm against the hard-only arms of its model."""
+    """Attributes:
+    pairs: of arms (``ensemble`` is one), to be tested beside each soft arm against the hard-only arms of its model.
+    gain: a baseline and a reference arm, such as hard labels alone and all soft outputs with them: of every other arm it is
+        said what share of the reference's gain in frame error it keeps.
+    """
 
     pairs: tuple[tuple[str, str], ...] = ()
+    gain: tuple[str, str] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.gain is not None and self.gain[0] == self.gain[1]:
+            raise ValueError(f"gain needs two arms, a baseline and a reference; found '{self.gain[0]}' twice")
+        return self
 
 
 class SweepConfig(StrictModel):
@@ -89,10 +102,10 @@ class SweepConfig(StrictModel):
         twice = [name for name, number in Counter(arm.name for arm in self.arms).items() if number > 1]
         if twice:
             raise ValueError(f"arms need names of their own; more than one is named {', '.join(twice)}")
-        names = {arm.name for arm in self.arms} | ({ENSEMBLE} if self.evaluate.ensemble else set())
-        unknown = sorted({name for pair in self.compare.pairs for name in pair} - names)
-        if unknown:
-            raise ValueError(f"compare.pairs names {', '.join(unknown)}; the arms are {', '.join(sorted(names))}")
+        arms = {arm.name for arm in self.arms}
+        tested = arms | ({ENSEMBLE} if self.evaluate.ensemble else set())
+        _check_known("pairs", {name for pair in self.compare.pairs for name in pair}, tested)
+        _check_known("gain", set(self.compare.gain or ()), arms)
         return self
 
 
@@ -109,6 +122,7 @@ class Sweep:
         runs: one for each arm and seed; all arms of the first seed first, so that a table can be had early.
         manifest: corpus manifest of the base, which the ensemble is evaluated on.
         dev_splits: of the base.
+        pairs, gain: see :class:`CompareConfig`.
     """
 
     title: str
@@ -119,6 +133,7 @@ class Sweep:
     dev_splits: tuple[str, ...]
     evaluate: EvaluateConfig
     pairs: tuple[tuple[str, str], ...]
+    gain: tuple[str, str] | None
 
 
 def load_sweep(path: str | Path) -> Sweep:
@@ -169,6 +184,7 @@ def load_sweep(path: str | Path) -> Sweep:
         dev_splits=runs[0].corpus.dev_splits,
         evaluate=evaluate.model_copy(update=located),
         pairs=config.compare.pairs,
+        gain=config.compare.gain,
     )
 
 
@@ -193,6 +209,7 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
         elif isinstance(value, Mapping) and isinstance(before, Mapping) and not _other_kind(before, value):
             merged[key] = _merged(before, value)
         else:
+            merged.pop(_EITHER.get(key, ""), None)
             merged[key] = value
     return merged
 
@@ -205,6 +222,12 @@ def _check_own_keys(tables: Mapping[str, Any]) -> None:
     own = [key for key in _OWN_KEYS if key in tables]
     if own:
         raise ValueError(f"{', '.join(own)}: the sweep sets this for each run; seeds are given as seeds = [0, 1]")
+
+
+def _check_known(key: str, named: set[str], arms: set[str]) -> None:
+    unknown = sorted(named - arms)
+    if unknown:
+        raise ValueError(f"compare.{key} names {', '.join(unknown)}; the arms are {', '.join(sorted(arms))}")
 
 
 def _check_different(seeds: Sequence[int]) -> None:

@@ -3,7 +3,8 @@
     {"version": 1, "sweeps": [
       {"title": ..., "splits": [...], "corpus_digest": ..., "inventory_digest": ..., "num_utterances": ..., "num_frames": ...,
        "records":     [one for each arm, seed and metric],
-       "differences": [one for each pair of arms and metric: paired bootstrap over utterances]}]}
+       "differences": [one for each pair of arms and metric: paired bootstrap over utterances],
+       "gains":       [one for each arm but two, where the sweep names a baseline and a reference; else there is no such key]}]}
 
 The same results give the same bytes: nothing in it depends on times, folders or the order of work.
 """
@@ -11,18 +12,18 @@ The same results give the same bytes: nothing in it depends on times, folders or
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from softlabel_schemas.digest import canonical_json, parse_json, sha256_hex
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.strict import StrictModel, parse
 from student_trainer.arms import COUNTS, Arm, Metric, Run
 from student_trainer.compare import Comparison
-from student_trainer.significance import Difference, difference
+from student_trainer.significance import Difference, difference, gain_kept
 from student_trainer.stored_size import changes_size, stored_bytes_per_frame
 from student_trainer.sweep_config import Sweep
 
@@ -37,9 +38,10 @@ class Record(StrictModel):
         splits: of the evaluation, joined by ``+``.
         unit: ``percent`` or ``nats per frame``.
         labels: ``hard``, ``soft``, ``hard+soft``; None for the ensemble.
-        dataset_digest: content digest of the soft labels trained on; None where there were none.
-        dataset_bytes_per_frame: that dataset's size as it is stored.
-        labels_bytes_per_frame: size of the arm's own selection of it, see ``stored_size.py``.
+        dataset_digest: content digest of the soft labels trained on, or of each dataset where teachers were switched; None
+            where there were none.
+        dataset_bytes_per_frame: size as it is stored, of all datasets together.
+        labels_bytes_per_frame: size of the arm's own selection of them, see ``stored_size.py``.
         config_digest: sha256 of the settings and the seed, with digests in the place of paths.
     """
 
@@ -51,7 +53,7 @@ class Record(StrictModel):
     unit: Literal["percent", "nats per frame"]
     labels: Literal["hard", "soft", "hard+soft"] | None
     num_parameters: int | None
-    dataset_digest: str | None
+    dataset_digest: str | tuple[str, ...] | None
     dataset_bytes_per_frame: float | None
     labels_bytes_per_frame: float | None
     config_digest: str | None
@@ -78,6 +80,23 @@ class DifferenceRecord(StrictModel):
     num_seeds: int
 
 
+class GainRecord(StrictModel):
+    """What share of the gain in frame error of ``reference`` over ``baseline`` an arm keeps; their difference is among the
+    ``differences``.
+
+    Attributes:
+        kept: percent. None where there is no gain.
+        low, high: 95% interval over utterances. None where that of the gain holds zero.
+    """
+
+    arm: str
+    baseline: str
+    reference: str
+    kept: float | None
+    low: float | None
+    high: float | None
+
+
 class SweepRecords(StrictModel):
     title: str
     splits: tuple[str, ...]
@@ -87,6 +106,16 @@ class SweepRecords(StrictModel):
     num_frames: int
     records: tuple[Record, ...]
     differences: tuple[DifferenceRecord, ...]
+    gains: tuple[GainRecord, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        named = {name for found in self.differences for name in (found.arm, found.against)}
+        named |= {name for found in self.gains for name in (found.arm, found.baseline, found.reference)}
+        unknown = sorted(named - {record.arm for record in self.records})
+        if unknown:
+            raise ValueError(f"there are no records of {', '.join(unknown)}, which are among its differences or gains")
+        return self
 
 
 class RecordsFile(StrictModel):
@@ -112,7 +141,9 @@ def records_json(sweeps: Sequence[SweepRecords]) -> str:
 
 def _sweep_json(sweep: SweepRecords) -> str:
     fields = sweep.model_dump(mode="json")
-    lists = {name: fields.pop(name) for name in ("records", "differences")}
+    lists = {name: fields.pop(name) for name in ("records", "differences", "gains")}
+    if not sweep.gains:
+        del lists["gains"]
     head = ",\n".join(f" {_json(name)}: {_json(value)}" for name, value in fields.items())
     tables = [
         f" {_json(name)}: [\n" + ",\n".join(f"  {_json(row)}" for row in rows) + "]" for name, rows in lists.items()
@@ -125,10 +156,12 @@ def _json(value: object) -> str:
 
 
 def sweep_records(comparison: Comparison, sweep: Sweep) -> SweepRecords:
-    """Of a comparison's arms; a pair that the sweep names is passed over where an arm of it failed."""
+    """Of a comparison's arms; a pair that the sweep names, or its gain, is passed over where an arm of it failed."""
     first = comparison.evaluation
     by_name = {arm.name: arm for arm in comparison.arms}
-    tested = dict.fromkeys([(pair.soft.name, pair.hard.name) for pair in comparison.pairs] + list(sweep.pairs))
+    gain = None if sweep.gain is None or not by_name.keys() >= {*sweep.gain} else sweep.gain
+    pairs = [(pair.soft.name, pair.hard.name) for pair in comparison.pairs]
+    tested = dict.fromkeys([*pairs, *sweep.pairs, *([(gain[1], gain[0])] if gain else [])])
     found = [
         record
         for left, right in tested
@@ -144,12 +177,24 @@ def sweep_records(comparison: Comparison, sweep: Sweep) -> SweepRecords:
         num_frames=int(first.frames_U().sum()),
         records=tuple(record for arm in comparison.arms for record in _records(comparison, arm)),
         differences=tuple(found),
+        gains=() if gain is None else tuple(_gains(comparison.arms, by_name[gain[0]], by_name[gain[1]])),
     )
 
 
+def _gains(arms: Sequence[Arm], baseline: Arm, reference: Arm) -> Iterator[GainRecord]:
+    """Of all other students."""
+    for arm in arms:
+        if not arm.runs or arm.name in (baseline.name, reference.name):
+            continue
+        found = gain_kept(arm, baseline, reference)
+        low, high = found.interval or (None, None)
+        yield GainRecord(
+            arm=arm.name, baseline=baseline.name, reference=reference.name, kept=found.kept, low=low, high=high
+        )
+
+
 def _records(comparison: Comparison, arm: Arm) -> list[Record]:
-    dataset = comparison.dataset_of(arm)
-    stored = None if dataset is None else dataset.facts["bytes_per_frame"]
+    stored = comparison.bytes_per_frame(arm)
     soft = arm.runs[0].config.soft_labels if arm.runs else None
     own = stored_bytes_per_frame(arm.runs[0].config) if soft is not None and changes_size(soft) else stored
     runs: Sequence[Run | None] = arm.runs or [None]

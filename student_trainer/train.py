@@ -65,22 +65,21 @@ def train(config: TrainConfig) -> bool:
         InputError: inputs do not fit together, or the output folder holds a run of another configuration.
     """
     set_threads(config.training.num_threads)
-    inventory = ClassInventory.load(config.corpus.inventory)
+    inventory, soft = ClassInventory.load(config.corpus.inventory), config.soft_labels
     corpus = load_corpus(config.corpus.manifest)
     whole_corpus = train_corpus = _heard(corpus.select_splits(config.corpus.train_splits), config)
-    dataset = _open_dataset(config)
-    left_out: tuple[SkippedUtterance, ...] = ()
-    if dataset is not None:
+    datasets = _open_datasets(config)
+    left_out_of: dict[str, tuple[SkippedUtterance, ...]] = {}
+    for dataset in datasets:
         # Before any check: an utterance can have been skipped because of its labels.
-        train_corpus, left_out = leave_out_skipped(whole_corpus, dataset)
+        train_corpus, left_out_of[dataset.store.url] = leave_out_skipped(train_corpus, dataset)
+    left_out = [entry for of_dataset in left_out_of.values() for entry in of_dataset]
     check_hard_labels(train_corpus, inventory, where=config.corpus.manifest)
     _check_frame_shift(train_corpus, config)
     if config.corpus.hard_label_splits is not None:
         train_corpus = only_hard_labels_of(train_corpus, config.corpus.hard_label_splits)
-    check_something_to_learn(train_corpus, config.soft_labels, where=config.corpus.manifest)
-    soft_labels = None
-    if dataset is not None and config.soft_labels is not None:
-        soft_labels = SoftLabels(dataset, config.soft_labels, train_corpus, inventory.digest())
+    check_something_to_learn(train_corpus, soft, where=config.corpus.manifest)
+    soft_labels = [SoftLabels(dataset, soft, train_corpus, inventory.digest()) for dataset in datasets if soft]
     folder = RunFolder(config.output)
     torch.manual_seed(config.seed)
     model = build_model(config, inventory)
@@ -92,7 +91,7 @@ def train(config: TrainConfig) -> bool:
         "config_digest": config.digest(),
         "corpus_digest": whole_corpus.digest,
         "inventory_digest": inventory.digest(),
-        "dataset_digest": None if dataset is None else dataset.manifest.content_digest,
+        "dataset_digest": _digest(datasets),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     at = _resume(folder, identity, model, optimizer)
@@ -101,10 +100,9 @@ def train(config: TrainConfig) -> bool:
     dev = None
     if config.corpus.dev_splits:
         dev_corpus = _heard(load_evaluation_corpus(config.corpus.manifest, config.corpus.dev_splits, inventory), config)
-        dev = TrainingData(dev_corpus, config.front_end, None)
-    if dataset is not None:
-        where = f"{folder.path}/{RUN}"
-        say_what_is_left_out(left_out, len(whole_corpus), where=where, url=dataset.store.url)
+        dev = TrainingData(dev_corpus, config.front_end)
+    for url, of_dataset in left_out_of.items():
+        say_what_is_left_out(of_dataset, len(whole_corpus), where=f"{folder.path}/{RUN}", url=url)
     folder.write_inventory(inventory)
     trainer = _Trainer(config, folder, identity, left_out, model, optimizer, at)
     augmenter = None
@@ -304,14 +302,21 @@ def _check_frame_shift(corpus: Corpus, config: TrainConfig) -> None:
         )
 
 
-def _open_dataset(config: TrainConfig) -> SoftLabelDataset | None:
+def _open_datasets(config: TrainConfig) -> list[SoftLabelDataset]:
     soft = config.soft_labels
     if soft is None:
-        return None
+        return []
     cache = None if soft.cache is None else FileCache(soft.cache, int(soft.cache_gib * 2**30))
-    dataset = open_dataset(soft.url, cache=cache)
-    warn_if_deprecated(dataset.store)
-    return dataset
+    datasets = [open_dataset(url, cache=cache) for url in soft.locations]
+    for dataset in datasets:
+        warn_if_deprecated(dataset.store)
+    return datasets
+
+
+def _digest(datasets: Sequence[SoftLabelDataset]) -> str | list[str] | None:
+    """Of the labels; of several datasets a list, in their order: it decides which of them teaches a step."""
+    digests = [dataset.manifest.content_digest for dataset in datasets]
+    return digests if len(digests) > 1 else next(iter(digests), None)
 
 
 def _resume(

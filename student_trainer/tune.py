@@ -67,7 +67,7 @@ def tune_run(run: str | Path, manifest: str, splits: Sequence[str], graph: str, 
     corpus = load_evaluation_corpus(manifest, splits, inventory)
     texts = transcripts(corpus, where=manifest)
     found: dict[str, npt.NDArray[np.float32]] = {}
-    data = TrainingData(corpus, config.front_end, None)
+    data = TrainingData(corpus, config.front_end)
     for labelled, posteriors in model_posteriors(model, data, decoding_graph.columns):
         for (utterance_id, _), of_utterance in zip(labelled, posteriors, strict=True):
             assert of_utterance.phone_log_probs_TC is not None

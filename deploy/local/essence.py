@@ -10,13 +10,13 @@ interrupted and run again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 from essence_questions import QUESTIONS, TUNINGS, Question
 from essence_settings import chosen
-from essence_teachers import label, train_teachers
+from essence_teachers import ARCHITECTURES, LABELS, Labels, label, train_teachers
 from recipe import Workspace
 from speechocean762 import PARTS, prepare
 
@@ -33,13 +33,24 @@ def make_graph(workspace: Workspace, lexicon: Path) -> None:
         workspace.command("student-trainer", "graph", *files, *splits, "--min-phone-frames", "2", "--output", "graph")
 
 
-def run(workspace: Workspace, *, epochs: int, seeds: int, questions: Sequence[Question] = QUESTIONS) -> None:
-    """On labels that are made; ends with a page of the trials and the questions."""
-    sweeps = []
+def tuned(questions: Sequence[Question]) -> Iterator[tuple[Question, list[Question]]]:
+    """The trials of each model in use, and the questions that take their settings from them."""
     for tuning in TUNINGS:
         of_model = [question for question in questions if question.model == tuning.model]
-        if not of_model:
-            continue
+        if of_model:
+            yield tuning, of_model
+
+
+def labels_of(questions: Sequence[Question]) -> list[Labels]:
+    """What these questions and their trials need."""
+    urls = {url for tuning, of_model in tuned(questions) for each in (tuning, *of_model) for url in each.labels()}
+    return [labels for labels in LABELS if labels.url in urls]
+
+
+def run(workspace: Workspace, questions: Sequence[Question], *, epochs: int, seeds: int) -> None:
+    """On labels that are made; ends with a page of the trials and the questions."""
+    sweeps = []
+    for tuning, of_model in tuned(questions):
         _sweep(workspace, tuning.name, tuning.toml({}, epochs=epochs, seeds=1))
         settings = chosen(workspace.folder / tuning.name / "sweep.json")
         for question in of_model:
@@ -60,9 +71,24 @@ def _sweep(workspace: Workspace, name: str, text: str) -> None:
 @click.option("--epochs", default=20, show_default=True, help="For every model: equal budgets.")
 @click.option("--seeds", default=5, show_default=True, help="Students per arm, at most.")
 @click.option("--utterances", type=int, help="Use only so many utterances of each split (for a quick try).")
+@click.option(
+    "--teachers",
+    type=click.IntRange(1, len(ARCHITECTURES)),
+    default=len(ARCHITECTURES),
+    show_default=True,
+    help="In each ensemble (fewer for a quick try).",
+)
 @click.option("--question", "names", multiple=True, type=click.Choice([question.name for question in QUESTIONS]))
-def main(corpus: Path, output: Path, epochs: int, seeds: int, utterances: int | None, names: tuple[str, ...]) -> None:
-    """Answer the questions, or those named, on speechocean762; some four hours on two cores."""
+def main(
+    corpus: Path,
+    output: Path,
+    epochs: int,
+    seeds: int,
+    utterances: int | None,
+    teachers: int,
+    names: tuple[str, ...],
+) -> None:
+    """Answer the questions, or those named, with the teachers that these need; all take some four hours on two cores."""
     output.mkdir(parents=True, exist_ok=True)
     if not (output / "corpus.parquet").exists():
         try:
@@ -70,11 +96,14 @@ def main(corpus: Path, output: Path, epochs: int, seeds: int, utterances: int | 
         except InputError as error:
             raise click.UsageError(str(error)) from None
     workspace = Workspace(output)
-    make_graph(workspace, corpus / "lexicon.txt")
-    train_teachers(workspace, epochs=epochs)
-    label(workspace, ClassInventory.load(output / "inventory.json").num_classes)
-    chosen_questions = [question for question in QUESTIONS if not names or question.name in names]
-    run(workspace, epochs=epochs, seeds=seeds, questions=chosen_questions)
+    questions = [question for question in QUESTIONS if not names or question.name in names]
+    if any(question.words for question in questions):
+        make_graph(workspace, corpus / "lexicon.txt")
+    labels, architectures = labels_of(questions), ARCHITECTURES[:teachers]
+    train_teachers(workspace, labels, architectures, epochs=epochs)
+    num_classes = ClassInventory.load(output / "inventory.json").num_classes
+    label(workspace, labels, architectures, num_classes=num_classes)
+    run(workspace, questions, epochs=epochs, seeds=seeds)
 
 
 if __name__ == "__main__":

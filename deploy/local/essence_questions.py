@@ -15,6 +15,8 @@ from recipe import Model, inline
 from speechocean762 import MEMBER, PARTS, SMALL
 
 Tables = dict[str, object]
+# Out-of-fold labels of all training speech; an arm may name others.
+_LABELS = "labels-train"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,7 @@ class Question:
     Attributes:
         num_epochs: times those of the whole experiment.
         pairs: tested beside each soft arm against the hard-only ones.
+        gain: baseline and reference arm, of whose gain each other arm keeps a share.
         words: whether words are decoded too, which takes as long as training a small student.
         on_dev: evaluated on dev instead of test speech.
     """
@@ -65,6 +68,7 @@ class Question:
     seeds: int
     num_epochs: int = 1
     pairs: tuple[tuple[str, str], ...] = ()
+    gain: tuple[str, str] | None = None
     words: bool = False
     on_dev: bool = False
 
@@ -72,7 +76,6 @@ class Question:
         arms = dict(self._arms(settings, epochs * self.num_epochs))
         pairs = [pair for pair in self.pairs if {*pair} <= {*arms, "ensemble"}]
         corpus = {"manifest": "corpus.parquet", "inventory": "inventory.json", "train_splits": PARTS}
-        evaluated = "dev" if self.on_dev else "test"
         lines = [
             f"title = {inline(self.title)}",
             f"output = {inline(self.name)}",
@@ -80,23 +83,33 @@ class Question:
             "",
             "[base]",
             f"corpus = {inline(corpus)}",
-            f"soft_labels = {inline({'url': 'labels-train', 'tail': 'ghost'})}",
+            f"soft_labels = {inline({'url': _LABELS, 'tail': 'ghost'})}",
             f"front_end = {inline({'kind': 'fbank', 'num_mel_bins': 40, 'stack': 3})}",
             f"model = {inline({'architecture': self.model.architecture, 'arguments': self.model.arguments})}",
             f"training = {inline({'batch_seconds': 40.0, 'precision': 'bfloat16'})}",
             "",
             "[evaluate]",
-            f"splits = {inline([evaluated])}",
-            f"ensemble = {inline(f'labels-{evaluated}')}",
+            f"splits = {inline([self._evaluated.removeprefix('labels-')])}",
+            f"ensemble = {inline(self._evaluated)}",
             *(['graph = "graph"', 'dev_ensemble = "labels-dev"'] if self.words else []),
             "",
             "[compare]",
             f"pairs = {inline(pairs)}",
+            *([f"gain = {inline(self.gain)}"] if self.gain else []),
         ]
         for name, tables in arms.items():
             lines += ["", "[[arms]]", f"name = {inline(name)}"]
             lines += [f"{key} = {inline(value)}" for key, value in tables.items()]
         return "\n".join(lines) + "\n"
+
+    def labels(self) -> set[str]:
+        """The datasets that it needs."""
+        of_arms = {str(arm.soft.get("url", _LABELS)) for arm in self.arms if arm.kind != "hard"}
+        return of_arms | {self._evaluated} | ({"labels-dev"} if self.words else set())
+
+    @property
+    def _evaluated(self) -> str:
+        return "labels-dev" if self.on_dev else "labels-test"
 
     def _arms(self, settings: Mapping[Kind, Settings], epochs: int) -> Iterator[tuple[str, Tables]]:
         """Less those that the chosen settings make the same as one before."""
@@ -143,7 +156,7 @@ def _augmented(arm: Arm) -> Arm:
 def _of_share(share: int) -> tuple[Arm, Arm]:
     """Hard labels of a share of the speakers: alone, heard as often as all speech else; and with soft targets of all speech."""
     hard_splits = SHARES[share]
-    url = "labels-train" if share == 100 else f"labels-{share}"
+    url = _LABELS if share == 100 else f"labels-{share}"
     return (
         Arm(name=f"hard-{share}", kind="hard", corpus={"train_splits": hard_splits}, num_epochs=100 // share),
         Arm(
@@ -156,6 +169,7 @@ def _of_share(share: int) -> tuple[Arm, Arm]:
 
 
 _ARMS = (HARD, ALL_SOFT, ESSENCE)
+_GAIN = (HARD.name, BOTH.name)
 QUESTIONS = (
     Question(
         name="does-it-help",
@@ -180,6 +194,7 @@ QUESTIONS = (
             ),
             HEARD,
         ),
+        gain=_GAIN,
         pairs=(
             ("essence", "all-soft"),
             ("essence", "all-soft-and-hard"),
@@ -208,6 +223,7 @@ QUESTIONS = (
             Arm(name="agreeing-frames", kind="both", soft={"frames": {"disagreeing": 0.0}}),
             Arm(name="less-silence", kind="both", soft={"frames": {"silence": 0.2}}),
         ),
+        gain=_GAIN,
         pairs=tuple(
             (arm, "all-soft-and-hard") for arm in ("4-bytes", "8-bytes", "16-bytes", "agreeing-frames", "less-silence")
         ),

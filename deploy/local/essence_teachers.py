@@ -53,25 +53,28 @@ class Group:
     def name(self) -> str:
         return f"{self.share}" if self.fold is None else f"{self.share}-without-{self.fold}"
 
-    def bundles(self) -> list[str]:
-        return [f"bundles/{architecture.name}-{self.name}" for architecture in ARCHITECTURES]
+    def bundle(self, architecture: Architecture) -> str:
+        return f"bundles/{architecture.name}-{self.name}"
 
 
 WHOLE = Group(share=100)
 FOLDS = tuple(Group(share=100, fold=fold) for fold in range(NUM_FOLDS))
-GROUPS = (WHOLE, *FOLDS, Group(share=25), Group(share=50))
 
 
-def train_teachers(workspace: Workspace, *, epochs: int) -> None:
-    """Train and export every architecture of every group. A share of the speech is heard more often: equal budgets."""
-    todo = [(group, architecture) for group in GROUPS for architecture in ARCHITECTURES]
+def train_teachers(
+    workspace: Workspace, labels: Sequence[Labels], architectures: Sequence[Architecture], *, epochs: int
+) -> None:
+    """Train and export what these labels need: each architecture for each group. A share of the speech is heard more often:
+    equal budgets."""
+    groups = dict.fromkeys(group for each in labels for group in each.groups)
+    todo = [(group, architecture) for group in groups for architecture in architectures]
     with ThreadPoolExecutor(_NUM_PARALLEL) as pool:
         list(pool.map(lambda each: _train(workspace, *each, epochs=epochs), todo))
 
 
 def _train(workspace: Workspace, group: Group, architecture: Architecture, *, epochs: int) -> None:
     name = f"{architecture.name}-{group.name}"
-    if workspace.exists(f"bundles/{name}/teacher.json"):
+    if workspace.exists(f"{group.bundle(architecture)}/teacher.json"):
         return
     held_out = "" if group.fold is None else f"num_folds = {NUM_FOLDS}\nheld_out_fold = {group.fold}\n"
     workspace.write(
@@ -83,7 +86,7 @@ def _train(workspace: Workspace, group: Group, architecture: Architecture, *, ep
         'precision = "bfloat16"\n',
     )
     workspace.command("student-trainer", "train", f"{name}.toml")
-    workspace.command("student-trainer", "export", f"teachers/{name}", f"bundles/{name}")
+    workspace.command("student-trainer", "export", f"teachers/{name}", group.bundle(architecture))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,19 +97,21 @@ class Labels:
     splits: tuple[str, ...]
     groups: tuple[Group, ...]
 
-    def job(self, num_classes: int) -> str:
+    def job(self, architectures: Sequence[Architecture], num_classes: int) -> str:
         folds = f"num_folds = {NUM_FOLDS}\n" if len(self.groups) > 1 else ""
+        teachers = "".join(self._teachers(architectures))
         return (
-            f'[corpus]\nmanifest = "corpus.parquet"\nsplits = {inline(self.splits)}\n{folds}\n{"".join(self._teachers())}'
+            f'[corpus]\nmanifest = "corpus.parquet"\nsplits = {inline(self.splits)}\n{folds}\n{teachers}'
             '[combination]\nmethod = "arithmetic"\n\n[targets]\ntemperatures = [1.0, 2.0]\n\n'
             f'[selection]\npolicy = "top_k"\nk = {num_classes}\n\n'
             f'[destination]\nurl = "{self.url}"\nshard_seconds = 600.0\n\n[resources]\nnum_actors = 2\n'
         )
 
-    def _teachers(self) -> Iterator[str]:
+    def _teachers(self, architectures: Sequence[Architecture]) -> Iterator[str]:
         for group in self.groups:
             fold = "" if group.fold is None else f"fold = {group.fold}\n"
-            yield from (f'[[teachers]]\nbundle = "{bundle}"\n{fold}\n' for bundle in group.bundles())
+            for architecture in architectures:
+                yield f'[[teachers]]\nbundle = "{group.bundle(architecture)}"\n{fold}\n'
 
 
 LABELS = (
@@ -119,8 +124,10 @@ LABELS = (
 )
 
 
-def label(workspace: Workspace, num_classes: int, *, labels: Sequence[Labels] = LABELS) -> None:
+def label(
+    workspace: Workspace, labels: Sequence[Labels], architectures: Sequence[Architecture], *, num_classes: int
+) -> None:
     for each in labels:
-        workspace.write(f"{each.url}.toml", each.job(num_classes))
+        workspace.write(f"{each.url}.toml", each.job(architectures, num_classes))
         workspace.command("teacher-service", "run", f"{each.url}.toml")
         workspace.command("softlabels", "verify", each.url)

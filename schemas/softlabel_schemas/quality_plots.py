@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from softlabel_schemas.chart import inline_svg
 from softlabel_schemas.dataset import SoftLabelDataset
-from softlabel_schemas.inline_svg import inline_svg
 from softlabel_schemas.sampled_shards import evenly_spaced
 
 # Shards of two hours: some 6,000 utterances, of which a histogram does not change any more.

@@ -115,7 +115,7 @@ class ToyCorpus:
         """Features are computed from the audio, or read from the files that hold them."""
         corpus, url = self.corpus, str(self.folder / "labels")
         digest = inventory(self.num_classes).digest()
-        labels = SoftLabels(open_dataset(url), SoftLabelConfig(url=url), corpus, digest) if soft else None
+        labels = [SoftLabels(open_dataset(url), SoftLabelConfig(url=url), corpus, digest)] if soft else []
         return TrainingData(corpus, STORED if stored_features else FRONT_END, labels)
 
 

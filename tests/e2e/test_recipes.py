@@ -1,4 +1,4 @@
-"""The two recipes of deploy/local, end to end at a small size: every command, real Ray, a report."""
+"""The recipes of deploy/local, end to end at a small size: every command, real Ray, a report."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from softlabel_schemas import load_corpus, open_dataset
+from student_trainer.sweep_records import load_records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = REPOSITORY / "deploy" / "local"
@@ -49,12 +50,15 @@ def test_demo(tmp_path: Path) -> None:
     assert train["dataset_digest"] == dataset.manifest.content_digest
 
 
+needs_speechocean762 = pytest.mark.skipif(
+    not SPEECHOCEAN762.exists(), reason=f"speechocean762 is not at {SPEECHOCEAN762} (set SPEECHOCEAN762 to its folder)"
+)
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 @needs_commands
-@pytest.mark.skipif(
-    not SPEECHOCEAN762.exists(), reason=f"speechocean762 is not at {SPEECHOCEAN762} (set SPEECHOCEAN762 to its folder)"
-)
+@needs_speechocean762
 def test_speechocean762(tmp_path: Path) -> None:
     output = tmp_path / "speechocean762"
     size = ("--epochs", "1", "--seeds", "1", "--utterances", "48")
@@ -76,3 +80,34 @@ def test_speechocean762(tmp_path: Path) -> None:
     results = json.loads((output / "runs" / "member-essence-0" / "evaluation-test.json").read_text(encoding="utf-8"))
     assert results["num_utterances"] == 48
     assert 0 < results["frame_error_rate"] < 100
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+@needs_commands
+@needs_speechocean762
+def test_essence(tmp_path: Path) -> None:
+    """Teachers of folds, labels of all classes, settings chosen on dev speech, the cheapest question, and the page."""
+    output = tmp_path / "essence"
+    # Two speakers in each split: with one, a fold without them has no dev speech.
+    size = ("--epochs", "1", "--seeds", "1", "--utterances", "16", "--teachers", "1", "--question", "longer")
+    run_recipe("essence.py", str(SPEECHOCEAN762), str(output), *size)
+    labels = open_dataset(output / "labels-train").manifest.spec
+    assert [teacher.fold for teacher in labels.teachers] == [0, 1, 2, 3]
+    assert labels.selection.cap == labels.num_classes
+    question, tuning = load_records(output / "speechocean762.json")
+    assert (question.splits, tuning.splits) == (("test",), ("dev",))
+    assert {record.arm for record in question.records} == {
+        *("hard", "all-soft", "essence", "hard-augmented", "essence-augmented", "ensemble")
+    }
+    # Each kind of arm has the settings of its best trial.
+    best = min(
+        (record for record in tuning.records if record.metric == "frame_error_rate" and record.labels == "soft"),
+        key=lambda record: record.value,
+    )
+    run = json.loads((output / "longer" / "runs" / "all-soft-0" / "run.json").read_bytes())["config"]
+    temperature, rate = run["soft_labels"]["temperature"], run["training"]["learning_rate"]
+    assert best.arm == f"soft-weight-1-temperature-{temperature:g}-learning_rate-{rate:g}"
+    page = (output / "speechocean762.md").read_text(encoding="utf-8")
+    assert "## Can a student pass its teachers, with twice the budget?" in page
+    assert (output / "speechocean762-1.svg").exists()

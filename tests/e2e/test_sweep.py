@@ -1,4 +1,5 @@
-"""``student-trainer sweep`` on a real local Ray: interrupted and resumed, as if nothing had been; a failing arm."""
+"""``student-trainer sweep`` on a real local Ray, words included: interrupted and resumed, as if nothing had been; a failing
+arm."""
 
 from __future__ import annotations
 
@@ -13,13 +14,11 @@ from pathlib import Path
 import pytest
 
 from student_trainer.compare import compare
-from student_trainer.evaluate import evaluate_dataset
 from student_trainer.sweep_config import Sweep, load_sweep
 from student_trainer.sweep_records import SweepRecords, load_records, sweep_records
-from student_trainer.sweep_task import ENSEMBLE_RESULT, LOG, train_and_evaluate
+from student_trainer.sweep_task import LOG, evaluate_ensemble, train_and_evaluate
 from tests.support.processes import descendants, gone, listening_addresses
-from tests.support.speech import write_soft_labels, write_speech
-from tests.support.sweeps import write_sweep
+from tests.support.sweeps import write_sweep, write_words
 
 ROOT = Path(__file__).parents[2]
 # Known only once the model is built.
@@ -35,9 +34,7 @@ LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFF
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
-    speech = write_speech(folder)
-    write_soft_labels(folder / "labels", speech.split("train"))
-    write_soft_labels(folder / "labels-test", speech.split("test"))
+    write_words(folder)
     return folder
 
 
@@ -68,11 +65,10 @@ def undisturbed(path: Path) -> SweepRecords:
     sweep = load_sweep(path)
     for run in sweep.runs:
         train_and_evaluate(run, sweep.evaluate)
-    assert sweep.evaluate.ensemble is not None
-    ensemble = str(sweep.output / ENSEMBLE_RESULT)
-    evaluate_dataset(sweep.evaluate.ensemble, sweep.manifest, sweep.evaluate.splits, ensemble)
+    ensemble = evaluate_ensemble(sweep)
+    assert ensemble is not None
     runs = [run.output for arm in sweep.arms for run in sweep.runs if run.name == arm]
-    datasets = [run.soft_labels.url for run in sweep.runs if run.soft_labels]
+    datasets = [url for run in sweep.runs if run.soft_labels for url in run.soft_labels.locations]
     return sweep_records(compare(runs, [ensemble], datasets, sweep.evaluate.splits), sweep)
 
 
@@ -84,7 +80,7 @@ def num_epochs(sweep: Sweep) -> list[int]:
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_interrupted_and_resumed_with_a_failing_arm(folder: Path) -> None:
-    path = write_sweep(folder, "disturbed", arms=FAILING)
+    path = write_sweep(folder, "disturbed", arms=FAILING, words=True)
     sweep = load_sweep(path)
     process = start(path)
     processes = interrupt_in_the_middle(process, sweep)
@@ -112,7 +108,9 @@ def test_interrupted_and_resumed_with_a_failing_arm(folder: Path) -> None:
         ("top-2", "ensemble"),
     }
     # Of the first seed, whose runs were interrupted.
-    expected = undisturbed(write_sweep(folder, "undisturbed", seeds=[0])).records
+    expected = undisturbed(write_sweep(folder, "undisturbed", seeds=[0], words=True)).records
+    decoded = [record.arm for record in expected if record.metric == "word_error_rate"]
+    assert decoded == ["hard", "top-2", "ensemble"]
     assert tuple(record for record in found.records if record.seed != 1) == expected
     for run in sweep.runs[:2]:
         name = Path(run.output).name

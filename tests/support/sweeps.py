@@ -1,9 +1,16 @@
-"""A SWEEP.toml on the tones of ``speech.py``: a hard-only arm and one with the likeliest two classes, two seeds each."""
+"""A SWEEP.toml on the tones of ``speech.py``: a hard-only arm and one with the likeliest two classes, two seeds each.
+
+:func:`write_words` makes what decoding words needs of the corpus beside it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+
+from student_trainer.graph_folder import make_graph
+from tests.support.speech import INVENTORY, Speech, write_soft_labels, write_speech
+from tests.support.words import write_words_speech
 
 _SWEEP = """
 output = "{output}"
@@ -14,7 +21,7 @@ corpus = {{ manifest = "corpus.parquet", inventory = "inventory.json" }}
 soft_labels = {{ url = "labels", temperature = 2.0 }}
 front_end = {{ kind = "fbank", sample_rate = 8000, num_mel_bins = 8, stack = 3 }}
 model = {{ architecture = "tdnn", arguments = {{ hidden = 16, num_layers = 2 }} }}
-training = {{ epochs = 30, batch_seconds = 0.3, learning_rate = 0.01 }}
+training = {{ epochs = {epochs}, batch_seconds = 0.3, learning_rate = 0.01 }}
 
 [[arms]]
 name = "hard"
@@ -26,14 +33,41 @@ soft_labels = {{ selection = {{ policy = "top_k", k = 2, keep_hard_label = true 
 {arms}
 [evaluate]
 ensemble = "labels-test"
-
+{words}
 [compare]
 pairs = [["top-2", "ensemble"]]
 """
 
 
-def write_sweep(folder: Path, output: str, *, seeds: Sequence[int] = (0, 1), arms: str = "") -> Path:
-    """Beside the corpus and the datasets ``labels`` and ``labels-test``; ``arms``: further ones, as TOML."""
+_WORDS = 'graph = "graph"\ndev_ensemble = "labels-dev"\n'
+
+
+def write_sweep(
+    folder: Path,
+    output: str,
+    *,
+    seeds: Sequence[int] = (0, 1),
+    arms: str = "",
+    epochs: int = 12,
+    words: bool = False,
+) -> Path:
+    """Beside the corpus and the datasets ``labels`` and ``labels-test``.
+
+    Args:
+        arms: further ones, as TOML.
+        words: decoded too; then what :func:`write_words` makes is needed.
+    """
     path = folder / f"{output}.toml"
-    path.write_text(_SWEEP.format(output=output, seeds=list(seeds), arms=arms), encoding="utf-8")
+    toml = _SWEEP.format(output=output, seeds=list(seeds), arms=arms, epochs=epochs, words=_WORDS if words else "")
+    path.write_text(toml, encoding="utf-8")
     return path
+
+
+def write_words(folder: Path) -> Speech:
+    """A corpus with transcripts, its ``graph``, and the datasets ``labels``, ``labels-dev`` and ``labels-test``."""
+    speech = write_words_speech(folder, write_speech(folder / "speech", unlabelled_share=0.0))
+    files = speech.manifest, ["train"], str(folder / "lexicon.txt")
+    make_graph(*files, INVENTORY, str(folder / "graph"), ngram_order=2, min_phone_frames=1)
+    for name, split in (("labels", "train"), ("labels-dev", "dev"), ("labels-test", "test")):
+        write_soft_labels(folder / name, speech.split(split))
+    return speech

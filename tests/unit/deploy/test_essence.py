@@ -90,6 +90,11 @@ def test_every_question_is_a_valid_sweep_on_stored_labels(
         assert {run.soft_labels.url for run in sweep.runs if run.soft_labels} <= stored
 
 
+def test_the_share_of_all_soft_outputs_gain_is_asked_of_narrower_labels(sweeps: dict[str, Sweep]) -> None:
+    gains = {name: sweep.gain for name, sweep in sweeps.items() if sweep.gain}
+    assert gains == dict.fromkeys(("does-it-help", "how-much"), ("hard", "all-soft-and-hard"))
+
+
 def test_arms_of_a_question_have_equal_budgets_and_models(sweeps: dict[str, Sweep]) -> None:
     """Epochs are of a run's own speech, of a quarter of the speakers say; all parts are as large."""
     for name, sweep in sweeps.items():
@@ -145,10 +150,30 @@ def test_an_arm_that_the_chosen_settings_make_the_same_as_another_is_left_out(
     assert ("sampled-50", "essence-at-1") not in sweep.pairs
 
 
+def test_only_what_the_chosen_questions_need_is_labelled(essence: ModuleType, questions: ModuleType) -> None:
+    def needed(*names: str) -> list[str]:
+        chosen = [question for question in questions.QUESTIONS if question.name in names]
+        return [labels.url for labels in essence.labels_of(chosen)]
+
+    whole = ["labels-train", "labels-heard", "labels-dev", "labels-test", "labels-25", "labels-50"]
+    assert [labels.url for labels in essence.labels_of(questions.QUESTIONS)] == whole
+    assert needed("how-much") == ["labels-train", "labels-dev", "labels-test"]
+    assert needed("unlabelled") == [url for url in whole if url != "labels-heard"]
+    assert needed("does-it-help", "how-much") == whole[:4]
+
+
+def test_a_question_finds_all_its_labels(essence: ModuleType, questions: ModuleType, sweeps: dict[str, Sweep]) -> None:
+    for question in questions.QUESTIONS:
+        sweep = sweeps[question.name]
+        used = {url for run in sweep.runs if run.soft_labels for url in run.soft_labels.locations}
+        used |= {url for url in (sweep.evaluate.ensemble, sweep.evaluate.dev_ensemble) if url}
+        assert {Path(url).name for url in used} == question.labels()
+
+
 def test_every_labelling_job_is_valid(essence: ModuleType, tmp_path: Path) -> None:
     for labels in sys.modules["essence_teachers"].LABELS:
         path = tmp_path / f"{labels.url}.toml"
-        path.write_text(labels.job(638), encoding="utf-8")
+        path.write_text(labels.job(essence.ARCHITECTURES, 638), encoding="utf-8")
         config = load_job(path)
         assert len(config.teachers) == 3 * len(labels.groups)
         assert config.targets.temperatures == (1.0, 2.0)

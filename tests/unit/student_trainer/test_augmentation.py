@@ -18,7 +18,7 @@ from student_trainer import train as train_module
 from student_trainer.augmentation import Augmenter
 from student_trainer.batch import Batch
 from student_trainer.config import Augmentation, SoftLabelConfig, TrainConfig
-from student_trainer.data import TrainingData
+from student_trainer.data import TrainingData, Variant
 from student_trainer.evaluate import model_posteriors
 from student_trainer.order import Order
 from student_trainer.soft_labels import SoftLabels
@@ -56,7 +56,7 @@ def training_data(speech: Speech, url: str, **settings: Any) -> TrainingData:
     corpus = speech.corpus.select_splits(["train"])
     soft_labels = SoftLabels(open_dataset(url), SoftLabelConfig(url=url), corpus, INVENTORY.digest())
     augmenter = Augmenter(Augmentation.model_validate(TABLE | settings), FRONT_END, seed=7)
-    return TrainingData(corpus, FRONT_END, soft_labels, augmenter)
+    return TrainingData(corpus, FRONT_END, [soft_labels], augmenter)
 
 
 def batches(data: TrainingData, order: Order = ORDER, num_epochs: int = 3, **where: int) -> list[Batch]:
@@ -150,16 +150,16 @@ class TestFeed:
 
     def test_each_speed_is_made_once(self, speech: Speech, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         loaded = []
-        load = TrainingData.load_at_speeds
+        load = TrainingData.load_variants
 
         def counting(self: TrainingData, *args: Any) -> Any:
             examples = load(self, *args)
             loaded.append(sorted(examples))
             return examples
 
-        monkeypatch.setattr(TrainingData, "load_at_speeds", counting)
+        monkeypatch.setattr(TrainingData, "load_variants", counting)
         batches(training_data(speech, url))
-        assert loaded == [[(row, speed) for row in range(20) for speed in (0.9, 1.0, 1.1)]]
+        assert loaded == [[(row, Variant(speed)) for row in range(20) for speed in (0.9, 1.0, 1.1)]]
         loaded.clear()
         batches(training_data(speech, url), SMALL_POOLS)
         assert len(loaded) > 3
@@ -193,7 +193,7 @@ class TestFeed:
             replace(u, hard_labels=u.hard_labels[::2].copy()) for u in speech.located() if u.hard_labels is not None
         ]
         corpus = save_corpus(tmp_path, halved, frame_shift_ms=60.0).corpus
-        data = TrainingData(corpus, FRONT_END, None, Augmenter(Augmentation(speeds=(0.9,)), FRONT_END, 0))
+        data = TrainingData(corpus, FRONT_END, [], Augmenter(Augmentation(speeds=(0.9,)), FRONT_END, 0))
         with pytest.raises(
             InputError, match=r"train-00: \d+ frames of features, \d+ of labels; .*\.speeds to \[1\.0\]"
         ):

@@ -146,6 +146,10 @@ class TestLoad:
             ("weight = 0.7", "weight = 1.0\nfinal_weight = 1.0", "leaves the hard head untrained"),
             ("num_heads = 2", 'num_heads = 1\ndecoding_head = "soft"', "needs num_heads = 2"),
             ("weight = 0.7", "weight = 1.0", "leaves the hard head untrained"),
+            ('url = "labels"', "", "give url or urls, one of the two; found neither"),
+            ('url = "labels"', 'url = "labels"\nurls = ["a", "b"]', "give url or urls, one of the two; found both"),
+            ('url = "labels"', 'urls = ["a"]', "soft_labels.urls: "),
+            ('url = "labels"', 'urls = ["a", "./a", "a"]', "urls must differ"),
         ],
     )
     def test_what_is_refused(self, tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -181,8 +185,10 @@ class TestDigest:
             "dev_splits = []": 'dev_splits = ["dev"]',
             "\n\n[soft_labels]": '\nhard_label_splits = ["train"]\n[soft_labels]',
             '"labels"': '"others"',
+            'url = "labels"': 'urls = ["labels", "others"]',
+            'url = "labels"\n': 'urls = ["others", "labels"]\n',
             "weight = 0.7": "weight = 0.6",
-            'url = "labels"': 'url = "labels"\nframes = { silence = 0.5 }',
+            "temperature = 2.0\n": "temperature = 2.0\nframes = { silence = 0.5 }\n",
             "weight = 0.7\n": "weight = 0.7\nfinal_weight = 0.7\n",
             "temperature = 2.0": "temperature = 4.0",
             '"to_hard_label"': '"uniform"',

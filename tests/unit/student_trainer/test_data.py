@@ -53,7 +53,7 @@ def join(speech: Speech, url: str, inventory_digest: str = INVENTORY.digest(), *
 
 
 def training_data(speech: Speech, soft_labels: SoftLabels | None = None) -> TrainingData:
-    return TrainingData(speech.corpus.select_splits(["train"]), FRONT_END, soft_labels)
+    return TrainingData(speech.corpus.select_splits(["train"]), FRONT_END, [soft_labels] if soft_labels else [])
 
 
 def steps(data: TrainingData, order: Order, num_epochs: int = 2, **settings: Any) -> list[Step]:
@@ -152,13 +152,13 @@ class TestSteps:
     def test_a_corpus_of_one_pool_is_loaded_once(
         self, speech: Speech, labels: SoftDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        load, calls = TrainingData.load_at_speeds, []
+        load, calls = TrainingData.load_variants, []
 
         def counting(self: TrainingData, *args: Any) -> Any:
             calls.append(args)
             return load(self, *args)
 
-        monkeypatch.setattr(TrainingData, "load_at_speeds", counting)
+        monkeypatch.setattr(TrainingData, "load_variants", counting)
         data = training_data(speech, join(speech, labels.url))
         steps(data, Order(seed=1, batch_seconds=1.5, pool_seconds=36_000.0), num_epochs=3)
         assert len(calls) == 1
@@ -169,7 +169,7 @@ class TestSteps:
         self, speech: Speech, labels: SoftDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         here, makers = threading.get_ident(), set()
-        load = TrainingData.load_at_speeds
+        load = TrainingData.load_variants
 
         def recording(function: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
@@ -178,7 +178,7 @@ class TestSteps:
 
             return call
 
-        monkeypatch.setattr(TrainingData, "load_at_speeds", recording(load))
+        monkeypatch.setattr(TrainingData, "load_variants", recording(load))
         monkeypatch.setattr(data_module, "collate", recording(collate))
         steps(training_data(speech, join(speech, labels.url)), self.ORDER)
         assert {function for function, _ in makers} == {load, collate}
@@ -195,19 +195,19 @@ class TestSteps:
         self, speech: Speech, labels: SoftDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A load that was under way stops at its next utterance."""
-        load, events = TrainingData.load_at_speeds, []
+        load, events = TrainingData.load_variants, []
         loads, left = threading.Event(), threading.Event()
 
-        def slow(self: TrainingData, speeds_of: dict[int, tuple[float]], given_up: threading.Event) -> Any:
+        def slow(self: TrainingData, variants_of: Any, given_up: threading.Event) -> Any:
             if len(events) == 1:
                 loads.set()
                 assert left.wait(30)
-                events.append(len(load(self, speeds_of, given_up)))
+                events.append(len(load(self, variants_of, given_up)))
                 return {}
-            events.append(len(speeds_of))
-            return load(self, speeds_of, given_up)
+            events.append(len(variants_of))
+            return load(self, variants_of, given_up)
 
-        monkeypatch.setattr(TrainingData, "load_at_speeds", slow)
+        monkeypatch.setattr(TrainingData, "load_variants", slow)
         # Threads of an earlier test may be about to end.
         before = set(threading.enumerate())
         found = training_data(speech, join(speech, labels.url)).steps(self.ORDER, temperature=2.0, num_epochs=2)

@@ -212,7 +212,7 @@ class TestCtrlC:
         self, config: TrainConfig, undisturbed: TrainConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """By the thread that loads it, which goes on as long as a store may: the checkpoint is not kept waiting."""
-        load, calls, checkpoints = TrainingData.load_at_speeds, [], []
+        load, calls, checkpoints = TrainingData.load_variants, [], []
         write, may_end = RunFolder.write_checkpoint, threading.Event()
 
         def interrupting(self: TrainingData, *args: Any) -> Any:
@@ -234,7 +234,7 @@ class TestCtrlC:
             write(self, state)
 
         with monkeypatch.context() as patch:
-            patch.setattr(TrainingData, "load_at_speeds", interrupting)
+            patch.setattr(TrainingData, "load_variants", interrupting)
             patch.setattr(RunFolder, "write_checkpoint", writing)
             self.interrupted_at(config)
             may_end.set()

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from softlabel_schemas.errors import InputError
+from student_trainer.arms import load_arms
 from student_trainer.compare import Comparison, compare, results, text
 from student_trainer.report import render
 from student_trainer.run_folder import RunFolder
-from student_trainer.significance import paired_bootstrap
+from student_trainer.significance import GainKept, gain_kept, paired_bootstrap
 from tests.support.runs import HARD, SOFT, evaluation, write_run
 
 FRAMES_2 = np.array([100.0, 100.0])
@@ -60,6 +61,39 @@ def test_bootstrap_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = paired_bootstrap(a, b, frames_U)
     monkeypatch.setattr("student_trainer.significance._INDICES_AT_ONCE", 6_000)
     assert paired_bootstrap(a, b, frames_U) == pytest.approx(whole)
+
+
+class TestGainKept:
+    def kept(self, tmp_path: Path, *errors: tuple[int, int, int, int]) -> GainKept:
+        """Of an arm, a baseline and a reference."""
+        names = ("arm", "baseline", "reference")
+        runs = [write_run(tmp_path / name, name, of_arm) for name, of_arm in zip(names, errors, strict=True)]
+        return gain_kept(*load_arms(runs, [], ["test"]))
+
+    def test_numerator_and_denominator_are_of_the_same_resamples(self, tmp_path: Path) -> None:
+        """A gain of 10 in one utterance and of 0 in three, of 10 and 30, 20, 40: all shares are between none and all."""
+        found = self.kept(tmp_path, (40, 80, 40, 40), (50, 80, 40, 40), (40, 50, 20, 0))
+        assert found.kept == pytest.approx(10.0)
+        assert found.interval is not None
+        assert found.interval[0] == 0
+        # 100% where all four resampled are the first (1 of 256), 60 where three are and the third (4), 50 with the second.
+        assert found.interval[1] == pytest.approx(50.0)
+
+    def test_the_same_share_everywhere(self, tmp_path: Path) -> None:
+        found = self.kept(tmp_path, (48, 76, 38, 36), (50, 80, 40, 40), (40, 60, 30, 20))
+        assert found.kept == pytest.approx(20.0)
+        assert found.interval == pytest.approx((20.0, 20.0))
+
+    def test_the_baseline_and_the_reference_themselves(self, tmp_path: Path) -> None:
+        baseline, reference = (50, 80, 40, 40), (40, 50, 20, 0)
+        for arm, expected in ((baseline, 0.0), (reference, 100.0)):
+            found = self.kept(tmp_path / f"{expected}", arm, baseline, reference)
+            assert found.kept == expected
+            assert found.interval == pytest.approx((expected, expected))
+
+    def test_of_no_gain(self, tmp_path: Path) -> None:
+        found = self.kept(tmp_path, (40, 80, 40, 40), (50, 80, 40, 40), (60, 70, 40, 40))
+        assert found == GainKept(kept=None, interval=None)
 
 
 # Of the four utterances: words, and each arm's errors among them, for each of two seeds.

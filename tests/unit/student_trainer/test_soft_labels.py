@@ -54,7 +54,7 @@ def join(speech: Speech, url: str, inventory_digest: str = INVENTORY.digest(), *
 
 
 def training_data(speech: Speech, soft_labels: SoftLabels | None = None) -> TrainingData:
-    return TrainingData(speech.corpus.select_splits(["train"]), FRONT_END, soft_labels)
+    return TrainingData(speech.corpus.select_splits(["train"]), FRONT_END, [soft_labels] if soft_labels else [])
 
 
 class TestJoin:

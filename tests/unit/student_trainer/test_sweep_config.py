@@ -62,6 +62,13 @@ class TestArms:
         selections = [arm.soft_labels.selection for arm in arms.values() if arm.soft_labels]
         assert selections == [Mass(mass=0.8, max_entries=20), TopK(k=5)]
 
+    def test_several_datasets_take_the_place_of_one(self, tmp_path: Path) -> None:
+        several = '[[arms]]\nname = "switched"\nsoft_labels = { urls = ["labels-a", "s3://bucket/labels"] }\n'
+        soft = arms_of(load_sweep(write(tmp_path, HARD + several)))["switched"].soft_labels
+        assert soft is not None
+        assert (soft.url, soft.weight) == (None, 0.8)
+        assert soft.locations == (str(tmp_path / "labels-a"), "s3://bucket/labels")
+
     def test_the_base_can_be_a_training_file_elsewhere(self, tmp_path: Path) -> None:
         (tmp_path / "base").mkdir()
         tables = BASE.replace("[base.", "[")
@@ -107,6 +114,12 @@ class TestRefused:
             (HARD + 'output = "x"\n', "output: the sweep sets this"),
             (HARD + 'corpus = { manifest = "other.parquet" }\n' + '[[arms]]\nname = "b"\n', "different corpora"),
             (HARD + '[compare]\npairs = [["hard", "ensemble"]]\n', "compare.pairs names ensemble; the arms are hard"),
+            (HARD + '[compare]\ngain = ["hard", "all"]\n', "compare.gain names all; the arms are hard"),
+            (HARD + '[compare]\ngain = ["hard", "hard"]\n', "gain needs two arms, a baseline and a reference"),
+            (
+                HARD + '[evaluate]\nensemble = "labels"\n[compare]\ngain = ["hard", "ensemble"]\n',
+                "compare.gain names ensemble; the arms are hard",
+            ),
             (HARD + '[evaluate]\nspltis = ["test"]\n', "did you mean 'splits'"),
             (HARD + '[evaluate]\nensemble = "labels"\ngraph = "graph"\n', "dev_ensemble is needed"),
             ("arms = []\n", "arms"),

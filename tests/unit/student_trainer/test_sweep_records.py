@@ -1,22 +1,30 @@
-"""Flat records of a sweep, and the page that is made from them alone."""
+"""Flat records of a sweep."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from softlabel_schemas import InputError, open_dataset
-from student_trainer.cli import main
-from student_trainer.compare import compare
-from student_trainer.sweep_config import load_sweep
+from student_trainer.compare import Comparison, compare
+from student_trainer.sweep_config import Sweep, load_sweep
 from student_trainer.sweep_records import SweepRecords, load_records, records_json, sweep_records
 from student_trainer.sweep_task import evaluate_ensemble, train_and_evaluate
+from tests.support.records import difference_record, make_records
+from tests.support.runs import HARD, SOFT, write_run
 from tests.support.speech import write_soft_labels, write_speech
 from tests.support.sweeps import write_sweep
+
+# Half way between HARD and SOFT in every utterance, in the mean over its seeds; 5 frames fewer than HARD, but not everywhere.
+HALF = ((40, 72, 35, 35), (40, 73, 35, 35))
+BY_CHANCE = ((55, 70, 40, 40),) * 3
+NAMELESS = make_records({}, {}).model_dump(mode="json") | {
+    "differences": [difference_record("essence", "hard", -1.0).model_dump(mode="json")]
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +34,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> SweepRecords:
     speech = write_speech(folder)
     write_soft_labels(folder / "labels", speech.split("train"))
     write_soft_labels(folder / "labels-test", speech.split("test"))
-    path = write_sweep(folder, "sweep")
-    path.write_text(
-        path.read_text().replace("epochs = 30", "epochs = 1").replace("batch_seconds = 0.3", "batch_seconds = 3")
-    )
+    path = write_sweep(folder, "sweep", epochs=1)
     sweep = load_sweep(path)
     for run in sweep.runs:
         train_and_evaluate(run, sweep.evaluate)
@@ -89,30 +94,53 @@ def test_nothing_of_this_machine_is_recorded(records: SweepRecords, tmp_path: Pa
     assert len(text.splitlines()) == len(records.records) + len(records.differences) + 10
 
 
-def results(*arguments: str) -> str:
-    outcome = CliRunner().invoke(main, ["results", *arguments])
-    assert outcome.exit_code == 0, outcome.output
-    return outcome.output
+def comparison(tmp_path: Path) -> Comparison:
+    """Errors of 42, 31 and, in every utterance half way between, 36.5 percent; and one arm that gains by chance alone."""
+    arms = {"hard": HARD, "soft": SOFT, "half": HALF, "by-chance": BY_CHANCE}
+    runs = [
+        write_run(tmp_path / f"{name}-{seed}", name, errors, seed=seed, dataset=None if name == "hard" else "d" * 64)
+        for name, of_arm in arms.items()
+        for seed, errors in enumerate(of_arm)
+    ]
+    return compare(runs, [], [], ["test"])
 
 
-def test_the_page_is_made_again_from_its_own_records(records: SweepRecords, tmp_path: Path) -> None:
-    other = records.model_copy(update={"title": "How much is enough?"})
-    (tmp_path / "a.json").write_text(records_json([records]), encoding="utf-8")
-    (tmp_path / "b.json").write_text(records_json([other]), encoding="utf-8")
-    printed = results(
-        str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--output", str(tmp_path / "page" / "speech.md")
-    )
-    names = ["speech.json", "speech-1.svg", "speech-2.svg", "speech.md"]
-    assert [Path(line).name for line in printed.splitlines()] == names
-    page = (tmp_path / "page" / "speech.md").read_text(encoding="utf-8")
-    assert "## How much is enough?" in page
-    # A table row of each arm, in both sections.
-    assert page.count("| hard | hard | 2 | 2,118 | – |") == 2
-    assert page.count("| top-2 | hard | frame |") == 2
-    assert "speech-2.svg" in page
-    first = {name: (tmp_path / "page" / name).read_bytes() for name in names}
-    results(str(tmp_path / "page" / "speech.json"), "--output", str(tmp_path / "again" / "speech.md"))
-    assert {name: (tmp_path / "again" / name).read_bytes() for name in names} == first
+def sweep_of(tmp_path: Path, gain: tuple[str, str] | None) -> Sweep:
+    write_sweep(tmp_path, "sweep")
+    return replace(load_sweep(tmp_path / "sweep.toml"), pairs=(), gain=gain)
+
+
+def test_the_share_of_a_gain_that_an_arm_keeps(tmp_path: Path) -> None:
+    found = sweep_records(comparison(tmp_path), sweep_of(tmp_path, ("hard", "soft")))
+    assert [(gain.arm, gain.baseline, gain.reference) for gain in found.gains] == [
+        ("half", "hard", "soft"),
+        ("by-chance", "hard", "soft"),
+    ]
+    # Half of the gain in every utterance.
+    assert (found.gains[0].kept, found.gains[0].low, found.gains[0].high) == pytest.approx((50.0, 50.0, 50.0))
+    assert [(each.arm, each.against) for each in found.differences].count(("soft", "hard")) == 1
+    (tmp_path / "sweep.json").write_text(records_json([found]), encoding="utf-8")
+    assert load_records(tmp_path / "sweep.json") == (found,)
+
+
+def test_of_a_gain_that_may_be_none_shares_have_no_interval(tmp_path: Path) -> None:
+    found = sweep_records(comparison(tmp_path), sweep_of(tmp_path, ("hard", "by-chance")))
+    assert all((gain.low, gain.high) == (None, None) for gain in found.gains)
+    # By 5 of 500 frames; the other two by 55 and 27.5.
+    assert [gain.kept for gain in found.gains] == pytest.approx([1100.0, 550.0])
+
+
+def test_a_gain_whose_pair_is_not_tested_otherwise_is_tested(tmp_path: Path) -> None:
+    found = sweep_records(comparison(tmp_path), sweep_of(tmp_path, ("soft", "half")))
+    assert ("half", "soft", pytest.approx(5.5)) in [(e.arm, e.against, e.difference) for e in found.differences]
+    assert [gain.arm for gain in found.gains] == ["hard", "by-chance"]
+
+
+def test_a_gain_of_an_arm_that_failed_is_passed_over(tmp_path: Path) -> None:
+    found = sweep_records(comparison(tmp_path), sweep_of(tmp_path, ("hard", "failed")))
+    assert found.gains == ()
+    # As in files from before there were gains.
+    assert '"gains"' not in records_json([found])
 
 
 @pytest.mark.parametrize(
@@ -122,6 +150,7 @@ def test_the_page_is_made_again_from_its_own_records(records: SweepRecords, tmp_
         ("{", "is not JSON"),
         ({"version": 2, "sweeps": []}, "version"),
         ({"version": 1, "sweeps": [], "more": 1}, "unknown key 'more'"),
+        ({"version": 1, "sweeps": [NAMELESS]}, "no records of essence, hard, which are among its differences or gains"),
     ],
 )
 def test_files_that_are_no_records(tmp_path: Path, content: Any, message: str) -> None:
