@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from softlabel_schemas import open_dataset
+from softlabel_schemas.verification import verify
+from teacher_service.cli import main
+from teacher_service.status import read_status
 from tests.support.cluster import ray_cluster
 from tests.support.teachers import job_fields, write_job, write_linear_teacher, write_sounds
 
@@ -62,6 +66,11 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Observed:
     fields = job_fields(sounds.manifest, [teacher], folder / "labels", destination__shard_seconds=0.75)
     job, found = write_job(folder / "job.toml", fields), Observed(url=folder / "labels")
     variables = {"RAY_metrics_report_interval_ms": "500"}
+    # Planned as if the failure had been.
+    (folder / "marker").touch()
+    planned = CliRunner().invoke(main, ["plan", str(job), "--sample", "1", "--save"])
+    assert planned.exit_code == 0, planned.output
+    (folder / "marker").unlink()
     with ray_cluster(folder / "ray.log", nodes=1, cpus=2, head_cpus=2, variables=variables) as cluster:
         command = [sys.executable, "-m", "teacher_service.cli", "run", str(job), "--address", cluster.gcs]
         deadline = time.monotonic() + RUN_SECONDS
@@ -103,6 +112,20 @@ def test_shards_by_state_add_up_and_retries_are_counted(observed: Observed) -> N
     total = sum(observed.last("shards", state) for state in ("waiting", "in_work", "committed", "given_up"))
     assert total == open_dataset(observed.url).num_shards
     assert observed.last("retries_total") == 1
+
+
+def test_a_planned_run_leaves_a_record_of_what_it_took(observed: Observed) -> None:
+    status = read_status(str(observed.url))
+    assert status.plan is not None
+    assert status.actual is not None
+    assert status.plan.num_puts == status.actual.num_puts
+    assert status.plan.num_frames.expected == pytest.approx(status.actual.num_frames, rel=0.01)
+    assert status.actual.wall_hours is not None
+    assert status.actual.actor_hours == pytest.approx(status.actual.wall_hours, rel=0.01)
+    # A fifth of a second for each of its batches, at the least.
+    assert status.actual.wall_hours > 0.2 * NUM_SHARDS / 3600
+    # What it records lies beside the dataset.
+    assert [problem for _, problem in verify(open_dataset(observed.url)) if problem] == []
 
 
 def test_the_actors_logs_name_the_dataset_and_the_shard(observed: Observed) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from dockerfile_parse import DockerfileParser
 
-from tests.support.command_lines import ROOT, check_command_line, pyproject
+from tests.support.command_lines import ROOT, check_command_line, pinned, pyproject
 
 IMAGES = ("teacher", "student")
 INSTRUCTIONS = {"ARG", "FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "CMD", "COMMENT"}
@@ -89,6 +89,22 @@ def test_the_students_image_has_no_teachers_side() -> None:
     assert "ray" in requirements(sorted(extras("teacher")))
     assert "ray" not in requirements(sorted(extras("student")))
     assert not any("teacher_service" in value for value in instructions("student", "COPY"))
+
+
+def test_the_guides_commands_are_the_products() -> None:
+    guide = (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
+    builds = re.findall(r"docker build -f (\S+) -t (\S+)(?: --build-arg TORCH=(\w+))? \.", guide)
+    assert [(path, torch) for path, _, torch in builds] == [
+        (f"deploy/docker/{image}.Dockerfile", torch) for image in IMAGES for torch in ("", "cuda")
+    ]
+    for path, tag, torch in builds:
+        image = Path(path).name.removesuffix(".Dockerfile")
+        assert tag == f"essence-{image}:{pinned('essence-distill')}" + ("-cuda" if torch else "")
+    for line in re.findall(r"^    (teacher-service .*)$", guide, re.MULTILINE):
+        check_command_line(line)
+    for path in re.findall(r"`((?:iam|grafana)/[a-z]+\.json)`|(deploy/[a-z]+/\S+)", guide):
+        found = (path[0] and f"deploy/{path[0]}") or path[1].rstrip(",`")
+        assert (ROOT / found).exists(), found
 
 
 def test_the_parser_sees_a_broken_file(tmp_path: Path) -> None:
