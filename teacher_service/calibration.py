@@ -9,6 +9,7 @@ is not measured.
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -32,7 +33,7 @@ from teacher_service.job import PreparedJob
 from teacher_service.pipeline import BatchDone, LabelledShard, batches_of, label_shard
 from teacher_service.teacher import Teacher, load_teachers
 
-# More shards say little more of the padding, and each is read for its durations.
+# Each is read for its durations: more say little more of the padding.
 _MAX_SHARDS = 16
 
 
@@ -64,7 +65,7 @@ class Calibration:
         shard_overhead: bytes that a shard has however small it is.
         memory_per_frame: bytes of the labels in memory.
         padding: padded seconds for each second of speech, in the job's own batches.
-        startup_seconds: until the teachers are loaded and have labelled a first batch.
+        startup_seconds: to load the teachers, and what a first batch takes longer than it does later.
         peak_bytes: memory that this process has had, of the machine and of the device.
         num_files: of a shard with so many frames.
     """
@@ -90,17 +91,49 @@ def calibrate(job: PreparedJob, num_batches: int, on_seconds: Callable[[float], 
         InputError: the teachers cannot be loaded or no utterance of the sample could be labelled.
         UtteranceError: an utterance cannot be labelled and the job would fail.
     """
-    began = time.monotonic()
     if job.config.resources.gpus_per_actor > 0 and not torch.cuda.is_available():
         raise InputError(
             "resources.gpus_per_actor: the job labels on GPUs and this machine has none; plan on a machine of the kind "
             "that is to label"
         )
+    began = time.monotonic()
     teachers = load_teachers(job.config, job.document.spec)
+    startup_seconds = time.monotonic() - began
     sample, padding = _sample(job, teachers, num_batches)
     batches = _batches(job, sample, teachers)
-    _label(job, sample.where(_mask(len(sample), batches[0])), teachers)
-    startup_seconds = time.monotonic() - began
+    began = time.monotonic()
+    # What is compiled or allocated once is done with the longest utterances, as in a run.
+    first = _label(job, sample.where(_mask(len(sample), batches[0])), teachers)
+    _encoded_bytes(job, first.utterances)
+    first_seconds = time.monotonic() - began
+    labelled, samples = _measured(job, sample, batches, teachers, on_seconds)
+    startup_seconds += max(0.0, first_seconds - samples[0].label_seconds - samples[0].encode_seconds)
+    pooled_bytes, files = _encoded_bytes(job, labelled.utterances)
+    num_frames = sum(batch.num_frames for batch in samples)
+    shards = [batch.num_bytes for batch in samples if batch.num_frames]
+    container = CONTAINERS[job.document.storage.shard_format]
+    return Calibration(
+        batches=samples,
+        num_skipped=len(labelled.skipped),
+        # Each batch has been a shard: what all of them take more than one shard of them all.
+        shard_overhead=(sum(shards) - pooled_bytes) / (len(shards) - 1) if len(shards) > 1 else 0.0,
+        memory_per_frame=sum(map(_memory, labelled.utterances)) / num_frames,
+        padding=padding,
+        startup_seconds=startup_seconds,
+        peak_bytes=_peak_bytes(),
+        peak_device_bytes=torch.cuda.max_memory_allocated() if teachers[0].device.type == "cuda" else 0,
+        num_files=lambda frames: container.num_files(files, frames / num_frames),
+    )
+
+
+def _measured(
+    job: PreparedJob,
+    sample: Corpus,
+    batches: list[list[int]],
+    teachers: list[Teacher],
+    on_seconds: Callable[[float], None],
+) -> tuple[LabelledShard, tuple[BatchSample, ...]]:
+    """The sample labelled as one shard is, and then encoded a batch at a time. Raises InputError where nothing was labelled."""
     finished: list[float] = []
     done = 0.0
 
@@ -122,7 +155,7 @@ def calibrate(job: PreparedJob, num_batches: int, on_seconds: Callable[[float], 
     for batch, passed in zip(batches, label_seconds, strict=True):
         own = [utterances[ids[row]] for row in sorted(batch) if ids[row] in utterances]
         began, cpu_began = time.monotonic(), time.process_time()
-        num_bytes = _encoded_bytes(job, own)[0] if own else 0
+        num_bytes = _encoded_bytes(job, own)[0]
         samples.append(
             BatchSample(
                 seconds=float(seconds[batch].sum()),
@@ -134,28 +167,17 @@ def calibrate(job: PreparedJob, num_batches: int, on_seconds: Callable[[float], 
                 cpu_seconds=cpu * float(passed / label_seconds.sum()) + time.process_time() - cpu_began,
             )
         )
-    pooled_bytes, files = _encoded_bytes(job, labelled.utterances)
-    num_frames = sum(batch.num_frames for batch in samples)
-    shards = [batch.num_bytes for batch in samples if batch.num_frames]
-    container = CONTAINERS[job.document.storage.shard_format]
-    return Calibration(
-        batches=tuple(samples),
-        num_skipped=len(labelled.skipped),
-        # Each batch has been a shard: what all of them take more than one shard of them all.
-        shard_overhead=(sum(shards) - pooled_bytes) / (len(shards) - 1) if len(shards) > 1 else 0.0,
-        memory_per_frame=sum(map(_memory, labelled.utterances)) / num_frames,
-        padding=padding,
-        startup_seconds=startup_seconds,
-        peak_bytes=_peak_bytes(),
-        peak_device_bytes=torch.cuda.max_memory_allocated() if teachers[0].device.type == "cuda" else 0,
-        num_files=lambda frames: container.num_files(files, frames / num_frames),
-    )
+    return labelled, tuple(samples)
 
 
 def _sample(job: PreparedJob, teachers: list[Teacher], num_batches: int) -> tuple[Corpus, float]:
     """The utterances to label, in corpus order, and the padding of the shards that they are from."""
-    chosen = np.unique(np.linspace(0, len(job.plan) - 1, min(num_batches, _MAX_SHARDS)).round().astype(int))
-    wanted = num_batches * job.document.storage.batch_seconds / len(chosen)
+    wanted = num_batches * job.document.storage.batch_seconds
+    # Shards may be smaller than a batch: as many as hold the sample.
+    needed = math.ceil(wanted / (sum(job.seconds_of_shard) / len(job.plan)))
+    num_shards = min(len(job.plan), max(needed, min(num_batches, _MAX_SHARDS)))
+    chosen = np.unique(np.linspace(0, len(job.plan) - 1, num_shards).round().astype(int))
+    wanted /= len(chosen)
     rng, parts = np.random.default_rng(0), []
     speech, padded = 0.0, 0.0
     for index in chosen:
@@ -188,8 +210,11 @@ def _label(
 
 
 def _encoded_bytes(job: PreparedJob, utterances: list[LabelledUtterance]) -> tuple[int, dict[str, bytes]]:
-    """All that is stored of a shard: its files, its commit record, its part of the manifest and of the utterance index."""
+    """All that is stored of a shard: its files, its commit record, its part of the manifest and of the utterance index; nothing
+    where nothing was labelled."""
     num = len(utterances)
+    if not num:
+        return 0, {}
     files, record = encode_shard(job.document, ShardRange(index=0, first_row=0, num_rows=num), utterances, [])
     in_manifest = len(canonical_json(record.shard.model_dump(mode="json")))
     num_bytes = sum(map(len, files.values())) + len(to_bytes(record)) + in_manifest + num * ENTRY.itemsize

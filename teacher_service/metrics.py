@@ -59,7 +59,8 @@ class ActorMetrics:
         _add(self._bytes, record.shard.num_bytes)
 
     def tick(self) -> None:
-        """Time has passed. A batch is told of when the one after it has been run: what was idle is never taken back."""
+        """Time has passed. A batch is told of when the one after it has been run: until then its time counts as idle, so that
+        the sum is ahead by two batches at most, and waits there."""
         idle = time.monotonic() - self._began - self._busy_seconds
         _add(self._idle, idle - self._idle_seconds)
         self._idle_seconds = max(self._idle_seconds, idle)

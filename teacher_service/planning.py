@@ -10,13 +10,14 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 import numpy.typing as npt
 
 from softlabel_schemas.manifest import to_bytes
 from softlabel_schemas.utterance_index import num_buckets
-from teacher_service.calibration import Calibration
+from teacher_service.calibration import BatchSample, Calibration
 from teacher_service.job import PreparedJob
 from teacher_service.job_plan import Cost, Estimate, Plan, Prices
 
@@ -28,54 +29,38 @@ _HOUR = 3600.0
 # An actor holds the labels of the shard that it makes and of the one that it stores.
 _SHARDS_IN_MEMORY = 2
 
+Values = npt.NDArray[np.float64]
+
 
 def make_plan(job: PreparedJob, calibration: Calibration, prices: Prices | None) -> Plan:
-    batches, spec = calibration.batches, job.document.spec
+    """
+    Args:
+        prices: None plans no cost.
+    """
+    storage, sums = job.document.storage, _sums(calibration.batches)
     seconds, num_shards = sum(job.seconds_of_shard), len(job.plan)
-    of_batch = {
-        name: np.array([getattr(batch, name) for batch in batches], dtype=np.float64)
-        for name in (
-            "seconds",
-            "padded_seconds",
-            "num_frames",
-            "num_bytes",
-            "label_seconds",
-            "encode_seconds",
-            "cpu_seconds",
-        )
-    }
-    # The sample as it is, and resampled: [R + 1, N] indices of batches.
-    draws = np.random.default_rng(0).integers(0, len(batches), (_RESAMPLES, len(batches)))
-    drawn = np.vstack([np.arange(len(batches)), draws])
-    sums = {name: values[drawn].sum(axis=1) for name, values in of_batch.items()}
     frames = sums["num_frames"] / sums["seconds"] * seconds
     overhead = calibration.shard_overhead
-    of_frame = (sums["num_bytes"] - overhead * len(batches)) / np.maximum(sums["num_frames"], 1)
+    bytes_of_frame = (sums["num_bytes"] - overhead * len(calibration.batches)) / np.maximum(sums["num_frames"], 1)
     documents = 2 * len(to_bytes(job.document)) + len(job.inventory.to_json())
     num_frames = _estimate(frames)
-    num_bytes = _estimate(of_frame * frames + overhead * num_shards + documents)
-    # An actor is held up by its slower side, or by having too few processors for both.
-    limits = (sums["label_seconds"], sums["encode_seconds"], sums["cpu_seconds"] / job.config.resources.cpus_per_actor)
-    pace = np.maximum.reduce(limits) / sums["padded_seconds"] * calibration.padding
+    num_bytes = _estimate(bytes_of_frame * frames + overhead * num_shards + documents)
     num_actors = min(job.config.resources.num_actors, num_shards)
-    # The last shard is stored while nothing is labelled any more.
-    tail = sums["encode_seconds"] / sums["seconds"] * job.seconds_of_shard[-1]
-    longest = _makespan(job.seconds_of_shard, num_actors)
-    wall_hours = _estimate((calibration.startup_seconds + pace * longest + tail) / _HOUR)
+    wall_hours = _estimate(_wall_seconds(job, calibration, sums, num_actors) / _HOUR)
     actor_hours = wall_hours.map(lambda hours: hours * num_actors)
-    frames_per_second = num_frames.expected / seconds
-    files = sum(calibration.num_files(own * frames_per_second) for own in job.seconds_of_shard)
-    num_puts = files + num_shards + num_buckets(job.document.storage.num_rows) + _DOCUMENTS
-    num_gets = job.document.storage.num_rows + 2 * num_shards
-    labels = max(job.seconds_of_shard) * frames_per_second * calibration.memory_per_frame
+    frame_rate = num_frames.expected / seconds
+    files = sum(calibration.num_files(own * frame_rate) for own in job.seconds_of_shard)
+    num_puts = files + num_shards + num_buckets(storage.num_rows) + _DOCUMENTS
+    num_gets = storage.num_rows + 2 * num_shards
+    labels = max(job.seconds_of_shard) * frame_rate * calibration.memory_per_frame
     return Plan(
-        fingerprint=spec.fingerprint(),
+        fingerprint=job.document.spec.fingerprint(),
         num_shards=num_shards,
-        num_utterances=job.document.storage.num_rows,
+        num_utterances=storage.num_rows,
         seconds=seconds,
         num_actors=num_actors,
-        sampled_seconds=float(of_batch["seconds"].sum()),
-        num_sampled_batches=len(batches),
+        sampled_seconds=sum(batch.seconds for batch in calibration.batches),
+        num_sampled_batches=len(calibration.batches),
         num_sampled_skipped=calibration.num_skipped,
         num_frames=num_frames,
         num_bytes=num_bytes,
@@ -90,7 +75,27 @@ def make_plan(job: PreparedJob, calibration: Calibration, prices: Prices | None)
     )
 
 
-def _estimate(values: npt.NDArray[np.float64]) -> Estimate:
+def _sums(batches: Sequence[BatchSample]) -> dict[str, Values]:
+    """Of each quantity, its sum over the batches: as they were sampled, and resampled R times, float64 [1 + R]."""
+    draws = np.random.default_rng(0).integers(0, len(batches), (_RESAMPLES, len(batches)))
+    drawn = np.vstack([np.arange(len(batches)), draws])
+    names = [field.name for field in fields(BatchSample)]
+    return {
+        name: np.array([getattr(batch, name) for batch in batches], np.float64)[drawn].sum(axis=1) for name in names
+    }
+
+
+def _wall_seconds(job: PreparedJob, calibration: Calibration, sums: dict[str, Values], num_actors: int) -> Values:
+    """[1 + R]. An actor is held up by its slower side, labelling or storing, or by having too few processors for both."""
+    limits = (sums["label_seconds"], sums["encode_seconds"], sums["cpu_seconds"] / job.config.resources.cpus_per_actor)
+    pace = np.maximum.reduce(limits) / sums["padded_seconds"] * calibration.padding
+    # The last shard is stored while nothing is labelled any more.
+    tail = sums["encode_seconds"] / sums["seconds"] * job.seconds_of_shard[-1]
+    wall: Values = calibration.startup_seconds + pace * _makespan(job.seconds_of_shard, num_actors) + tail
+    return wall
+
+
+def _estimate(values: Values) -> Estimate:
     """Of the sample itself, which comes first, and of its resamples."""
     low, high = np.percentile(values[1:], _PERCENTILES)
     return Estimate(expected=float(values[0]), low=float(low), high=float(high))

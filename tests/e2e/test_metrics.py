@@ -25,7 +25,7 @@ from tests.support.teachers import job_fields, write_job, write_linear_teacher, 
 pytestmark = pytest.mark.ray
 
 NUM_SHARDS = 12
-RUN_SECONDS = 240.0
+RUN_SECONDS = 480.0
 # Of metrics, by name, state and the first digits of the dataset's fingerprint.
 Values = dict[tuple[str, str, str], float]
 
