@@ -21,8 +21,8 @@ from softlabel_schemas.sampled_shards import share_of
 from softlabel_schemas.shard import LabelledUtterance, decode_columns, encode_columns
 from softlabel_schemas.targets import SoftTargets
 from teacher_service.job import PreparedJob
-from teacher_service.labelling_actor import load_ensemble
 from teacher_service.pipeline import label_shard
+from teacher_service.teacher import load_teachers
 
 # Of frames and of entries: what may fall on the other side of a tie, or of the end of a selection.
 _SHARE_ALIKE = 0.99
@@ -162,7 +162,7 @@ def audit(
     check_job(dataset, job)
     spec, storage = dataset.manifest.spec, dataset.manifest.storage
     torch.set_num_threads(job.config.resources.cpus_per_actor)
-    teachers, codec, found = load_ensemble(job), build_codec(spec), Audit(tolerance=tolerance)
+    teachers, codec, found = load_teachers(job.config, job.document.spec), build_codec(spec), Audit(tolerance=tolerance)
     for index in shards:
         stored, plan = dataset.read_shard(index), job.plan[index]
         rows = job.corpus.read(plan.first_row, plan.num_rows)

@@ -31,6 +31,7 @@ def main() -> None:
 
     \b
     Examples:
+      teacher-service plan job.toml
       teacher-service run job.toml
       teacher-service run job.toml --address ray-head:6379
       teacher-service submit job.toml --address http://ray-head:8265
@@ -82,6 +83,51 @@ def run(job: str, address: str | None) -> None:
             f"{published.num_skipped} utterances were skipped, the first: {printable(published.first_reason or '')}"
         )
     click.echo(f"content digest {published.content_digest}")
+
+
+@main.command()
+@click.argument("job", type=click.Path())
+@click.option("--sample", type=click.IntRange(min=1), default=8, show_default=True, help="Batches to label for it.")
+@click.option(
+    "--prices", type=click.Path(), help="TOML file: actor_hour, per_1000_puts, per_1000_gets, gib_month, currency."
+)
+@click.option(
+    "--save", is_flag=True, help="Put the plan at the destination; status will compare it with what came of it."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def plan(job: str, sample: int, prices: str | None, save: bool, as_json: bool) -> None:
+    """Say what JOB (a TOML file) will make, take and cost, from a sample that is labelled here, in this process.
+
+    It needs what an actor gets (resources in JOB), takes as long as the sample does, and writes nothing to the destination
+    but the plan itself, with --save.
+
+    \b
+    Examples:
+      teacher-service plan job.toml
+      teacher-service plan job.toml --sample 32 --prices prices.toml --save
+    """
+    from softlabel_schemas.command_line import progress
+    from softlabel_schemas.strict import load_toml
+    from teacher_service.calibration import calibrate
+    from teacher_service.config import load_job
+    from teacher_service.job import prepare
+    from teacher_service.job_plan import Prices, plan_lines
+    from teacher_service.planning import make_plan
+    from teacher_service.run_record import save_plan
+
+    paid = None if prices is None else load_toml(Prices, prices)
+    prepared = prepare(load_job(job))
+    total = min(sum(prepared.seconds_of_shard), sample * prepared.config.resources.batch_seconds)
+    with progress("calibrate", total, "s of speech") as advance:
+        made = make_plan(prepared, calibrate(prepared, sample, advance), paid)
+    if save:
+        save_plan(prepared.store(), made)
+    if as_json:
+        click.echo(made.model_dump_json(indent=2))
+        return
+    click.echo(f"{prepared.config.destination.url}: fingerprint {made.fingerprint}")
+    for line in plan_lines(made):
+        click.echo(line)
 
 
 @main.command()
@@ -153,7 +199,8 @@ def status(url: str, as_json: bool) -> None:
 
     found = read_status(url)
     if as_json:
-        click.echo(json.dumps({**asdict(found), "minutes_left": found.minutes_left}, indent=2))
+        plan = None if found.plan is None else found.plan.model_dump(mode="json")
+        click.echo(json.dumps({**asdict(found), "plan": plan, "minutes_left": found.minutes_left}, indent=2))
         return
     done = found.num_shards - len(found.missing)
     state = "published" if found.published else "not published yet"
@@ -166,6 +213,9 @@ def status(url: str, as_json: bool) -> None:
         click.echo(f"last commit {found.seconds_since_last_commit:,.0f} s ago")
     if found.missing:
         click.echo(f"missing: shards {ranges(found.missing)}")
+    if found.plan is not None and found.actual is not None:
+        for line in found.actual.lines(found.plan):
+            click.echo(line)
 
 
 main.add_command(audit_command)

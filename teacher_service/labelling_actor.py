@@ -19,8 +19,10 @@ import torch
 from softlabel_schemas.commit import commit_shard
 from softlabel_schemas.plan import ShardRange
 from teacher_service.job import PreparedJob
-from teacher_service.pipeline import LabelledShard, label_shard
-from teacher_service.teacher import Teacher, load_teacher
+from teacher_service.logs import ActorLog, start_logging
+from teacher_service.metrics import ActorMetrics
+from teacher_service.pipeline import BatchDone, LabelledShard, label_shard
+from teacher_service.teacher import load_teachers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,20 +47,12 @@ class Beat:
     idle_seconds: float
 
 
-def load_ensemble(job: PreparedJob) -> list[Teacher]:
-    """The teachers of a job, on the device that it asks for. Raises InputError, IntegrityError, OSError."""
-    device = "cuda" if job.config.resources.gpus_per_actor > 0 else "cpu"
-    return [
-        load_teacher(teacher, weight=member.weight, device=device, precision=job.config.resources.precision)
-        for teacher, member in zip(job.config.teachers, job.document.spec.teachers, strict=True)
-    ]
-
-
 class LabellingActor:
     """Does nothing in ``__init__``, so that a bad bundle arrives as its own error and not as a dead actor."""
 
     def __init__(self, job: PreparedJob) -> None:
         self._job = job
+        self._log = ActorLog(job.document.spec.fingerprint())
         # The models are run by one thread at a time.
         self._models = threading.Lock()
         # Of what follows, which both threads of ``label`` and that of ``beat`` use.
@@ -68,46 +62,65 @@ class LabellingActor:
         self._last_activity: dict[int, float] = {}
 
     def start(self) -> int:
-        """The process id; answered once Ray has found room for the actor."""
+        """The process id; answered once Ray has found room for the actor, whose process this is."""
+        start_logging()
         return os.getpid()
 
     def load(self) -> None:
         """Load the teachers. Raises InputError, IntegrityError, OSError."""
-        torch.set_num_threads(self._job.config.resources.cpus_per_actor)
-        self._teachers = load_ensemble(self._job)
-        self._store = self._job.store()
+        job, began = self._job, time.monotonic()
+        self._teachers = load_teachers(job.config, job.document.spec)
+        self._store = job.store()
+        self._metrics = ActorMetrics(job.document.spec.fingerprint())
+        self._log.info("teachers loaded", teachers=len(self._teachers), seconds=_seconds_since(began))
 
     def label(self, shard_range: ShardRange) -> Receipt:
         """Label, store and commit one shard. May be called again while it commits; then the next is labelled meanwhile."""
+        began = time.monotonic()
         try:
             self._active(shard_range)
             shard = self._labelled(shard_range)
             self._active(shard_range)
             record = commit_shard(self._store, self._job.document, shard_range, shard.utterances, shard.skipped)
+        except Exception as error:
+            self._log.error("shard failed", shard=shard_range.index, error=f"{type(error).__name__}: {error}")
+            raise
         finally:
             with self._state:
                 self._last_activity.pop(shard_range.index, None)
-        return Receipt(num_frames=record.shard.num_frames, num_skipped=len(record.shard.skipped))
+        with self._state:
+            self._metrics.committed(record)
+        receipt = Receipt(num_frames=record.shard.num_frames, num_skipped=len(record.shard.skipped))
+        self._log.info(
+            "shard committed",
+            shard=shard_range.index,
+            frames=receipt.num_frames,
+            skipped=receipt.num_skipped,
+            bytes=record.shard.num_bytes,
+            seconds=_seconds_since(began),
+        )
+        return receipt
 
     def beat(self) -> Beat:
         """Answered by a thread of its own while a shard is made."""
         with self._state:
+            self._metrics.tick()
             now = time.monotonic()
             idle_seconds = now - min(self._last_activity.values(), default=now)
             return Beat(seconds_done=self._seconds_done, idle_seconds=idle_seconds)
 
     def _labelled(self, shard_range: ShardRange) -> LabelledShard:
-        def on_seconds(seconds: float) -> None:
-            self._active(shard_range, seconds)
+        def on_batch(batch: BatchDone) -> None:
+            self._active(shard_range, batch.seconds)
+            with self._state:
+                self._metrics.batch_done(batch)
 
         job = self._job
         # A thread that is new to torch would take another number, and round otherwise.
         torch.set_num_threads(job.config.resources.cpus_per_actor)
         rows = job.corpus.read(shard_range.first_row, shard_range.num_rows)
         spec, storage = job.document.spec, job.document.storage
-        return label_shard(
-            rows, self._teachers, spec, storage, on_seconds=on_seconds, models=self._models_for(shard_range)
-        )
+        return label_shard(rows, self._teachers, spec, storage, on_batch=on_batch, models=self._models_for(shard_range))
 
     @contextmanager
     def _models_for(self, shard_range: ShardRange) -> Iterator[None]:
@@ -121,3 +134,7 @@ class LabellingActor:
         with self._state:
             self._seconds_done += seconds
             self._last_activity[shard_range.index] = time.monotonic()
+
+
+def _seconds_since(began: float) -> float:
+    return round(time.monotonic() - began, 3)

@@ -11,6 +11,7 @@ Shape suffixes: B utterances, T frames, V classes, N valid frames of the batch.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -45,6 +46,21 @@ class LabelledShard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchDone:
+    """A batch that is labelled.
+
+    Attributes:
+        seconds, padded_seconds: of speech, without and with what it was padded with.
+        teacher_seconds: that passed while the teachers ran on it.
+    """
+
+    seconds: float
+    padded_seconds: float
+    num_frames: int
+    teacher_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Batch:
     """Features that were read, by the utterance's row in the shard.
 
@@ -69,7 +85,7 @@ def label_shard(
     spec: DatasetSpec,
     storage: StorageSpec,
     *,
-    on_seconds: Callable[[float], None] = lambda _: None,
+    on_batch: Callable[[BatchDone], None] = lambda _: None,
     models: AbstractContextManager[object] = _NO_LOCK,
 ) -> LabelledShard:
     """Label the rows of one shard; a function of its arguments alone.
@@ -80,7 +96,7 @@ def label_shard(
 
     Args:
         rows: all rows of the shard and no others.
-        on_seconds: told the seconds of speech of each batch when it is done.
+        on_batch: told of each batch when it is done.
         models: entered while the teachers run; a lock, where they have other shards to label.
 
     Raises:
@@ -101,26 +117,28 @@ def label_shard(
             else:
                 skipped[index] = SkippedUtterance(utterance_id=utterances[index].utterance_id, reason=str(result))
 
-    def keep_batch(done: tuple[_Batch, Results] | None) -> None:
+    def keep_batch(done: tuple[_Batch, Results, float] | None) -> None:
         if done is not None:
-            batch, results = done
+            batch, results, teacher_seconds = done
             keep(batch.errors)
             keep(results)
-            on_seconds(sum(utterances[index].seconds for index in batch.indices))
+            on_batch(_done(utterances, batch, results, teacher_seconds))
 
-    def finish(batch: _Batch, outputs: list[Outputs], errors: Results) -> tuple[_Batch, Results]:
+    def finish(
+        batch: _Batch, outputs: list[Outputs], errors: Results, teacher_seconds: float
+    ) -> tuple[_Batch, Results, float]:
         names, weights = [each.name for each in batch.teachers], [each.weight for each in batch.teachers]
         for each in outputs:
             errors |= label_outputs(utterances, each, names, weights, spec, silence_V)
-        return batch, errors
+        return batch, errors, teacher_seconds
 
     reading = ahead(
         lambda batch: _read(reader, utterances, *batch),
-        _batches(rows, teachers, spec.num_folds, storage.batch_seconds),
+        batches_of(rows, teachers, spec.num_folds, storage.batch_seconds),
         depth=max(_BATCHES_AHEAD, torch.get_num_threads()),
         num_threads=torch.get_num_threads(),
     )
-    with reading as batches, Behind[tuple[_Batch, Results]]() as behind:
+    with reading as batches, Behind[tuple[_Batch, Results, float]]() as behind:
         with models:
             for batch in batches:
                 keep_batch(behind.push(finish, batch, *_run_batch(utterances, batch)))
@@ -131,7 +149,7 @@ def label_shard(
     )
 
 
-def _batches(
+def batches_of(
     rows: Corpus, teachers: list[Teacher], num_folds: int | None, batch_seconds: float
 ) -> list[tuple[list[int], list[Teacher]]]:
     """Rows of each batch, and the teachers that label it."""
@@ -162,9 +180,28 @@ def _read(reader: UtteranceReader, rows: Sequence[Utterance], indices: list[int]
     return batch
 
 
-def _run_batch(rows: Sequence[Utterance], batch: _Batch) -> tuple[list[Outputs], Results]:
-    """Run the teachers on one padded batch. Where a teacher's output does not fit the batch, each utterance has one of its own,
-    to find those that it is the fault of."""
+def _done(rows: Sequence[Utterance], batch: _Batch, results: Results, teacher_seconds: float) -> BatchDone:
+    seconds = [rows[index].seconds for index in batch.indices]
+    labelled = [result for result in results.values() if isinstance(result, LabelledUtterance)]
+    return BatchDone(
+        seconds=sum(seconds),
+        padded_seconds=max(seconds) * len(seconds),
+        num_frames=sum(utterance.targets.num_frames for utterance in labelled),
+        teacher_seconds=teacher_seconds,
+    )
+
+
+def _run_batch(rows: Sequence[Utterance], batch: _Batch) -> tuple[list[Outputs], Results, float]:
+    """Run the teachers on one padded batch; the seconds it took come last. On a GPU too: the reading of the lengths, in
+    ``Teacher.logits``, waits for it."""
+    began = time.monotonic()
+    outputs, errors = _outputs(rows, batch)
+    return outputs, errors, time.monotonic() - began
+
+
+def _outputs(rows: Sequence[Utterance], batch: _Batch) -> tuple[list[Outputs], Results]:
+    """Where a teacher's output does not fit the batch, each utterance has one of its own, to find those that it is the fault
+    of."""
     if not batch.features:
         return [], {}
     try:

@@ -17,18 +17,21 @@ no node has room for any actor         half an hour
 no Ray cluster answers                 ten seconds; one that accepts and then says nothing, two minutes
 =====================================  ==============================================================================
 
-The actor is then ended and replaced, and its shard made again. Only this module and ``submit`` import ray.
+The actor is then ended and replaced, and its shard made again. Only this module, ``metrics`` and ``submit`` import ray.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from softlabel_schemas import ray_start
@@ -44,6 +47,8 @@ from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.plan import ShardRange
 from teacher_service.job import PreparedJob, check_skipped, missing_shards, publish_job
 from teacher_service.labelling_actor import LabellingActor
+from teacher_service.metrics import RunMetrics
+from teacher_service.run_record import RunRecord, save_run
 from teacher_service.shard_queue import GaveUpError, ShardQueue
 
 # One being labelled, one being committed or waiting, so that an actor never idles between shards.
@@ -73,11 +78,22 @@ def run_job(job: PreparedJob, *, address: str | None = None) -> tuple[Published,
     missing = missing_shards(job)
     if missing:
         with _ray(job, address):
+            driver = _Driver(job, missing)
             try:
-                _Driver(job, missing).run()
+                driver.run()
             except RayError as error:
                 raise GaveUpError(f"Ray failed under the job: {error}") from error
+            finally:
+                _save_record(job, driver.record())
     return publish_job(job), len(missing)
+
+
+def _save_record(job: PreparedJob, record: RunRecord) -> None:
+    try:
+        save_run(job.store(), record)
+    except (OSError, ValueError) as error:
+        # Whatever has ended the run is what the user must hear of.
+        print(f"warning: what the run took could not be recorded: {error}", file=sys.stderr)
 
 
 @contextmanager
@@ -121,6 +137,7 @@ class _Worker:
         since: when that call was made.
         shards: those handed to it, in order, by reference; the first is in work, the second once that
             one is labelled and being committed.
+        held_since: when it had room.
         beat: reference of the beat asked for at ``asked``; None where none is outstanding.
     """
 
@@ -128,6 +145,7 @@ class _Worker:
     starting: Any
     since: float
     has_room: bool = False
+    held_since: float = 0.0
     shards: dict[Any, ShardRange] = field(default_factory=dict)
     beat: Any = None
     asked: float = 0.0
@@ -141,11 +159,15 @@ class _Driver:
         self._job, self._num_missing = job, len(missing)
         self._num_actors = min(job.config.resources.num_actors, len(missing))
         self._queue = ShardQueue(missing, num_actors=self._num_actors)
+        self._metrics = RunMetrics(job.document.spec.fingerprint())
         self._num_skipped = 0
         # Rounds of ``_wait`` in a row; several actors of one lost node fail in one.
         self._failed_starts = 0
         self._round_failed = False
         self._last_room = time.monotonic()
+        self._began, self._first_room = datetime.now(UTC), math.inf
+        # Of actors that were replaced.
+        self._actor_seconds = 0.0
         self._seconds_committed = 0.0
         self._seconds_before = sum(job.seconds_of_shard) - sum(job.seconds_of_shard[shard.index] for shard in missing)
         resources = job.config.resources
@@ -170,7 +192,22 @@ class _Driver:
                 self._wait()
                 labelled = max(self._seconds_committed, sum(worker.seconds_done for worker in self._workers))
                 advance(min(total, self._seconds_before + labelled), self._note())
+                self._metrics.update(self._num_shards_by_state(), self._queue.num_retries)
         self._queue.check()
+
+    def record(self) -> RunRecord:
+        """Of the run until now."""
+        return RunRecord(
+            fingerprint=self._job.document.spec.fingerprint(),
+            started=self._began.isoformat(timespec="seconds"),
+            wall_seconds=max(0.0, time.monotonic() - self._first_room),
+            actor_seconds=self._actor_seconds + sum(map(self._held_seconds, self._workers)),
+            num_shards=self._queue.num_done,
+            num_retries=self._queue.num_retries,
+        )
+
+    def _held_seconds(self, worker: _Worker) -> float:
+        return time.monotonic() - worker.held_since if worker.has_room else 0.0
 
     def _start_worker(self) -> _Worker:
         actor = self._actor_class.remote(self._job_of_actors)
@@ -230,7 +267,10 @@ class _Driver:
             worker.starting = None
             self._failed_starts = 0
         else:
-            worker.has_room, worker.since, worker.starting = True, time.monotonic(), worker.actor.load.remote()
+            now = time.monotonic()
+            self._first_room = min(self._first_room, now)
+            worker.has_room, worker.held_since = True, now
+            worker.since, worker.starting = now, worker.actor.load.remote()
 
     def _start_failed(self, worker: _Worker, reason: str) -> None:
         """Raises GaveUpError where that went on for some rounds and no actor is at work."""
@@ -314,6 +354,7 @@ class _Driver:
 
     def _replace(self, worker: _Worker, *, after: float) -> None:
         ray.kill(worker.actor)
+        self._actor_seconds += self._held_seconds(worker)
         self._workers.remove(worker)
         self._restarts.append(time.monotonic() + after)
 
@@ -327,6 +368,15 @@ class _Driver:
             if isinstance(cause, InputError | IntegrityError | OSError):
                 raise cause from None
             raise RuntimeError(f"{type(cause).__name__}: {cause}") from error
+
+    def _num_shards_by_state(self) -> dict[str, int]:
+        queue = self._queue
+        return {
+            "waiting": queue.num_waiting,
+            "in_work": sum(len(worker.shards) for worker in self._workers),
+            "committed": len(self._job.plan) - self._num_missing + queue.num_done,
+            "given_up": len(queue.given_up),
+        }
 
     def _note(self) -> str:
         queue, num_shards = self._queue, len(self._job.plan)

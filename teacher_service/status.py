@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from softlabel_schemas import layout
 from softlabel_schemas.commit import read_spec
 from softlabel_schemas.object_store import ObjectStore
+from teacher_service.job_plan import Plan
+from teacher_service.run_record import Actual, read_actual, read_plan
 
 # The running rate is that of the latest commits.
 _RECENT = 20
@@ -15,7 +17,12 @@ _RECENT = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """``shards_per_minute`` is over the last commits; None before the second one."""
+    """``shards_per_minute`` is over the last commits; None before the second one.
+
+    Attributes:
+        plan: saved by ``teacher-service plan --save``; None without one.
+        actual: what a planned dataset came to; None before it is published.
+    """
 
     url: str
     fingerprint: str
@@ -24,6 +31,8 @@ class Status:
     published: bool
     shards_per_minute: float | None
     seconds_since_last_commit: float | None
+    plan: Plan | None = None
+    actual: Actual | None = None
 
     @property
     def minutes_left(self) -> float | None:
@@ -38,15 +47,19 @@ def read_status(url: str) -> Status:
     done = {index: found.modified for key, found in listed if (index := layout.shard_index_of(key)) is not None}
     recent = sorted(done.values())[-_RECENT:]
     minutes = (recent[-1] - recent[0]).total_seconds() / 60 if len(recent) > 1 else 0.0
-    num_shards = document.storage.num_shards
+    num_shards, published = document.storage.num_shards, store.exists(layout.MANIFEST)
+    plan = read_plan(store, document.spec.fingerprint())
     return Status(
         url=store.url,
         fingerprint=document.spec.fingerprint(),
         num_shards=num_shards,
         missing=tuple(index for index in range(num_shards) if index not in done),
-        published=store.exists(layout.MANIFEST),
+        published=published,
         shards_per_minute=(len(recent) - 1) / minutes if minutes else None,
         seconds_since_last_commit=(datetime.now(UTC) - recent[-1]).total_seconds() if recent else None,
+        plan=plan,
+        # Worth a listing of the whole dataset only where there is something to compare with.
+        actual=read_actual(store) if plan is not None and published else None,
     )
 
 

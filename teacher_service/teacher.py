@@ -14,7 +14,8 @@ from softlabel_schemas.bundle import BundleReader, Factory
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.front_end import Fbank, Precomputed
 from softlabel_schemas.inventory import ClassInventory
-from teacher_service.config import TeacherConfig
+from softlabel_schemas.spec import DatasetSpec
+from teacher_service.config import JobConfig, TeacherConfig
 from teacher_service.exported_program import load_exported_program
 
 # Bundles that `student-trainer export` writes name this factory; any other must be allowed by the job.
@@ -76,6 +77,17 @@ class Teacher:
                 f"teacher '{self.name}' gives lengths from {low} to {high} for logits of {logits_BTV.shape[1]} frames"
             )
         return logits_BTV, lengths_B
+
+
+def load_teachers(config: JobConfig, spec: DatasetSpec) -> list[Teacher]:
+    """The ensemble, ready to run in this process with the threads of an actor. Raises as :func:`load_teacher`."""
+    resources = config.resources
+    torch.set_num_threads(resources.cpus_per_actor)
+    device = "cuda" if resources.gpus_per_actor > 0 else "cpu"
+    return [
+        load_teacher(teacher, weight=member.weight, device=device, precision=resources.precision)
+        for teacher, member in zip(config.teachers, spec.teachers, strict=True)
+    ]
 
 
 def load_teacher(config: TeacherConfig, *, weight: float, device: str, precision: str) -> Teacher:

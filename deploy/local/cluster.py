@@ -59,7 +59,9 @@ def main() -> None:
         shell = "\n".join(f"export {name}={value}" for name, value in environment.items())
         session = cluster.head_node.get_session_dir_path()
         facts = {"gcs": cluster.address, "session": session, "nodes": _raylets(nodes)}
-        _say(arguments.json, f"{shell}\n# logs: {session}/logs; raylets {facts['nodes']}", facts)
+        facts["metrics"] = [f"http://127.0.0.1:{node.metrics_export_port}/metrics" for node in nodes]
+        notes = f"# logs: {session}/logs; metrics: {', '.join(facts['metrics'])}; raylets {facts['nodes']}"
+        _say(arguments.json, f"{shell}\n{notes}", facts)
         for line in sys.stdin:
             if line.strip() == "add":
                 nodes.append(cluster.add_node(**node))

@@ -33,7 +33,6 @@ from softlabel_schemas.manifest import (
     SkippedUtterance,
     SpecDocument,
     from_bytes,
-    shard_digest,
     to_bytes,
 )
 from softlabel_schemas.object_store import MAX_DOCUMENT_BYTES, ConditionalWriteError, ObjectStore
@@ -126,7 +125,32 @@ def commit_shard(
     utterances: Sequence[LabelledUtterance],
     skipped: Sequence[SkippedUtterance],
 ) -> CommitRecord:
-    """Encode, store and commit one shard; returns the record that stands, ours or an earlier writer's.
+    """Encode, store and commit one shard; returns the record that stands, ours or an earlier writer's. Raises as
+    :func:`encode_shard`.
+    """
+    files, record = encode_shard(document, shard_range, utterances, skipped)
+    folder, key = record.shard.folder, layout.commit_record(shard_range.index)
+    try:
+        store.put_many({f"{folder}/{name}": data for name, data in files.items()})
+        # Every folder on the way: another job may have made one and not flushed it yet.
+        for path in sorted({path for name in files for path in PurePosixPath(folder, name).parents}):
+            store.sync("" if path == PurePosixPath() else str(path))
+    except FileNotFoundError:
+        # Garbage collection removes folders under us that can only lose; anything else is a fault of the disk.
+        if not store.exists(key):
+            raise
+    if not store.put_if_absent(key, to_bytes(record)):
+        return _read_commit(_read(store, key), document, shard_range.index, where=store.describe(key))
+    return record
+
+
+def encode_shard(
+    document: SpecDocument,
+    shard_range: ShardRange,
+    utterances: Sequence[LabelledUtterance],
+    skipped: Sequence[SkippedUtterance],
+) -> tuple[dict[str, bytes], CommitRecord]:
+    """The files of a shard by name, and its commit record; nothing is stored.
 
     Raises:
         ValueError: the targets break an invariant; names the utterance.
@@ -183,20 +207,7 @@ def commit_columns(
         label_hash=label_hash.to_base64(),
         index=index.to_base64() if document.spec.format_version >= 2 else None,
     )
-    folder = layout.shard_folder(shard_range.index, shard_digest(records))
-    key = layout.commit_record(shard_range.index)
-    try:
-        store.put_many({f"{folder}/{name}": data for name, data in files.items()})
-        # Every folder on the way: another job may have made one and not flushed it yet.
-        for path in sorted({path for name in files for path in PurePosixPath(folder, name).parents}):
-            store.sync("" if path == PurePosixPath() else str(path))
-    except FileNotFoundError:
-        # Garbage collection removes folders under us that can only lose; anything else is a fault of the disk.
-        if not store.exists(key):
-            raise
-    if not store.put_if_absent(key, to_bytes(record)):
-        return _read_commit(_read(store, key), document, shard_range.index, where=store.describe(key))
-    return record
+    return files, record
 
 
 def committed_shards(store: ObjectStore) -> set[int]:

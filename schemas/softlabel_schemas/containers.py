@@ -20,6 +20,9 @@ class Container(Protocol):
     def blocks(self, files: Mapping[str, bytes]) -> list[Block]:
         """The parts that can be read alone, all rows in order; none where only the whole shard can be."""
 
+    def num_files(self, files: Mapping[str, bytes], factor: float) -> int:
+        """Of a shard that is ``factor`` times as large as that of ``files``."""
+
     def decode_block(self, data: bytes, num_rows: int, streams: Sequence[str], *, where: str) -> ShardColumns: ...
 
 

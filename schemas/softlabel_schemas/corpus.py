@@ -98,13 +98,14 @@ class Corpus:
     def select_splits(self, splits: Sequence[str]) -> Corpus:
         """The rows of these splits, in order. Raises InputError for a split that no row has."""
         check_splits(splits, set(pc.unique(self.table["split"]).to_pylist()))
-        return self._replaced(rows_of_splits(self.table, splits))
+        return self.with_table(rows_of_splits(self.table, splits))
 
     def where(self, chosen_N: npt.NDArray[np.bool_]) -> Corpus:
         """The rows where ``chosen_N`` [N] is true, in order."""
-        return self._replaced(self.table.filter(pa.array(chosen_N)))
+        return self.with_table(self.table.filter(pa.array(chosen_N)))
 
-    def _replaced(self, table: pa.Table) -> Corpus:
+    def with_table(self, table: pa.Table) -> Corpus:
+        """Other rows of the same manifest."""
         return Corpus(
             table,
             hard_label_frame_shift_ms=self.hard_label_frame_shift_ms,

@@ -105,6 +105,11 @@ def blocks(files: Mapping[str, bytes]) -> list[Block]:
     return [block for block in found if block.num_rows]
 
 
+def num_files(files: Mapping[str, bytes], factor: float) -> int:
+    """One, however large it is."""
+    return 1
+
+
 def decode_block(data: bytes, num_rows: int, streams: Sequence[str], *, where: str) -> ShardColumns:
     """The rows of one block from its bytes alone. Raises IntegrityError where they are not those of a row group."""
     return _read(lambda: RowGroup(data, num_rows, _columns(streams)), streams, where=where)

@@ -10,6 +10,7 @@ from a stranger (see ``_read_arrays``).
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -124,6 +125,11 @@ def decode(files: Mapping[str, bytes], streams: Sequence[str], *, where: str) ->
 def blocks(files: Mapping[str, bytes]) -> list[Block]:
     """None: each stream is an object of its own, so an utterance alone would take as many requests as all of them."""
     return []
+
+
+def num_files(files: Mapping[str, bytes], factor: float) -> int:
+    sizes: list[int] = [_metadata_of(files, name)["shape"][0] for name in files if name.endswith(f"/{_METADATA}")]
+    return 1 + sum(1 + math.ceil(size * factor / _CHUNK) for size in sizes)
 
 
 def decode_block(data: bytes, num_rows: int, streams: Sequence[str], *, where: str) -> ShardColumns:

@@ -33,12 +33,14 @@ class RayCluster:
         gcs: address for ``teacher-service run``.
         jobs: address of the Jobs API.
         environment: for whoever joins or submits.
+        metrics: where each of the first nodes has them, for Prometheus.
     """
 
     session: Path
     gcs: str
     jobs: str
     environment: dict[str, str]
+    metrics: list[str]
     nodes: list[int]
     process: subprocess.Popen[str]
 
@@ -100,12 +102,14 @@ def ray_cluster(
             gcs="",
             jobs=f"http://127.0.0.1:{port}",
             environment=environment,
+            metrics=[],
             nodes=[],
             process=process,
         )
         try:
             answer = cluster._answer()
             cluster.gcs, cluster.nodes, cluster.session = answer["gcs"], answer["nodes"], Path(answer["session"])
+            cluster.metrics = answer["metrics"]
             environment["RAY_API_SERVER_ADDRESS"] = cluster.jobs
             yield cluster
         finally:

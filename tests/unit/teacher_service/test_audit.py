@@ -17,8 +17,8 @@ from softlabel_schemas.manifest import SkippedUtterance
 from teacher_service.audit import shards_to_audit
 from teacher_service.cli import main
 from teacher_service.job import PreparedJob, missing_shards, prepare, publish_job
-from teacher_service.labelling_actor import load_ensemble
 from teacher_service.pipeline import label_shard
+from teacher_service.teacher import load_teachers
 from tests.support.teachers import (
     Sounds,
     job_fields,
@@ -56,7 +56,7 @@ def publish(
         if seed == 1:
             write_job(folder / "job.toml", job_fields(sounds.manifest, [teacher], folder / "labels", **options))
     said, done = jobs[1], jobs[labelled_by]
-    teachers = load_ensemble(done)
+    teachers = load_teachers(done.config, done.document.spec)
     for shard_range in missing_shards(said):
         rows = done.corpus.read(shard_range.first_row, shard_range.num_rows)
         shard = label_shard(rows, teachers, done.document.spec, done.document.storage)

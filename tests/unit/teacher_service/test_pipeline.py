@@ -23,7 +23,7 @@ from softlabel_schemas.plan import ShardRange
 from softlabel_schemas.shard import LabelledUtterance, encode_columns
 from teacher_service.config import JobConfig, TeacherConfig
 from teacher_service.job import PreparedJob, prepare
-from teacher_service.pipeline import LabelledShard, label_shard
+from teacher_service.pipeline import BatchDone, LabelledShard, label_shard
 from teacher_service.teacher import Teacher, load_teacher
 from tests.support.targets import assert_same_targets, dense_posterior
 from tests.support.teachers import (
@@ -171,19 +171,23 @@ def test_a_shard_is_its_rows_alone(sounds: Sounds, ensemble: list[TeacherConfig]
     """Batched otherwise: the same entries, up to rounding."""
     config = make_job(sounds.manifest, ensemble, tmp_path / "labels", destination__shard_seconds=60.0)
     job, whole = prepare(config), label_all(config)
-    done: list[float] = []
+    done: list[BatchDone] = []
     part = label_shard(
         rows_of(job, ShardRange(index=1, first_row=3, num_rows=3)),
         load_all(job),
         job.document.spec,
         job.document.storage.model_copy(update={"batch_seconds": 1.3}),
-        on_seconds=done.append,
+        on_batch=done.append,
     )
     assert [labelled.utterance_id for labelled in part.utterances] == ["utt-003", "utt-004", "utt-005"]
     for found, expected in zip(part.utterances, whole.utterances[3:6], strict=True):
         np.testing.assert_array_equal(found.targets.class_ids, expected.targets.class_ids)
         np.testing.assert_allclose(found.targets.log_probs, expected.targets.log_probs, rtol=1e-3, atol=1e-4)
-    assert done == pytest.approx([1.2, 1.21])
+    assert [batch.seconds for batch in done] == pytest.approx([1.2, 1.21])
+    assert [batch.padded_seconds for batch in done] == pytest.approx([1.2, 1.22])
+    frames = [labelled.targets.num_frames for labelled in part.utterances]
+    assert sum(batch.num_frames for batch in done) == sum(frames)
+    assert all(0 < batch.teacher_seconds < 60 for batch in done)
 
 
 # Errors
