@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from softlabel_schemas.align_cli import align
 from softlabel_schemas.command_line import CheckFailedError, CommandGroup, progress
 from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.ensemble_cli import combine, fit_weights_command
@@ -172,6 +173,7 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
     return {**facts, "num_bytes": finding.num_bytes}
 
 
+main.add_command(align)
 main.add_command(combine)
 main.add_command(fit_weights_command)
 main.add_command(import_command)

@@ -124,6 +124,12 @@ class RangeFile(io.RawIOBase):
         self._position += len(data)
         return data
 
+    def readinto(self, buffer: Any, /) -> int:
+        """What ``io.BufferedReader`` reads by."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
     def _read_range(self, start: int, stop: int) -> bytes:
         try:
             return self._store.read_range(self._key, start, stop)

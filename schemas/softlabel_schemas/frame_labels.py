@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from softlabel_schemas.front_end import Fbank
 
 Int32 = npt.NDArray[np.int32]
+LabelT = TypeVar("LabelT", bound=np.generic)
 
 
 class NumFramesError(ValueError):
@@ -47,10 +49,18 @@ def on_frames(labels: Int32, num_samples: int, front_end: Fbank) -> Int32:
     if len(labels) == num_frames:
         return labels
     if len(labels) == num_whole > 0:
-        # The frame of ours with the nearest centre.
-        first = round((window / shift - 1) / 2)
-        return labels[np.clip(np.arange(num_frames) - first, 0, num_whole - 1)]
+        return labels[nearest_frames(num_whole, num_frames, window / shift)]
     raise NumFramesError(f"{len(labels)} frames, expected {num_frames} ({num_whole} with snip_edges)")
+
+
+def nearest_frames(num_theirs: int, num_ours: int, window: float) -> npt.NDArray[np.int64]:
+    """Of each of our frames the frame of theirs with the nearest centre, int64 [num_ours].
+
+    Args:
+        window: length of their frames, which begin at 0, 1, 2, ... frame shifts, in frame shifts.
+    """
+    first = round((window - 1) / 2)
+    return np.clip(np.arange(num_ours) - first, 0, num_theirs - 1)
 
 
 def frames_of_items(
@@ -70,7 +80,7 @@ def frames_of_items(
     return labels_T
 
 
-def middle_of_stack(labels_T: Int32, stack: int) -> Int32:
-    """Labels of the frames that a front end with ``stack`` makes, int32 [ceil(T / stack)]."""
+def middle_of_stack(labels_T: npt.NDArray[LabelT], stack: int) -> npt.NDArray[LabelT]:
+    """Labels of the frames that a front end with ``stack`` makes, [ceil(T / stack)]."""
     num_frames = -(-len(labels_T) // stack)
     return labels_T[np.minimum(stack * np.arange(num_frames) + stack // 2, len(labels_T) - 1)]

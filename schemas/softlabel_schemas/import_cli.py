@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -10,14 +9,13 @@ from typing import Literal
 import click
 
 from softlabel_schemas.command_line import needs_extra
-from softlabel_schemas.corpus import split_url, write_corpus
+from softlabel_schemas.corpus_output import write_and_summarise
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.imported import Frames, ImportedRow, utterances_of
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.kaldi_archives import read_alignments
 from softlabel_schemas.kaldi_data import read_data_dir
 from softlabel_schemas.lhotse_cuts import read_cuts
-from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.table_corpus import read_table
 from softlabel_schemas.tar_corpus import read_tar
 
@@ -74,19 +72,7 @@ def import_command(
     with needs_extra("kaldi" if form == "kaldi" and alignments else "audio"):
         rows = _read(form, sources, alignments, frame_shift_ms)
         utterances, found = utterances_of(rows, frames, given, output=output, where=", ".join(sources))
-    if found is not None and given is None:
-        _write_inventory(found, output)
-    write_corpus(output, utterances, inventory=found, hard_label_frame_shift_ms=frame_shift_ms * stack)
-    hours = sum(utterance.seconds for utterance in utterances) / 3600
-    splits = ", ".join(f"{split} {count:,}" for split, count in Counter(each.split for each in utterances).items())
-    click.echo(f"{output}: {len(utterances):,} utterances, {hours:.2f} h; {splits}")
-    num_labelled = sum(utterance.hard_labels is not None for utterance in utterances)
-    if found is not None:
-        shift = f"{frame_shift_ms * stack:g} ms"
-        click.echo(f"{num_labelled:,} of them have hard labels, of {found.num_classes:,} classes, every {shift}")
-    num_silent = sum(utterance.text is None for utterance in utterances)
-    if num_silent:
-        click.echo(f"{num_silent:,} have no text")
+    write_and_summarise(output, utterances, found, frame_shift_ms * stack, is_new_inventory=given is None)
 
 
 def _read(
@@ -118,19 +104,3 @@ def _split_and_url(source: str) -> tuple[str | None, str]:
     """Of ``SPLIT=URL``; an equals sign behind a slash is a part of the path."""
     split, equals, url = source.partition("=")
     return (split, url) if equals and "/" not in split else (None, source)
-
-
-def _write_inventory(inventory: ClassInventory, output: str) -> None:
-    """Beside the manifest. Raises InputError rather than replace another one."""
-    folder = split_url(output)[0]
-    store = ObjectStore(folder)
-    if not store.put_if_absent("inventory.json", inventory.to_json()):
-        if store.read("inventory.json") != inventory.to_json():
-            raise InputError(
-                f"{store.describe('inventory.json')} holds other classes than these {inventory.num_classes}; give it as "
-                "--inventory, or write into another folder"
-            )
-    else:
-        click.echo(
-            f"{store.describe('inventory.json')}: {inventory.num_classes:,} classes, as they occur in the alignments"
-        )

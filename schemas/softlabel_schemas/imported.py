@@ -14,13 +14,13 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from softlabel_schemas.command_line import progress
 from softlabel_schemas.corpus import Utterance, split_url
+from softlabel_schemas.corpus_output import location_below
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.frame_labels import AlignedItem, NumFramesError, frames_of_items, middle_of_stack, on_frames
 from softlabel_schemas.front_end import Fbank
@@ -206,7 +206,7 @@ def _utterance(
     assert row.split is not None
     return Utterance(
         utterance_id=row.utterance_id,
-        audio=_location(row.audio, output),
+        audio=location_below(row.audio, output),
         sha256=audio.sha256,
         sample_rate=audio.sample_rate,
         num_samples=num_samples,
@@ -218,13 +218,3 @@ def _utterance(
         audio_offset=row.audio_part and row.audio_part[0],
         audio_bytes=row.audio_part and row.audio_part[1],
     )
-
-
-def _location(audio: str, output: str) -> str:
-    """As the manifest at ``output`` names the file: relative to its folder where it lies below, so that both can be moved."""
-    folder = split_url(output)[0]
-    if "://" not in audio:
-        audio = str(Path(audio).absolute())
-    if "://" not in folder:
-        folder = str(Path(folder).absolute())
-    return audio.removeprefix(f"{folder}/")

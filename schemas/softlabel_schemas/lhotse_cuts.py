@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabel_schemas.corpus import Corpus, Utterance
+from softlabel_schemas.corpus_output import joined
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.frame_labels import AlignedItem
 from softlabel_schemas.imported import ImportedRow, read_source
@@ -190,7 +191,7 @@ def _cut(utterance: Utterance, corpus: Corpus) -> dict[str, Any]:
             f"utterance {printable(utterance.utterance_id)} has no audio file of its own, which a Lhotse recording needs"
         )
     folder, name = corpus.resolve(utterance.audio)
-    location = f"{folder}/{name}" if "://" in folder else str((Path(folder) / name).absolute())
+    location = joined(folder, name) if "://" in folder else str(Path(folder, name).absolute())
     rate, start = utterance.sample_rate, utterance.start_sample or 0
     num_samples = start + utterance.num_samples
     supervision = {
