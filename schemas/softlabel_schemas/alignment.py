@@ -91,6 +91,8 @@ class Aligner:
         if not words:
             raise AlignmentError("no words")
         self._decoder.set_align_text(" ".join(words))
+        # Forgets the noise of the utterance before; that of the first pass serves the second.
+        self._decoder.reinit_feat()
         self._decode(samples)
         if self._decoder.hyp() is None:
             raise AlignmentError("no path through the words fits the audio")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
@@ -56,14 +55,17 @@ def test_it_agrees_with_alignments_by_the_same_model(aligner: Aligner, texts: di
             np.mean(found.senones == np.array(row["senone"])[nearest_T]),
             np.mean(found.phones == np.array(row["phone"])[nearest_T]),
         ]
-    # 0.98 of the senones and 0.99 of the phones of 20 utterances.
+    # 0.978 of the senones and 0.987 of the phones of 20 utterances.
     assert len(shares) == 2 * len(UTTERANCES)
     assert np.mean(shares) > 0.97
 
 
-def test_words_are_found_in_any_case_and_with_punctuation(aligner: Aligner) -> None:
+def test_an_alignment_depends_on_its_utterance_alone(aligner: Aligner) -> None:
+    """Words are found in any case and with punctuation; what was aligned before is forgotten."""
     samples = samples_of("000010011")
-    plain, marked = (aligner.align(text, samples, 258) for text in ("WE CALL IT BEAR", '"We call it: bear!"'))
+    plain = aligner.align("WE CALL IT BEAR", samples, 258)
+    aligner.align("call", np.random.default_rng(0).integers(-9_000, 9_000, 32_000, dtype=np.int16), 200)
+    marked = aligner.align('"We call it: bear!"', samples, 258)
     np.testing.assert_array_equal(plain.senones, marked.senones)
     # The dictionary's own words stay as they are.
     assert "Z" not in plain.phones
@@ -99,7 +101,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: dict[str, str
     Path("audio").mkdir()
     soundfile.write("audio/slow.flac", np.zeros(8_000), 8_000)
     for each in UTTERANCES:
-        os.symlink(SOURCE / "flac" / f"{each}.flac", f"audio/{each}.flac")
+        Path(f"audio/{each}.flac").symlink_to(SOURCE / "flac" / f"{each}.flac")
     rows = [
         (each, f"audio/{each}.flac", texts[each], "train" if each != UTTERANCES[-1] else "dev") for each in UTTERANCES
     ]
@@ -122,7 +124,7 @@ def test_a_corpus(folder: Path) -> None:
     assert [each.utterance_id for each in corpus] == list(UTTERANCES)
     check_hard_labels(corpus, inventory, where="corpus")
     assert corpus.hard_label_frame_shift_ms == 30.0
-    assert inventory.silence_phones == ("SIL",)
+    assert {"SIL"} <= set(inventory.silence_phones) <= {"SIL", "+NSN+", "+SPN+"}
     for utterance in corpus:
         assert utterance.hard_labels is not None
         assert len(utterance.hard_labels) == Fbank(stack=3).num_frames(utterance.num_samples)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -59,8 +61,7 @@ def test_audio_too_short_for_one_of_kaldis_frames() -> None:
 )
 def test_a_frame_has_the_item_at_its_centre(borders: list[int], frame_shift_ms: float) -> None:
     items = [
-        AlignedItem(str(index), start / 1000, stop / 1000)
-        for index, (start, stop) in enumerate(zip(borders[:-1], borders[1:], strict=True))
+        AlignedItem(str(index), start / 1000, stop / 1000) for index, (start, stop) in enumerate(pairwise(borders))
     ]
     ids = {str(index): index for index in range(len(items))}
     found = frames_of_items(items, ids, 30, frame_shift_ms)

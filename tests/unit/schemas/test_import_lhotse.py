@@ -98,8 +98,8 @@ def test_class_ids_in_a_custom_field(recordings: Recordings, how: str) -> None:
 def test_alignments_of_supervisions(recordings: Recordings) -> None:
     """Symbols with times; of a cut from the middle of a recording too, where lhotse counts from the recording's start."""
     items = [
-        lhotse.supervision.AlignmentItem("SIL", 0.0, 0.0349),
-        lhotse.supervision.AlignmentItem("T", 0.035, 0.07),
+        lhotse.supervision.AlignmentItem("SIL", 0.0, 0.034),
+        lhotse.supervision.AlignmentItem("T", 0.034, 0.071),
         lhotse.supervision.AlignmentItem("UW", 0.115, 0.085),
     ]
     cut = cut_of(recordings, "anna-1", alignment={"phone": items})
