@@ -11,6 +11,7 @@ from softlabel_schemas.align_cli import align
 from softlabel_schemas.command_line import CheckFailedError, CommandGroup, progress
 from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.ensemble_cli import combine, fit_weights_command
+from softlabel_schemas.export_cli import export
 from softlabel_schemas.gc import Finding, delete_garbage, find_garbage
 from softlabel_schemas.import_cli import import_command
 from softlabel_schemas.object_store import ObjectStore
@@ -175,6 +176,7 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
 
 main.add_command(align)
 main.add_command(combine)
+main.add_command(export)
 main.add_command(fit_weights_command)
 main.add_command(import_command)
 

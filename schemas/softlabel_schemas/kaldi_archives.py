@@ -89,12 +89,20 @@ def write_posteriors(utterances: Iterable[LabelledUtterance], folder: Path, fina
     A frame has a (class id, probability) pair for each kept class, the probabilities **renormalised** to add up to 1: Kaldi's
     training knows no tail, and takes what is missing from 1 as a lower weight of the frame. A frame without entries has no
     pairs, and so no weight.
+
+    Raises:
+        InputError: an utterance id has white space.
     """
     from kaldi_native_io import PosteriorWriter
 
     archive, script = folder / "post.ark", folder / "post.scp"
     with PosteriorWriter(f"ark,scp:{archive},{script}") as writer:
         for utterance in utterances:
+            # The key of a line ends at white space.
+            if len(utterance.utterance_id.split()) != 1:
+                raise InputError(
+                    f"utterance id {shortened(utterance.utterance_id)} has spaces, which Kaldi's tables cannot hold"
+                )
             writer.write(utterance.utterance_id, _pairs(utterance.targets))
     written = script.read_text(encoding="utf-8")
     script.write_text(written.replace(f" {archive}:", f" {final_folder.absolute() / archive.name}:"), encoding="utf-8")

@@ -26,6 +26,8 @@ from softlabel_schemas.shard import LabelledUtterance
 from softlabel_schemas.strict import printable, shortened
 from softlabel_schemas.targets import SoftTargets
 
+# Of labels, beyond what the duration has room for: a frame is begun, and edges may be padded.
+_MAX_EXTRA_FRAMES = 2
 # Plain files and URLs; the others are commands, or bytes within the manifest.
 _SOURCES = ("file", "url")
 
@@ -147,7 +149,8 @@ def write_cuts(
     with -1; ``soft_label_log_probs`` float32 [T, M], raw, padded with -inf; ``soft_label_tail_mass`` float32 [T, K].
 
     Raises:
-        InputError: an utterance is not in the corpus, or its audio is a part of an archive, which Lhotse cannot read.
+        InputError: an utterance is not in the corpus or has another length there, or its audio is a part of an archive, which
+            Lhotse cannot read.
     """
     rows = {utterance_id: row for row, utterance_id in enumerate(corpus.table["utterance_id"].to_pylist())}
     with gzip.open(folder / "cuts.jsonl.gz", "wt", encoding="utf-8") as file:
@@ -155,6 +158,12 @@ def write_cuts(
             if labelled.utterance_id not in rows:
                 raise InputError(f"utterance {printable(labelled.utterance_id)} is not in the corpus manifest given")
             utterance = corpus[rows[labelled.utterance_id]]
+            num_frames = labelled.targets.num_frames
+            if abs(utterance.seconds * 1000 / frame_shift_ms - num_frames) > _MAX_EXTRA_FRAMES:
+                raise InputError(
+                    f"utterance {printable(labelled.utterance_id)} lasts {utterance.seconds:g} s in the corpus manifest given, "
+                    f"but has {num_frames} frames of {frame_shift_ms:g} ms; give that of the corpus that was labelled"
+                )
             arrays = _arrays(labelled.targets)
             # Numbers, as ids may hold what names of files cannot.
             key = f"{number // 1000:06d}/{number:09d}"
