@@ -7,10 +7,12 @@ and order change nothing.
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import multiprocessing
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
@@ -23,7 +25,7 @@ from softlabel_schemas.corpus import Utterance, check_splits, load_corpus, split
 from softlabel_schemas.corpus_output import joined, location_below, write_and_summarise
 from softlabel_schemas.frame_labels import middle_of_stack
 from softlabel_schemas.front_end import Fbank, UtteranceError, UtteranceReader
-from softlabel_schemas.lexicon import load_lexicon
+from softlabel_schemas.lexicon import Pronunciation, load_lexicon
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.problems import Problems
 from softlabel_schemas.senones import back_off
@@ -31,8 +33,9 @@ from softlabel_schemas.senones import back_off
 _FRONT_END = Fbank(sample_rate=SAMPLE_RATE, frame_shift_ms=FRAME_SHIFT_MS)
 # An utterance takes about a tenth of its duration: larger chunks would leave processes idle at the end.
 _CHUNK = 4
-# Manifest, lexicon, stack.
-_Settings = tuple[str, str | None, int]
+_Pronunciations = Mapping[str, tuple[Pronunciation, ...]]
+# Manifest, pronunciations, stack.
+_Settings = tuple[str, _Pronunciations, int]
 
 
 @click.command("align")
@@ -71,10 +74,13 @@ def align(
     """
     rows = load_corpus(corpus)
     check_splits(train_splits, set(rows.table["split"].to_pylist()))
-    settings = (corpus, lexicon, stack)
+    settings = (corpus, load_lexicon(lexicon, PHONES).pronunciations if lexicon else {}, stack)
     aligned: dict[str, Alignment] = {}
     failed: dict[str, str] = {}
-    with needs_extra("align"), progress("align", len(rows), "utterances") as advance:
+    with needs_extra("align"):
+        # Here, as processes of a pool cannot say why they do not begin.
+        importlib.import_module("pocketsphinx")
+    with progress("align", len(rows), "utterances") as advance:
         for utterance_id, found in _align_all(settings, len(rows), processes):
             if isinstance(found, str):
                 failed[utterance_id] = found
@@ -113,17 +119,20 @@ def _align_all(settings: _Settings, num_rows: int, processes: int) -> Iterator[t
         return
     # Forked processes would have the locks of threads that they lack.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, num_rows), context, initializer=_begin, initargs=settings) as pool:
+    pool = ProcessPoolExecutor(min(processes, num_rows), context, initializer=_begin, initargs=settings)
+    try:
         yield from pool.map(_align_row, range(num_rows), chunksize=_CHUNK)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class _Worker:
     """Aligns rows of a manifest."""
 
-    def __init__(self, corpus: str, lexicon: str | None, stack: int) -> None:
+    def __init__(self, corpus: str, pronunciations: _Pronunciations, stack: int) -> None:
         self._corpus, self._stack = load_corpus(corpus), stack
         self._reader = UtteranceReader(self._corpus)
-        self._aligner = Aligner(load_lexicon(lexicon, PHONES).pronunciations if lexicon else {})
+        self._aligner = Aligner(pronunciations)
 
     def align(self, row: int) -> tuple[str, Alignment | str]:
         utterance = self._corpus[row]
@@ -145,9 +154,11 @@ class _Worker:
 _worker: _Worker
 
 
-def _begin(corpus: str, lexicon: str | None, stack: int) -> None:
+def _begin(corpus: str, pronunciations: _Pronunciations, stack: int) -> None:
     global _worker
-    _worker = _Worker(corpus, lexicon, stack)
+    # Ctrl-C goes to all processes of a terminal; the first one ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _worker = _Worker(corpus, pronunciations, stack)
 
 
 def _align_row(row: int) -> tuple[str, Alignment | str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,15 @@ def test_a_corpus(folder: Path) -> None:
     result = softlabels("align", "corpus.parquet", "--output", "again/aligned.parquet", "--processes", "2")
     assert result.exit_code == 0, result.output
     assert load_corpus("again/aligned.parquet").digest == corpus.digest
+
+
+def test_a_bad_lexicon_and_a_missing_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("lexicon.txt").write_text("WORD QQ\n")
+    result = softlabels("align", "corpus.parquet", "--output", "a.parquet", "--lexicon", "lexicon.txt")
+    assert (result.exit_code, "the class inventory has no phone 'QQ'" in result.stderr) == (2, True)
+    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    result = softlabels("align", "corpus.parquet", "--output", "a.parquet")
+    assert (result.exit_code, "pip install 'essence-distill[align]'" in result.stderr) == (2, True)
 
 
 def test_nothing_to_train_on(folder: Path) -> None:

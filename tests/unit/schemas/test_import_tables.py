@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -96,6 +97,11 @@ class TestTable:
     def test_bad_tables(self, recordings: Recordings, content: str, message: str) -> None:
         Path("rows.tsv").write_text(content)
         assert message in refused("table", "train=rows.tsv")
+
+    def test_a_missing_package(self, recordings: Recordings, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "soundfile", None)
+        Path("rows.tsv").write_text("utterance_id\taudio\na\taudio/anna-1.flac\n")
+        assert "pip install 'essence-distill[audio]'" in refused("table", "train=rows.tsv")
 
     def test_no_table(self, recordings: Recordings) -> None:
         assert "rows.txt is neither .tsv (tab-separated) nor .csv" in refused("table", "train=rows.txt")
