@@ -32,6 +32,16 @@ class AlignedItem:
     end: float
 
 
+def class_ids_of(values: object) -> Int32:
+    """A row of integers as class ids, int32 [frames]. Raises ValueError for anything else."""
+    ids = np.asarray(values)
+    if ids.ndim != 1 or not (np.issubdtype(ids.dtype, np.integer) or ids.size == 0):
+        raise ValueError(f"{ids.dtype} of shape {ids.shape}, expected a row of integers")
+    if ids.size and not -1 <= int(ids.min()) <= int(ids.max()) < 1 << 31:
+        raise ValueError(f"class ids from {ids.min()} to {ids.max()}")
+    return ids.astype(np.int32)
+
+
 def on_frames(labels: Int32, num_samples: int, front_end: Fbank) -> Int32:
     """Labels of the utterance's frames, int32 [T], from an alignment of as many frames, or of those that Kaldi has by default.
 

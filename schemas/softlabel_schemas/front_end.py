@@ -137,7 +137,7 @@ class UtteranceReader:
         self._corpus = corpus
         self._stores: dict[str, ObjectStore] = {}
         # With the digest of each.
-        self._recordings: LruCache[tuple[str, int | None], tuple[bytes, str]] = LruCache(_KEPT_BYTES)
+        self._recordings: LruCache[tuple[str, int | None, int | None], tuple[bytes, str]] = LruCache(_KEPT_BYTES)
 
     def features(self, utterance: Utterance, front_ends: list[Fbank | Precomputed]) -> list[Float32]:
         """Features float32 [T, D] for each front end; the file is read once.
@@ -174,7 +174,7 @@ class UtteranceReader:
     def _read(self, utterance: Utterance, location: str, front_end: Fbank | Precomputed) -> bytes:
         """The file, once its sha256 is as the row says."""
         is_part = isinstance(front_end, Fbank) and utterance.start_sample is not None
-        key = (location, utterance.audio_offset)
+        key = (location, utterance.audio_offset, utterance.audio_bytes)
         kept = self._recordings.get(key) if is_part else None
         if kept is None:
             data = self._fetch(utterance, location, front_end)
@@ -213,9 +213,10 @@ class UtteranceReader:
             # The reason of a skipped utterance is stored: it names the location as the corpus does, not this machine's.
             raise UtteranceError(f"utterance {utterance.utterance_id}: {location} does not exist") from None
         except IntegrityError:
+            is_part = max_bytes > _MAX_RECORDING_BYTES
+            why = "a recording" if is_part else f"the {utterance.seconds:g} s that the corpus manifest says"
             raise UtteranceError(
-                f"utterance {utterance.utterance_id}: {location} has more than {max_bytes} bytes, too "
-                f"many for the {utterance.seconds:g} s that the corpus manifest says"
+                f"utterance {utterance.utterance_id}: {location} has more than {max_bytes} bytes, too many for {why}"
             ) from None
         except InputError as error:
             protocol = folder.partition("://")[0]

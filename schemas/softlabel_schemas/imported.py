@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -179,6 +180,9 @@ def _utterance(
     output: str,
     problems: Problems,
 ) -> Utterance | None:
+    if not math.isfinite(row.start + (row.duration or 0.0)):
+        problems.add("segments whose times are no finite numbers", row.utterance_id)
+        return None
     start = round(row.start * audio.sample_rate)
     duration = audio.num_samples - start if row.duration is None else round(row.duration * audio.sample_rate)
     num_samples = min(duration, audio.num_samples - start)

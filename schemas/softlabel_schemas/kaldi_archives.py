@@ -91,10 +91,14 @@ def write_posteriors(utterances: Iterable[LabelledUtterance], folder: Path, fina
     pairs, and so no weight.
 
     Raises:
-        InputError: an utterance id has white space.
+        InputError: an utterance id has white space, or the folder a comma.
     """
     from kaldi_native_io import PosteriorWriter
 
+    if "," in str(folder):
+        raise InputError(
+            f"{final_folder} has a comma, at which Kaldi parts the names of two files; give another folder"
+        )
     archive, script = folder / "post.ark", folder / "post.scp"
     with PosteriorWriter(f"ark,scp:{archive},{script}") as writer:
         for utterance in utterances:

@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.corpus_output import joined
+from softlabel_schemas.digest import parse_json
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.frame_labels import AlignedItem
+from softlabel_schemas.frame_labels import AlignedItem, class_ids_of
 from softlabel_schemas.imported import ImportedRow, read_source
 from softlabel_schemas.problems import Problems
 from softlabel_schemas.shard import LabelledUtterance
@@ -50,7 +51,7 @@ def read_cuts(url: str, alignment: str | None, frame_shift_ms: float) -> list[Im
     problems, rows = Problems(), []
     for number, line in enumerate(_lines(url), start=1):
         try:
-            cut = json.loads(line)
+            cut = parse_json(line.encode())
             name = str(cut["id"])
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{url}, line {number}: not a cut of a Lhotse manifest: {shortened(line)}") from None
@@ -108,10 +109,11 @@ def _hard_labels(
 ) -> tuple[npt.NDArray[np.int32] | None, tuple[AlignedItem, ...] | None]:
     found = (cut.get("custom") or {}).get(name)
     if found is not None:
-        values = np.asarray(found if isinstance(found, list) else _load_array(found, cut, frame_shift_ms))
-        if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
-            raise _BadCutError(f"cuts whose '{name}' is not a row of integers")
-        return values.astype(np.int32), None
+        values = found if isinstance(found, list) else _load_array(found, cut, frame_shift_ms)
+        try:
+            return class_ids_of(values), None
+        except ValueError:
+            raise _BadCutError(f"cuts whose '{name}' is not a row of class ids") from None
     of_supervisions = [each["alignment"][name] for each in supervisions if name in (each.get("alignment") or {})]
     if not of_supervisions:
         return None, None
@@ -137,7 +139,9 @@ def _load_array(manifest: dict[str, Any], cut: dict[str, Any], frame_shift_ms: f
     data = read_source(f"{array['storage_path']}/{array['storage_key']}")
     values = np.load(io.BytesIO(data), allow_pickle=False)
     first = round((cut["start"] - manifest["start"]) / manifest["frame_shift"])
-    return np.asarray(values[max(first, 0) : max(first, 0) + round(cut["duration"] / manifest["frame_shift"] + 1e-6)])
+    if first < 0:
+        raise _BadCutError("cuts that begin before their array")
+    return np.asarray(values[first : first + round(cut["duration"] / manifest["frame_shift"] + 1e-6)])
 
 
 def write_cuts(

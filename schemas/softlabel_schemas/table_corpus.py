@@ -10,10 +10,9 @@ from __future__ import annotations
 import csv
 import io
 
-import numpy as np
-
 from softlabel_schemas.corpus import split_url
 from softlabel_schemas.errors import InputError
+from softlabel_schemas.frame_labels import class_ids_of
 from softlabel_schemas.imported import ImportedRow, read_text
 from softlabel_schemas.problems import Problems
 
@@ -66,5 +65,5 @@ def _row(fields: dict[str, str], folder: str) -> ImportedRow:
         text=fields.get("text") or None,
         speaker=fields.get("speaker") or None,
         split=fields.get("split") or None,
-        class_ids=np.array([int(each) for each in ids.split()], dtype=np.int32) if ids else None,
+        class_ids=class_ids_of([int(each) for each in ids.split()]) if ids else None,
     )

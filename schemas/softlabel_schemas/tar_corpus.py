@@ -12,7 +12,6 @@ archive's bytes, so archives must not be compressed. https://github.com/webdatas
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +20,9 @@ import numpy as np
 
 from softlabel_schemas.corpus import split_url
 from softlabel_schemas.corpus_blocks import RangeFile
+from softlabel_schemas.digest import parse_json
 from softlabel_schemas.errors import InputError
+from softlabel_schemas.frame_labels import class_ids_of
 from softlabel_schemas.imported import ImportedRow
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.problems import Problems
@@ -90,11 +91,8 @@ def _values(extension: str, data: bytes) -> dict[str, Any]:
     if extension == "txt":
         return {"text": data.decode().strip()}
     if extension == "json":
-        found = json.loads(data)
+        found = parse_json(data)
         if not isinstance(found, dict):
             raise ValueError("not an object")
         return {name: str(found[name]) for name in ("text", "speaker") if found.get(name) is not None}
-    ids = np.load(io.BytesIO(data), allow_pickle=False)
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError("not a row of integers")
-    return {"class_ids": ids.astype(np.int32)}
+    return {"class_ids": class_ids_of(np.load(io.BytesIO(data), allow_pickle=False))}

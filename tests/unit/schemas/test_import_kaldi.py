@@ -172,12 +172,16 @@ class TestRefused:
         assert "segments of recordings that wav.scp lacks: 1 (b)\n" in message
 
     def test_segments_outside_their_recordings(self, recordings: Recordings) -> None:
-        Path("data/segments").write_text("a anna-1 0.1 0.8\nb anna-1 0.2 0.2\nc anna-1 9 -1\nd anna-1 0.2 0.7\n")
+        Path("data/segments").write_text(
+            "a anna-1 0.1 0.8\nb anna-1 0.2 0.2\nc anna-1 9 -1\nd anna-1 0.2 0.7\ne anna-1 nan 1\n"
+        )
         Path("data/text").unlink()
         Path("data/utt2spk").unlink()
         message = refused("train=data")
         assert message.endswith(
-            "train=data cannot be imported:\n  segments outside their recordings, or empty: 3 (a, b, c)\n"
+            "train=data cannot be imported:\n"
+            "  segments outside their recordings, or empty: 3 (a, b, c)\n"
+            "  segments whose times are no finite numbers: 1 (e)\n"
         )
 
     def test_audio(self, recordings: Recordings) -> None:

@@ -156,18 +156,21 @@ MANIFEST = {"array": ARRAY, "temporal_dim": 0, "frame_shift": 0.01, "start": 0}
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([0.5], "cuts whose 'senones' is not a row of integers: 1 (anna-1)"),
-        ([[1], [2]], "cuts whose 'senones' is not a row of integers: 1 (anna-1)"),
+        ([0.5], "cuts whose 'senones' is not a row of class ids: 1 (anna-1)"),
+        ([[1], [2]], "cuts whose 'senones' is not a row of class ids: 1 (anna-1)"),
+        ([3 << 32], "cuts whose 'senones' is not a row of class ids: 1 (anna-1)"),
         (
             MANIFEST | {"array": ARRAY | {"storage_type": "memory_raw"}},
             "arrays stored as memory_raw, expected numpy_files (NumpyFilesWriter): 1 (anna-1)",
         ),
         (MANIFEST | {"frame_shift": 0.04}, "arrays with frames of 40 ms, expected 10 (--frame-shift-ms): 1 (anna-1)"),
         (MANIFEST, "a/b.npy does not exist"),
+        (MANIFEST | {"start": 0.5, "array": ARRAY | {"storage_path": "."}}, "cuts that begin before"),
         (None, "cuts.jsonl: no cut has the custom field or the alignment 'senones'"),
     ],
 )
 def test_bad_alignments(recordings: Recordings, value: Any, message: str) -> None:
+    np.save("b.npy", np.zeros(25, np.int32))
     cut = cut_of(recordings, "anna-1").to_dict() | {"custom": {"senones": value}}
     Path("cuts.jsonl").write_text(json.dumps(cut) + "\n")
     assert message in refused("train=cuts.jsonl", "--alignment", "senones")

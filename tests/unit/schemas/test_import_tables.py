@@ -171,6 +171,8 @@ class TestWebDataset:
             "d.txt": b"\xff",
             "e.flac": audio,
             "e.alignment.npy": npy([0.5]),
+            "g.flac": audio,
+            "g.alignment.npy": npy([3 << 32]),
             "f.flac": audio,
             "f.alignment.npy": npy([{"pickled": 1}]),
         }
@@ -179,7 +181,7 @@ class TestWebDataset:
             "error: a.tar cannot be imported:\n"
             "  members .json that are not readable: 2 (b.json, c.json)\n"
             "  members .txt that are not readable: 1 (d.txt)\n"
-            "  members .alignment.npy that are not readable: 2 (e.alignment.npy, f.alignment.npy)\n"
+            "  members .alignment.npy that are not readable: 3 (e.alignment.npy, g.alignment.npy, f.alignment.npy)\n"
             "  utterances without audio (of flac, wav, ogg, mp3, opus): 1 (mute)\n"
             "  utterances with several audio files (of flac, wav, ogg, mp3, opus): 1 (a)\n"
         )
