@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import fsspec
 import numpy as np
@@ -22,6 +22,9 @@ from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.lru import LruCache
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.strict import StrictModel
+
+if TYPE_CHECKING:
+    import soundfile
 
 Float32 = npt.NDArray[np.float32]
 # Keeps a constant dimension (digital silence) from being divided by nothing.
@@ -36,6 +39,8 @@ _MAX_HEADER_BYTES = 16 << 20
 _MAX_RECORDING_BYTES = 2 << 30
 # Recordings kept in memory, for the other utterances in them.
 _KEPT_BYTES = 256 << 20
+# A decoder of these that begins in the middle lacks what frames before hold of later ones: of MP3 it may give silence instead.
+SERIAL_SUBTYPES = ("MPEG", "OPUS")
 _MAX_FRAME_RATIO = 2
 _MAX_EXTRA_FRAMES = 100
 _NPY_HEADERS = {
@@ -285,8 +290,9 @@ def _decode_audio(utterance: Utterance, data: bytes) -> Float32:
             # Before it is decoded: ten hours of silence are a small file.
             if found == expected:
                 if start is not None:
+                    _check_seekable(utterance, file)
                     file.seek(start)
-                samples = file.read(num_samples, dtype="float32", always_2d=True)
+                samples = file.read(-1 if start is None else num_samples, dtype="float32", always_2d=True)
                 found = (file.samplerate, len(samples), file.channels)
     except soundfile.SoundFileError as error:
         # The whole text of some of these errors has the address of an object in memory.
@@ -306,6 +312,14 @@ def _decode_audio(utterance: Utterance, data: bytes) -> Float32:
             f"{_MAX_AMPLITUDE:g}"
         )
     return np.ascontiguousarray(samples[:, 0]) * np.float32(32768)
+
+
+def _check_seekable(utterance: Utterance, file: soundfile.SoundFile) -> None:
+    if file.subtype.startswith(SERIAL_SUBTYPES):
+        raise UtteranceError(
+            f"utterance {utterance.utterance_id}: {utterance.audio} is a recording in {file.subtype}, which cannot be read "
+            "from the middle; make a FLAC file of it"
+        )
 
 
 def _decode_features(utterance: Utterance, data: bytes, front_end: Precomputed) -> Float32:

@@ -24,7 +24,7 @@ from softlabel_schemas.corpus import Utterance, split_url
 from softlabel_schemas.corpus_output import location_below
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.frame_labels import AlignedItem, NumFramesError, frames_of_items, middle_of_stack, on_frames
-from softlabel_schemas.front_end import Fbank
+from softlabel_schemas.front_end import SERIAL_SUBTYPES, Fbank
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.problems import Problems
@@ -73,6 +73,7 @@ class _AudioFile:
     sample_rate: int
     num_samples: int
     num_channels: int
+    subtype: str
     sha256: str
 
 
@@ -166,7 +167,8 @@ def _header(data: bytes) -> _AudioFile | str:
 
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            found = _AudioFile(file.samplerate, file.frames, file.channels, hashlib.sha256(data).hexdigest())
+            digest = hashlib.sha256(data).hexdigest()
+            found = _AudioFile(file.samplerate, file.frames, file.channels, file.subtype, digest)
     except soundfile.SoundFileError as error:
         return f"audio files that are not readable ({getattr(error, 'error_string', error)})"
     return found if found.num_channels == 1 else f"audio files with {found.num_channels} channels, expected 1"
@@ -189,6 +191,12 @@ def _utterance(
     if start < 0 or num_samples <= 0 or duration - num_samples > _MAX_OVERSHOOT_SECONDS * audio.sample_rate:
         problems.add("segments outside their recordings, or empty", row.utterance_id)
         return None
+    is_whole = start == 0 and num_samples == audio.num_samples
+    if not is_whole and audio.subtype.startswith(SERIAL_SUBTYPES):
+        problems.add(
+            "segments of MP3 or Opus recordings, which cannot be read from the middle (make FLAC)", row.utterance_id
+        )
+        return None
     front_end = Fbank(sample_rate=audio.sample_rate, frame_shift_ms=frames.frame_shift_ms)
     labels_T = None
     try:
@@ -206,7 +214,6 @@ def _utterance(
     if labels_T is not None and not -1 <= labels_T.min(initial=-1) <= labels_T.max(initial=-1) < len(id_of_name):
         problems.add(f"alignments with class ids that are not -1 to {len(id_of_name) - 1}", row.utterance_id)
         return None
-    is_whole = start == 0 and num_samples == audio.num_samples
     assert row.split is not None
     return Utterance(
         utterance_id=row.utterance_id,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from click.testing import CliRunner, Result
 
 from softlabel_schemas import ClassInventory, load_corpus
@@ -184,9 +185,16 @@ class TestRefused:
             "  segments whose times are no finite numbers: 1 (e)\n"
         )
 
-    def test_audio(self, recordings: Recordings) -> None:
-        import soundfile
+    def test_segments_of_mp3(self, recordings: Recordings) -> None:
+        soundfile.write(recordings.audio("anna-1"), recordings.samples["anna-1"], RATE, format="MP3")
+        Path("data/segments").write_text("a anna-1 0.1 0.2\nb anna-1 0 -1\n")
+        Path("data/text").unlink()
+        Path("data/utt2spk").unlink()
+        assert "segments of MP3 or Opus recordings, which cannot be read from the middle (make FLAC): 1 (a)" in refused(
+            "train=data"
+        )
 
+    def test_audio(self, recordings: Recordings) -> None:
         recordings.audio("anna-1").unlink()
         recordings.audio("anna-2").write_bytes(b"RIFF")
         soundfile.write(recordings.audio("bert-1"), np.zeros((99, 2)), RATE)
