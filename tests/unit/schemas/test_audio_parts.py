@@ -58,7 +58,7 @@ def test_formats_that_cannot_be_read_from_the_middle(tmp_path: Path, form: str, 
     soundfile.write(tmp_path / "a.wav", SAMPLES, RATE, format=form, subtype=subtype)
     whole, _ = soundfile.read(tmp_path / "a.wav", dtype="float32")
     (found,) = samples_of(tmp_path, segment(start_sample=None, num_samples=len(whole)))
-    # The MP3 decoder's last bits vary from one reading of a file to the next.
+    # soundfile.read seeks to the start first, after which the MP3 decoder's last bits are others.
     np.testing.assert_allclose(found, whole * np.float32(32_768), atol=0.01)
     with pytest.raises(
         UtteranceError, match=f"a.wav is a recording in {subtype}, which cannot be read from the middle"
