@@ -36,7 +36,9 @@ CorpusForm = Literal["kaldi", "lhotse", "table", "webdataset"]
 @click.option(
     "--inventory", help="The classes of the alignments. Default: those that occur, written beside the manifest."
 )
-@click.option("--frame-shift-ms", default=10.0, show_default=True, help="Of the alignments.")
+@click.option(
+    "--frame-shift-ms", type=click.FloatRange(1, 1000), default=10.0, show_default=True, help="Of the alignments."
+)
 @click.option(
     "--stack",
     type=click.IntRange(1, 16),
@@ -65,8 +67,6 @@ def import_command(
       softlabels import table utterances.tsv --output corpus.parquet
       softlabels import webdataset train=s3://bucket/shard-0000.tar train=s3://bucket/shard-0001.tar --output corpus.parquet
     """
-    if frame_shift_ms <= 0:
-        raise InputError(f"--frame-shift-ms is {frame_shift_ms:g}, expected more than 0")
     given = None if inventory is None else ClassInventory.load(inventory)
     frames = Frames(frame_shift_ms=frame_shift_ms, stack=stack)
     with needs_extra("kaldi" if form == "kaldi" and alignments else "audio"):

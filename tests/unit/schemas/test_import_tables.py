@@ -191,6 +191,7 @@ class TestWebDataset:
         [
             (tar_of({"a.flac": b"x"}, "w:gz"), "a.tar is not an uncompressed tar archive"),
             (b"text", "a.tar is not an uncompressed tar archive"),
+            (tar_of({"a.flac": bytes(600)})[:1000], "a.tar is not an uncompressed tar archive: unexpected end of data"),
             (tar_of({"a.png": b"x"}), "a.tar has no utterances"),
             (None, "a.tar does not exist"),
         ],
