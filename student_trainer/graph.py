@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import kaldifst
 
-from student_trainer.lexicon import Pronunciation
+from softlabel_schemas.lexicon import Pronunciation
 from student_trainer.ngram import END, NGram
 
 # A pause is as likely as none, before the first word and after each.

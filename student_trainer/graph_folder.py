@@ -23,10 +23,10 @@ from softlabel_schemas.corpus import Corpus, check_hard_labels, load_corpus
 from softlabel_schemas.digest import canonical_json, parse_json, sha256_hex
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.inventory import ClassInventory
+from softlabel_schemas.lexicon import load_lexicon
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.strict import StrictModel, parse
 from student_trainer.graph import build_graph
-from student_trainer.lexicon import load_lexicon
 from student_trainer.ngram import train_ngram
 from student_trainer.phone_posteriors import PhoneColumns
 
@@ -83,7 +83,7 @@ def make_graph(
 
     Raises:
         InputError: the folder holds a graph already; an utterance has no transcript or no hard labels; the inventory names
-            no phones; see also :func:`~student_trainer.lexicon.load_lexicon` and ``Lexicon.of_words``.
+            no phones; see also :func:`~softlabel_schemas.lexicon.load_lexicon` and ``Lexicon.of_words``.
     """
     store = ObjectStore(output)
     if store.exists(DESCRIPTION):

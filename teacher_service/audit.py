@@ -166,7 +166,7 @@ def audit(
     for index in shards:
         stored, plan = dataset.read_shard(index), job.plan[index]
         rows = job.corpus.read(plan.first_row, plan.num_rows)
-        labelled = label_shard(rows, teachers, spec, storage, on_seconds=on_seconds)
+        labelled = label_shard(rows, teachers, spec, storage, on_batch=lambda batch: on_seconds(batch.seconds))
         anew = decode_columns(encode_columns(labelled.utterances, codec), codec, where=f"shard {index}, made anew")
         if stored.utterance_ids != anew.utterance_ids:
             found.add_other_rows(index, stored.utterance_ids, anew.utterance_ids)

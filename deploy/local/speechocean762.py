@@ -7,14 +7,14 @@ model) and ``flac/``. Every step is one of the three commands; what is done alre
 interrupted and run again.
 
 Targets are senones at a frame shift of 30 ms (the label of the middle one of three frames). Senones with fewer than
-``MIN_FRAMES`` frames in the training speech are backed off to the most frequent senone of the same phone. Speakers of train,
-dev and test are disjoint; dev is carved from the training speakers; test is used for nothing but the final table.
+30 frames in the training speech are backed off to the most frequent senone of the same phone (``senones.py``). Speakers of
+train, dev and test are disjoint; dev is carved from the training speakers; test is used for nothing but the final table.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,13 +25,12 @@ import pyarrow.parquet as pq
 import soundfile
 from recipe import Arm, Model, Recipe, Teacher, Workspace
 
-from softlabel_schemas import ClassInventory, InputError, Utterance, write_corpus
+from softlabel_schemas import InputError, Utterance, write_corpus
 from softlabel_schemas.front_end import Fbank
+from softlabel_schemas.senones import back_off
 
-MIN_FRAMES = 30
 NUM_DEV_SPEAKERS = 15
 FRONT_END = Fbank(stack=3)
-SILENCE = ("SIL", "+NSN+", "+SPN+")
 
 
 def prepare(
@@ -70,12 +69,7 @@ def prepare(
         senones = np.array(alignments[row["utt"]]["senone"], dtype=np.int64)
         middle = np.minimum(3 * np.arange(FRONT_END.num_frames(info.frames)) + 1, len(senones) - 1)
         frames[row["utt"]] = senones[middle], np.array(alignments[row["utt"]]["phone"])[middle]
-    inventory, class_of_senone = back_off([frames[row["utt"]] for row in chosen if row["split"] in parts])
-    phones, phone_of_class = inventory.phone_ids()
-    most_frequent = {phone: int(np.flatnonzero(phone_of_class == index)[0]) for index, phone in enumerate(phones)}
-
-    def label(senone: int, phone: str) -> int:
-        return class_of_senone.get(senone, most_frequent.get(phone, most_frequent["SIL"]))
+    classes = back_off([frames[row["utt"]] for row in chosen if row["split"] in parts])
 
     write_corpus(
         output / "corpus.parquet",
@@ -89,38 +83,14 @@ def prepare(
                 text=row["text"],
                 speaker=row["speaker"],
                 split=row["split"],
-                hard_labels=np.array([label(*pair) for pair in zip(*frames[row["utt"]], strict=True)], dtype=np.int32),
+                hard_labels=classes.labels_T(*frames[row["utt"]]),
             )
             for row in chosen
         ),
-        inventory=inventory,
+        inventory=classes.inventory,
         hard_label_frame_shift_ms=FRONT_END.output_frame_shift_ms,
     )
-    (output / "inventory.json").write_bytes(inventory.to_json())
-
-
-def back_off(frames: list[tuple[np.ndarray, np.ndarray]]) -> tuple[ClassInventory, dict[int, int]]:
-    """Classes, most frequent first within a phone, and the class of each senone of the training frames."""
-    counts: Counter[tuple[int, str]] = Counter()
-    for senones, phones in frames:
-        counts.update(zip(senones.tolist(), phones.tolist(), strict=True))
-    per_senone: dict[int, Counter[str]] = defaultdict(Counter)
-    for (senone, phone), count in counts.items():
-        per_senone[senone][phone] += count
-    phone_of = {senone: phones.most_common(1)[0][0] for senone, phones in per_senone.items()}
-    total = {senone: sum(phones.values()) for senone, phones in per_senone.items()}
-    by_phone: dict[str, list[int]] = defaultdict(list)
-    for senone in sorted(total, key=lambda senone: (-total[senone], senone)):
-        by_phone[phone_of[senone]].append(senone)
-    names, phones_of_class, class_of = [], [], {}
-    for phone in sorted(by_phone):
-        kept = [s for s in by_phone[phone] if total[s] >= MIN_FRAMES] or by_phone[phone][:1]
-        for senone in by_phone[phone]:
-            class_of[senone] = len(names) + (kept.index(senone) if senone in kept else 0)
-        names += [f"{phone}/{senone}" for senone in kept]
-        phones_of_class += [phone] * len(kept)
-    silence = tuple(phone for phone in SILENCE if phone in by_phone)
-    return ClassInventory(names=tuple(names), phones=tuple(phones_of_class), silence_phones=silence), class_of
+    (output / "inventory.json").write_bytes(classes.inventory.to_json())
 
 
 # Splits of the training speech by speaker, for what learns from a share of it.

@@ -8,13 +8,16 @@ from typing import Any
 import click
 
 from softlabel_schemas.about import read_about
+from softlabel_schemas.align_cli import align
 from softlabel_schemas.catalog_cli import card_command, catalog_command
 from softlabel_schemas.command_line import CheckFailedError, CommandGroup, progress
 from softlabel_schemas.dataset import open_dataset
 from softlabel_schemas.deprecation import read_deprecation, warn_if_deprecated
 from softlabel_schemas.describe import description
 from softlabel_schemas.ensemble_cli import combine, fit_weights_command
+from softlabel_schemas.export_cli import export
 from softlabel_schemas.gc import Finding, delete_garbage, find_garbage
+from softlabel_schemas.import_cli import import_command
 from softlabel_schemas.labels_cli import diff_command, pull_command
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.share_cli import about_command, deprecate_command, resolve_command, tag_command
@@ -144,7 +147,9 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
     return {**facts, "num_bytes": finding.num_bytes}
 
 
+main.add_command(align)
 main.add_command(combine)
+main.add_command(export)
 main.add_command(fit_weights_command)
 main.add_command(tag_command)
 main.add_command(resolve_command)
@@ -154,6 +159,7 @@ main.add_command(card_command)
 main.add_command(catalog_command)
 main.add_command(pull_command)
 main.add_command(diff_command)
+main.add_command(import_command)
 
 if __name__ == "__main__":
     main()

@@ -27,6 +27,15 @@ class CheckFailedError(Exception):
     """A check that a command was asked for did not hold."""
 
 
+@contextlib.contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Raises InputError that names the extra of the distribution where a package is missing within."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error}; this needs: pip install 'essence-distill[{extra}]'") from None
+
+
 class CommandGroup(click.Group):
     """A click group whose commands end with one message on stderr instead of a traceback.
 

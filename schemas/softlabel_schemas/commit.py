@@ -12,7 +12,7 @@ hardware that rounds differently, was first: its shard stands and ours is garbag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -129,7 +129,26 @@ def commit_shard(
     :func:`encode_shard`.
     """
     files, record = encode_shard(document, shard_range, utterances, skipped)
-    folder, key = record.shard.folder, layout.commit_record(shard_range.index)
+    return _store(store, document, files, record)
+
+
+def commit_columns(
+    store: ObjectStore,
+    document: SpecDocument,
+    shard_range: ShardRange,
+    encoded: ShardColumns,
+    sums: FrameSums,
+    skipped: Sequence[SkippedUtterance],
+) -> CommitRecord:
+    """:func:`commit_shard` for utterances that are encoded already."""
+    files, record = _shard_files(document, shard_range, encoded, sums, skipped)
+    return _store(store, document, files, record)
+
+
+def _store(
+    store: ObjectStore, document: SpecDocument, files: Mapping[str, bytes], record: CommitRecord
+) -> CommitRecord:
+    folder, key = record.shard.folder, layout.commit_record(record.shard.index)
     try:
         store.put_many({f"{folder}/{name}": data for name, data in files.items()})
         # Every folder on the way: another job may have made one and not flushed it yet.
@@ -140,7 +159,7 @@ def commit_shard(
         if not store.exists(key):
             raise
     if not store.put_if_absent(key, to_bytes(record)):
-        return _read_commit(_read(store, key), document, shard_range.index, where=store.describe(key))
+        return _read_commit(_read(store, key), document, record.shard.index, where=store.describe(key))
     return record
 
 
@@ -165,18 +184,16 @@ def encode_shard(
         num_labelled_frames=sum(labelled),
     )
     columns = encode_columns(utterances, build_codec(document.spec))
-    return commit_columns(store, document, shard_range, columns, sums, skipped)
+    return _shard_files(document, shard_range, columns, sums, skipped)
 
 
-def commit_columns(
-    store: ObjectStore,
+def _shard_files(
     document: SpecDocument,
     shard_range: ShardRange,
     encoded: ShardColumns,
     sums: FrameSums,
     skipped: Sequence[SkippedUtterance],
-) -> CommitRecord:
-    """:func:`commit_shard` for utterances that are encoded already."""
+) -> tuple[dict[str, bytes], CommitRecord]:
     codec, container = build_codec(document.spec), CONTAINERS[document.storage.shard_format]
     where = f"shard {shard_range.index}"
     files = container.encode(encoded, codec.zstd_level)

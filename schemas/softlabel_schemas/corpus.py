@@ -28,6 +28,7 @@ from softlabel_schemas.corpus_schema import (
     check_rows,
     checked_types,
     read_metadata,
+    stored_form,
 )
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.inventory import ClassInventory
@@ -43,6 +44,8 @@ class Utterance:
         features: location of a ``.npy`` file, float32 [frames, dimensions].
         sha256: of the audio file's bytes, or of the feature file's where there is no audio; checked when it is read.
         hard_labels: class id of each frame, int32 [frames], -1 for a frame without one; None without hard labels.
+        start_sample: the utterance is ``num_samples`` of a longer recording, from this one on; None: it is the whole file.
+        audio_offset, audio_bytes: the audio file is this range of the bytes at ``audio``, as in a tar archive; None: all.
     """
 
     utterance_id: str
@@ -55,6 +58,9 @@ class Utterance:
     text: str | None = None
     speaker: str | None = None
     hard_labels: npt.NDArray[np.int32] | None = None
+    start_sample: int | None = None
+    audio_offset: int | None = None
+    audio_bytes: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -120,11 +126,15 @@ class Corpus:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over what decides the labels: ids, audio (length, rate, sha256) and hard labels; not locations, texts,
+        """sha256 over what decides the labels: ids, audio (start, length, rate, sha256) and hard labels; not locations, texts,
         speakers or splits. Column by column, so that it does not depend on the file's row groups."""
-        digest = digest_head(self.inventory_digest, self.hard_label_frame_shift_ms, len(self))
+        has_segments = has_start_samples(self.table)
+        digest = digest_head(
+            self.inventory_digest, self.hard_label_frame_shift_ms, len(self), has_segments=has_segments
+        )
         for name, encode in DIGEST_PARTS:
-            digest.update(encode(self.table[name]))
+            if has_segments or name != SEGMENT_PART:
+                digest.update(encode(self.table[name]))
         return digest.hexdigest()
 
     def resolve(self, location: str) -> tuple[str, str]:
@@ -153,9 +163,17 @@ def split_url(url: str) -> tuple[str, str]:
     return folder or ".", name
 
 
-def digest_head(inventory_digest: str | None, frame_shift_ms: float | None, num_rows: int) -> hashlib._Hash:
+def digest_head(
+    inventory_digest: str | None, frame_shift_ms: float | None, num_rows: int, *, has_segments: bool
+) -> hashlib._Hash:
     """The corpus digest before its columns."""
-    return hashlib.sha256(f"{inventory_digest}|{frame_shift_ms}|{num_rows}".encode())
+    segments = "|segments" if has_segments else ""
+    return hashlib.sha256(f"{inventory_digest}|{frame_shift_ms}|{num_rows}{segments}".encode())
+
+
+def has_start_samples(table: pa.Table) -> bool:
+    """Whether any of the rows is a part of a recording."""
+    return int(table["start_sample"].null_count) < len(table)
 
 
 def text_lengths(column: pa.ChunkedArray) -> bytes:
@@ -172,6 +190,8 @@ def _values(dtype: str) -> Callable[[pa.ChunkedArray], memoryview]:
     return lambda column: column.to_numpy().astype(dtype, copy=False).data
 
 
+# Of corpora without segments this part is left out of the digest, which was there before it.
+SEGMENT_PART = "start_sample"
 # What the corpus digest is over, in order: the bytes of a column, or of a run of its rows.
 DIGEST_PARTS: tuple[tuple[str, Callable[[pa.ChunkedArray], bytes | memoryview]], ...] = (
     ("utterance_id", text_lengths),
@@ -180,6 +200,7 @@ DIGEST_PARTS: tuple[tuple[str, Callable[[pa.ChunkedArray], bytes | memoryview]],
     ("sha256", text_bytes),
     ("sample_rate", _values("<i4")),
     ("num_samples", _values("<i8")),
+    (SEGMENT_PART, lambda column: _values("<i8")(pc.fill_null(column, -1))),
     ("hard_labels", lambda column: _values("<i4")(pc.fill_null(pc.list_value_length(column), -1))),
     ("hard_labels", lambda column: _values("<i4")(pc.list_flatten(column))),
 )
@@ -264,7 +285,7 @@ def write_corpus(
     _check(table, str(path))
     sink = io.BytesIO()
     pq.write_table(
-        table.replace_schema_metadata(metadata.to_bytes()),
+        stored_form(table, metadata),
         sink,
         row_group_size=ROWS_PER_GROUP,
         compression="zstd",

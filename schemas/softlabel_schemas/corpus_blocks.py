@@ -37,7 +37,7 @@ class ManifestFile:
         self.url = url
         self._base_url, name = split_url(url)
         try:
-            self._file = _RangeFile(ObjectStore(self._base_url, storage_options), name)
+            self._file = RangeFile(ObjectStore(self._base_url, storage_options), name)
         except FileNotFoundError:
             raise InputError(f"corpus manifest {url} does not exist") from None
         with self._readable():
@@ -94,7 +94,7 @@ class ManifestFile:
             raise InputError(f"{self.url} is not a readable Parquet file: {error}") from None
 
 
-class _RangeFile(io.RawIOBase):
+class RangeFile(io.RawIOBase):
     """An object as a file to read from, by range requests; one range can be fetched beforehand.
 
     Attributes:
@@ -123,6 +123,12 @@ class _RangeFile(io.RawIOBase):
             data = self._read_range(start, stop)
         self._position += len(data)
         return data
+
+    def readinto(self, buffer: Any, /) -> int:
+        """What ``io.BufferedReader`` reads by."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def _read_range(self, start: int, stop: int) -> bytes:
         try:

@@ -9,6 +9,7 @@ needs of all rows waits in temporary files, about 100 bytes a row, and hard labe
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +23,11 @@ import pyarrow.compute as pc
 
 from softlabel_schemas.corpus import (
     DIGEST_PARTS,
+    SEGMENT_PART,
     Corpus,
     check_splits,
     digest_head,
+    has_start_samples,
     label_range,
     rows_of_splits,
     text_bytes,
@@ -109,7 +112,7 @@ class CorpusFile:
         planner, known_splits, ranges = ShardPlanner(shard_seconds), set[str](), set[int]()
         speakers = SpeakerScan()
         blocks: list[Block] = []
-        num_file_rows = 0
+        num_file_rows, has_segments = 0, False
         with contextlib.ExitStack() as temporary:
             # All but the hard labels themselves, the one part that would fill a disk.
             spilled = [temporary.enter_context(tempfile.TemporaryFile()) for _ in DIGEST_PARTS[:-1]]
@@ -124,6 +127,7 @@ class CorpusFile:
                     part.write(encode(chosen.table[name]))
                 planner.add(chosen.seconds())
                 speakers.add(chosen.table)
+                has_segments |= has_start_samples(chosen.table)
                 ranges.update(label_range(chosen.table) or ())
                 block = Block(
                     row_group=row_group, position=position, num_rows=len(chosen), digest=_block_digest(chosen)
@@ -136,8 +140,15 @@ class CorpusFile:
                 raise InputError(f"{self.url}: utterance_id '{repeated[0]}' occurs {repeated[1]} times")
             check_splits(self.splits or (), known_splits)
             num_rows = sum(block.num_rows for block in blocks)
-            digest = digest_head(file.metadata.inventory_digest, file.metadata.hard_label_frame_shift_ms, num_rows)
-            for part in spilled:
+            digest = digest_head(
+                file.metadata.inventory_digest,
+                file.metadata.hard_label_frame_shift_ms,
+                num_rows,
+                has_segments=has_segments,
+            )
+            for (name, _), part in zip(DIGEST_PARTS[:-1], spilled, strict=True):
+                if name == SEGMENT_PART and not has_segments:
+                    continue
                 part.seek(0)
                 while data := part.read(_COPY_BYTES):
                     digest.update(data)
@@ -210,9 +221,10 @@ def _ahead(blocks: Iterator[BlockT]) -> Iterator[BlockT]:
 
 def _block_digest(corpus: Corpus) -> bytes:
     """Over all that labelling reads of these rows: what the corpus digest is over, locations and speakers."""
-    digest = digest_head(corpus.inventory_digest, corpus.hard_label_frame_shift_ms, len(corpus))
-    digest.update(corpus.digest.encode())
+    digest = hashlib.sha256(corpus.digest.encode())
     for name in ("audio", "features", "speaker"):
         digest.update(text_lengths(corpus.table[name]))
         digest.update(text_bytes(corpus.table[name]))
+    for name in ("audio_offset", "audio_bytes"):
+        digest.update(pc.fill_null(corpus.table[name], -1).to_numpy().astype("<i8").data)
     return digest.digest()

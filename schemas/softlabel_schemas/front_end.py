@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import fsspec
 import numpy as np
@@ -19,8 +19,12 @@ from pydantic import Field
 
 from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.lru import LruCache
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.strict import StrictModel
+
+if TYPE_CHECKING:
+    import soundfile
 
 Float32 = npt.NDArray[np.float32]
 # Keeps a constant dimension (digital silence) from being divided by nothing.
@@ -31,6 +35,12 @@ _MAX_AMPLITUDE = 1e10
 # sample, and the headers may hold a picture; stored features may have been made with another frame shift than they say.
 _MAX_BYTES_PER_SAMPLE = 8
 _MAX_HEADER_BYTES = 16 << 20
+# Of a recording that an utterance is a part of the row says less: 18 hours of 16-bit samples at 16 kHz.
+_MAX_RECORDING_BYTES = 2 << 30
+# Recordings kept in memory, for the other utterances in them.
+_KEPT_BYTES = 256 << 20
+# A decoder of these that begins in the middle lacks what frames before hold of later ones: of MP3 it may give silence instead.
+SERIAL_SUBTYPES = ("MPEG", "OPUS")
 _MAX_FRAME_RATIO = 2
 _MAX_EXTRA_FRAMES = 100
 _NPY_HEADERS = {
@@ -125,11 +135,14 @@ FrontEnd = Annotated[Fbank | Precomputed, Field(discriminator="kind")]
 
 
 class UtteranceReader:
-    """Reads the audio or features of a corpus's utterances; keeps one utterance's file for several front ends."""
+    """Reads the audio or features of a corpus's utterances; keeps one utterance's file for several front ends, and recordings
+    that several utterances are parts of."""
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
         self._stores: dict[str, ObjectStore] = {}
+        # With the digest of each.
+        self._recordings: LruCache[tuple[str, int | None, int | None], tuple[bytes, str]] = LruCache(_KEPT_BYTES)
 
     def features(self, utterance: Utterance, front_ends: list[Fbank | Precomputed]) -> list[Float32]:
         """Features float32 [T, D] for each front end; the file is read once.
@@ -164,24 +177,51 @@ class UtteranceReader:
         return _decode_audio(utterance, self._read(utterance, location, front_end))
 
     def _read(self, utterance: Utterance, location: str, front_end: Fbank | Precomputed) -> bytes:
+        """The file, once its sha256 is as the row says."""
+        is_part = isinstance(front_end, Fbank) and utterance.start_sample is not None
+        key = (location, utterance.audio_offset, utterance.audio_bytes)
+        kept = self._recordings.get(key) if is_part else None
+        if kept is None:
+            data = self._fetch(utterance, location, front_end)
+            found = hashlib.sha256(data).hexdigest()
+            if is_part:
+                self._recordings.put(key, (data, found), len(data))
+        else:
+            data, found = kept
+        expected = utterance.sha256
+        if expected is not None and found != expected and location == (utterance.audio or utterance.features):
+            raise UtteranceError(
+                f"utterance {utterance.utterance_id}: {location} has sha256 {found[:16]}..., the corpus manifest says "
+                f"{expected[:16]}...; the file changed since the manifest was written"
+            )
+        return data
+
+    def _fetch(self, utterance: Utterance, location: str, front_end: Fbank | Precomputed) -> bytes:
         if isinstance(front_end, Precomputed):
             max_bytes = _max_frames(utterance, front_end) * front_end.num_features * 4
+        elif utterance.start_sample is not None:
+            max_bytes = _MAX_RECORDING_BYTES
         else:
             max_bytes = utterance.num_samples * _MAX_BYTES_PER_SAMPLE
+        max_bytes += _MAX_HEADER_BYTES
         folder, name = self._corpus.resolve(location)
         try:
             if "\0" in location:
                 raise FileNotFoundError
             if folder not in self._stores:
                 self._stores[folder] = ObjectStore(folder)
-            data = self._stores[folder].read(name, max_bytes=max_bytes + _MAX_HEADER_BYTES)
+            store = self._stores[folder]
+            if isinstance(front_end, Precomputed) or utterance.audio_bytes is None:
+                return store.read(name, max_bytes=max_bytes)
+            return _read_part(store, name, utterance, max_bytes)
         except FileNotFoundError:
             # The reason of a skipped utterance is stored: it names the location as the corpus does, not this machine's.
             raise UtteranceError(f"utterance {utterance.utterance_id}: {location} does not exist") from None
         except IntegrityError:
+            is_part = max_bytes > _MAX_RECORDING_BYTES
+            why = "a recording" if is_part else f"the {utterance.seconds:g} s that the corpus manifest says"
             raise UtteranceError(
-                f"utterance {utterance.utterance_id}: {location} has more than {max_bytes + _MAX_HEADER_BYTES} bytes, too "
-                f"many for the {utterance.seconds:g} s that the corpus manifest says"
+                f"utterance {utterance.utterance_id}: {location} has more than {max_bytes} bytes, too many for {why}"
             ) from None
         except InputError as error:
             protocol = folder.partition("://")[0]
@@ -195,13 +235,22 @@ class UtteranceReader:
             raise UtteranceError(
                 f"utterance {utterance.utterance_id}: {location} cannot be the name of a file"
             ) from None
-        expected, found = utterance.sha256, hashlib.sha256(data).hexdigest()
-        if expected is not None and found != expected and location == (utterance.audio or utterance.features):
-            raise UtteranceError(
-                f"utterance {utterance.utterance_id}: {location} has sha256 {found[:16]}..., the corpus manifest says "
-                f"{expected[:16]}...; the file changed since the manifest was written"
-            )
-        return data
+
+
+def _read_part(store: ObjectStore, name: str, utterance: Utterance, max_bytes: int) -> bytes:
+    """The range of the bytes of an object that is the utterance's audio file."""
+    assert utterance.audio_offset is not None
+    assert utterance.audio_bytes is not None
+    if utterance.audio_bytes > max_bytes:
+        raise IntegrityError(f"{store.describe(name)}: a part of {utterance.audio_bytes} bytes")
+    stop = utterance.audio_offset + utterance.audio_bytes
+    data = store.read_range(name, utterance.audio_offset, stop)
+    if len(data) != utterance.audio_bytes:
+        raise UtteranceError(
+            f"utterance {utterance.utterance_id}: {utterance.audio} ends before byte {stop}, up to which the corpus manifest "
+            "says that the audio lasts"
+        )
+    return data
 
 
 def _location(utterance: Utterance, front_end: Fbank | Precomputed) -> str:
@@ -230,13 +279,20 @@ def _decode_audio(utterance: Utterance, data: bytes) -> Float32:
     """float32 [N] in the range of 16-bit integers."""
     import soundfile
 
+    start = utterance.start_sample
     expected = (utterance.sample_rate, utterance.num_samples, 1)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            found = (file.samplerate, file.frames, file.channels)
+            num_samples = file.frames
+            if start is not None:
+                num_samples = min(max(num_samples - start, 0), utterance.num_samples)
+            found = (file.samplerate, num_samples, file.channels)
             # Before it is decoded: ten hours of silence are a small file.
             if found == expected:
-                samples = file.read(dtype="float32", always_2d=True)
+                if start is not None:
+                    _check_seekable(utterance, file)
+                    file.seek(start)
+                samples = file.read(-1 if start is None else num_samples, dtype="float32", always_2d=True)
                 found = (file.samplerate, len(samples), file.channels)
     except soundfile.SoundFileError as error:
         # The whole text of some of these errors has the address of an object in memory.
@@ -246,8 +302,8 @@ def _decode_audio(utterance: Utterance, data: bytes) -> Float32:
         ) from None
     if found != expected:
         raise UtteranceError(
-            f"utterance {utterance.utterance_id}: {utterance.audio} has (sample rate, samples, channels) {found}, "
-            f"the corpus manifest says {expected}"
+            f"utterance {utterance.utterance_id}: {utterance.audio} has (sample rate, samples, channels) {found}"
+            f"{'' if start is None else f' from sample {start} on'}, the corpus manifest says {expected}"
         )
     # Of NaN, too, this is not so.
     if not (np.abs(samples) < _MAX_AMPLITUDE).all():
@@ -256,6 +312,14 @@ def _decode_audio(utterance: Utterance, data: bytes) -> Float32:
             f"{_MAX_AMPLITUDE:g}"
         )
     return np.ascontiguousarray(samples[:, 0]) * np.float32(32768)
+
+
+def _check_seekable(utterance: Utterance, file: soundfile.SoundFile) -> None:
+    if file.subtype.startswith(SERIAL_SUBTYPES):
+        raise UtteranceError(
+            f"utterance {utterance.utterance_id}: {utterance.audio} is a recording in {file.subtype}, which cannot be read "
+            "from the middle; make a FLAC file of it"
+        )
 
 
 def _decode_features(utterance: Utterance, data: bytes, front_end: Precomputed) -> Float32:

@@ -11,7 +11,7 @@ import io
 import json
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -353,12 +353,16 @@ def corpus_digest(path: Path) -> str:
     inventory = metadata.get(b"softlabels.inventory_digest", b"None").decode()
     frame_shift = metadata.get(b"softlabels.hard_label_frame_shift_ms", b"None").decode()
     rows = table.to_pylist()
-    data = f"{inventory}|{frame_shift}|{len(rows)}".encode()
+    starts = [row.get("start_sample") for row in rows]
+    has_segments = any(start is not None for start in starts)
+    data = f"{inventory}|{frame_shift}|{len(rows)}{'|segments' if has_segments else ''}".encode()
     for name in ("utterance_id", "sha256"):
         values = [(row[name] or "").encode() for row in rows]
         data += np.array([len(value) for value in values], "<i4").tobytes() + b"".join(values)
     data += np.array([row["sample_rate"] for row in rows], "<i4").tobytes()
     data += np.array([row["num_samples"] for row in rows], "<i8").tobytes()
+    if has_segments:
+        data += np.array([-1 if start is None else start for start in starts], "<i8").tobytes()
     labels = [row["hard_labels"] for row in rows]
     data += np.array([-1 if values is None else len(values) for values in labels], "<i4").tobytes()
     return sha256(data + np.array([label for values in labels for label in values or ()], "<i4").tobytes())
@@ -642,13 +646,18 @@ def test_spec_inventory_and_corpus_vectors(tmp_path: Path) -> None:
             split="train",
             hard_labels=np.array([3, -1], np.int32),
         ),
-        Utterance(utterance_id="utt-é", features="b.npy", sample_rate=8_000, num_samples=80, split="dev"),
+        Utterance(utterance_id="utt-é", audio="b.wav", sample_rate=8_000, num_samples=80, split="dev"),
     ]
     write_corpus(path, rows, inventory=INVENTORY, hard_label_frame_shift_ms=10)
     assert load_corpus(path).digest == corpus_digest(path) == spec.corpus_digest
 
     write_corpus(path, rows[1:])
     assert load_corpus(path).digest == corpus_digest(path)
+
+    rows[1] = replace(rows[1], start_sample=0, audio_offset=512, audio_bytes=99)
+    write_corpus(path, rows, inventory=INVENTORY, hard_label_frame_shift_ms=10)
+    assert load_corpus(path).digest == corpus_digest(path)
+    assert f"`start_sample` 0 in row 2 it is `{load_corpus(path).digest}`" in specified
 
 
 def test_float_form() -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from softlabel_schemas import ClassInventory
-from softlabel_schemas.corpus_schema import ROWS_PER_GROUP, SCHEMA, CorpusMetadata
+from softlabel_schemas.corpus_schema import ROWS_PER_GROUP, VERSION_1, CorpusMetadata
 
 SECONDS = 10.0
 NUM_LABELS = 1000
@@ -24,7 +24,7 @@ def write_large_manifest(
         hard_label_frame_shift_ms=inventory and 10.0, inventory_digest=inventory and inventory.digest()
     )
     with pq.ParquetWriter(
-        path, SCHEMA.with_metadata(metadata.to_bytes()), compression="zstd", write_page_checksum=True
+        path, VERSION_1.with_metadata(metadata.to_bytes()), compression="zstd", write_page_checksum=True
     ) as writer:
         for start in range(0, num_rows, rows_per_group):
             indices = np.arange(start, min(start + rows_per_group, num_rows))
@@ -49,4 +49,4 @@ def _rows(indices: np.ndarray, num_classes: int) -> pa.Table:
         columns["hard_labels"] = pa.ListArray.from_arrays(
             pa.array(np.arange(count + 1, dtype=np.int32) * NUM_LABELS), pa.array(labels.reshape(-1))
         )
-    return pa.table([columns.get(f.name, pa.nulls(count, f.type)).cast(f.type) for f in SCHEMA], schema=SCHEMA)
+    return pa.table([columns.get(f.name, pa.nulls(count, f.type)).cast(f.type) for f in VERSION_1], schema=VERSION_1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from softlabel_schemas import InputError
-from student_trainer.lexicon import load_lexicon
+from softlabel_schemas.lexicon import load_lexicon
 
 PHONES = ("AH", "B", "EH", "IY", "R", "D")
 

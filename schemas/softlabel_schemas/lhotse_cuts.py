@@ -1,0 +1,235 @@
+"""Lhotse cut manifests (JSON lines), read and written without lhotse.
+
+Lhotse itself is not needed, and not wanted for files of others: it runs what a recording's source names as a command, and
+unpickles arrays stored as "memory_raw". https://lhotse.readthedocs.io/en/latest/cuts.html
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabel_schemas.corpus import Corpus, Utterance
+from softlabel_schemas.corpus_output import joined
+from softlabel_schemas.digest import parse_json
+from softlabel_schemas.errors import InputError
+from softlabel_schemas.frame_labels import AlignedItem, class_ids_of
+from softlabel_schemas.imported import ImportedRow, read_source
+from softlabel_schemas.problems import Problems
+from softlabel_schemas.shard import LabelledUtterance
+from softlabel_schemas.strict import printable, shortened
+from softlabel_schemas.targets import SoftTargets
+
+# Of labels, beyond what the duration has room for: a frame is begun, and edges may be padded.
+_MAX_EXTRA_FRAMES = 2
+# Plain files and URLs; the others are commands, or bytes within the manifest.
+_SOURCES = ("file", "url")
+
+
+class _BadCutError(ValueError):
+    """What is wrong with a cut; the name of a kind of problem."""
+
+
+def read_cuts(url: str, alignment: str | None, frame_shift_ms: float) -> list[ImportedRow]:
+    """The cuts of a ``.jsonl`` or ``.jsonl.gz`` manifest, one utterance each.
+
+    Args:
+        alignment: where hard labels are: a custom field of the cuts (a list, or a temporal array stored as ``numpy_files``,
+            with the class id of each frame), or a kind of supervisions' alignments (symbols with times).
+        frame_shift_ms: of class ids.
+
+    Raises:
+        InputError: not a cut manifest, or cuts that cannot be utterances; all of them, by what is wrong.
+    """
+    problems, rows = Problems(), []
+    for number, line in enumerate(_lines(url), start=1):
+        try:
+            cut = parse_json(line.encode())
+            name = str(cut["id"])
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{url}, line {number}: not a cut of a Lhotse manifest: {shortened(line)}") from None
+        try:
+            rows.append(_row(cut, alignment, frame_shift_ms))
+        except _BadCutError as error:
+            problems.add(str(error), name)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            problems.add("cuts that are malformed", f"{name}: {type(error).__name__} {printable(str(error))}")
+    if alignment is not None and rows and all(row.class_ids is None and row.items is None for row in rows):
+        raise InputError(f"{url}: no cut has the custom field or the alignment '{alignment}'")
+    problems.raise_if_any(f"{url} cannot be imported")
+    return rows
+
+
+def _lines(url: str) -> Iterator[str]:
+    data = read_source(url)
+    try:
+        text = (gzip.decompress(data) if url.endswith(".gz") else data).decode()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{url} is not a Lhotse manifest of JSON lines: {error}") from None
+    return (line for line in text.splitlines() if line.strip())
+
+
+def _row(cut: dict[str, Any], alignment: str | None, frame_shift_ms: float) -> ImportedRow:
+    if cut["type"] != "MonoCut":
+        raise _BadCutError(f"cuts of type {printable(cut['type'])}, expected MonoCut (one recording, one channel)")
+    sources = cut["recording"]["sources"]
+    if len(sources) != 1 or sources[0]["type"] not in _SOURCES:
+        raise _BadCutError(
+            "cuts whose audio is not a file or a URL (commands are not run; cuts.save_audios makes files)"
+        )
+    if cut["recording"].get("transforms"):
+        raise _BadCutError(
+            "cuts with transforms of the audio, such as another speed or rate (cuts.save_audios makes files)"
+        )
+    supervisions = sorted(cut.get("supervisions") or (), key=lambda each: float(each["start"]))
+    texts = [each["text"] for each in supervisions if each.get("text") is not None]
+    speakers = {each.get("speaker") for each in supervisions}
+    class_ids, items = (None, None) if alignment is None else _hard_labels(cut, supervisions, alignment, frame_shift_ms)
+    return ImportedRow(
+        utterance_id=str(cut["id"]),
+        audio=sources[0]["source"],
+        start=float(cut["start"]),
+        duration=float(cut["duration"]),
+        text=" ".join(texts) if texts else None,
+        speaker=speakers.pop() if len(speakers) == 1 else None,
+        class_ids=class_ids,
+        items=items,
+    )
+
+
+def _hard_labels(
+    cut: dict[str, Any], supervisions: list[dict[str, Any]], name: str, frame_shift_ms: float
+) -> tuple[npt.NDArray[np.int32] | None, tuple[AlignedItem, ...] | None]:
+    found = (cut.get("custom") or {}).get(name)
+    if found is not None:
+        values = found if isinstance(found, list) else _load_array(found, cut, frame_shift_ms)
+        try:
+            return class_ids_of(values), None
+        except ValueError:
+            raise _BadCutError(f"cuts whose '{name}' is not a row of class ids") from None
+    of_supervisions = [each["alignment"][name] for each in supervisions if name in (each.get("alignment") or {})]
+    if not of_supervisions:
+        return None, None
+    # Supervisions begin relative to their cut, but their alignments relative to the recording.
+    start = float(cut["start"])
+    items = [
+        (symbol, float(begin) - start, float(length)) for part in of_supervisions for symbol, begin, length, *_ in part
+    ]
+    return None, tuple(AlignedItem(str(symbol), begin, begin + length) for symbol, begin, length in items)
+
+
+def _load_array(manifest: dict[str, Any], cut: dict[str, Any], frame_shift_ms: float) -> npt.NDArray[Any]:
+    """The part of a TemporalArray that belongs to the cut."""
+    array = manifest["array"]
+    if array["storage_type"] != "numpy_files":
+        raise _BadCutError(
+            f"arrays stored as {printable(array['storage_type'])}, expected numpy_files (NumpyFilesWriter)"
+        )
+    if abs(manifest["frame_shift"] * 1000 - frame_shift_ms) > 1e-6:
+        raise _BadCutError(
+            f"arrays with frames of {manifest['frame_shift'] * 1000:g} ms, expected {frame_shift_ms:g} (--frame-shift-ms)"
+        )
+    data = read_source(f"{array['storage_path']}/{array['storage_key']}")
+    values = np.load(io.BytesIO(data), allow_pickle=False)
+    first = round((cut["start"] - manifest["start"]) / manifest["frame_shift"])
+    if first < 0:
+        raise _BadCutError("cuts that begin before their array")
+    return np.asarray(values[first : first + round(cut["duration"] / manifest["frame_shift"] + 1e-6)])
+
+
+def write_cuts(
+    utterances: Iterable[LabelledUtterance], corpus: Corpus, frame_shift_ms: float, folder: Path, final_folder: Path
+) -> None:
+    """``cuts.jsonl.gz``, and for each utterance three temporal arrays in ``arrays/``, whose paths hold in ``final_folder``.
+
+    With M the largest number of entries of a frame of the utterance and K temperatures: ``soft_label_ids`` int32 [T, M], padded
+    with -1; ``soft_label_log_probs`` float32 [T, M], raw, padded with -inf; ``soft_label_tail_mass`` float32 [T, K].
+
+    Raises:
+        InputError: an utterance is not in the corpus or has another length there, or its audio is a part of an archive, which
+            Lhotse cannot read.
+    """
+    rows = {utterance_id: row for row, utterance_id in enumerate(corpus.table["utterance_id"].to_pylist())}
+    with gzip.open(folder / "cuts.jsonl.gz", "wt", encoding="utf-8") as file:
+        for number, labelled in enumerate(utterances):
+            if labelled.utterance_id not in rows:
+                raise InputError(f"utterance {printable(labelled.utterance_id)} is not in the corpus manifest given")
+            utterance = corpus[rows[labelled.utterance_id]]
+            num_frames = labelled.targets.num_frames
+            if abs(utterance.seconds * 1000 / frame_shift_ms - num_frames) > _MAX_EXTRA_FRAMES:
+                raise InputError(
+                    f"utterance {printable(labelled.utterance_id)} lasts {utterance.seconds:g} s in the corpus manifest given, "
+                    f"but has {num_frames} frames of {frame_shift_ms:g} ms; give that of the corpus that was labelled"
+                )
+            arrays = _arrays(labelled.targets)
+            # Numbers, as ids may hold what names of files cannot.
+            key = f"{number // 1000:06d}/{number:09d}"
+            (folder / "arrays" / key).parent.mkdir(parents=True, exist_ok=True)
+            cut = _cut(utterance, corpus)
+            for name, values in arrays.items():
+                np.save(folder / "arrays" / f"{key}-{name}.npy", values)
+                cut["custom"][f"soft_label_{name}"] = {
+                    "array": {
+                        "storage_type": "numpy_files",
+                        "storage_path": str(final_folder.absolute() / "arrays"),
+                        "storage_key": f"{key}-{name}.npy",
+                        "shape": list(values.shape),
+                    },
+                    "temporal_dim": 0,
+                    "frame_shift": frame_shift_ms / 1000,
+                    "start": cut["start"],
+                }
+            file.write(json.dumps(cut, ensure_ascii=False) + "\n")
+
+
+def _arrays(targets: SoftTargets) -> dict[str, npt.NDArray[Any]]:
+    ids_TM, log_probs_TM = targets.padded()
+    return {
+        "ids": np.where(np.isfinite(log_probs_TM), ids_TM, -1).astype(np.int32),
+        "log_probs": log_probs_TM,
+        "tail_mass": targets.tail_mass,
+    }
+
+
+def _cut(utterance: Utterance, corpus: Corpus) -> dict[str, Any]:
+    if utterance.audio is None or utterance.audio_bytes is not None:
+        raise InputError(
+            f"utterance {printable(utterance.utterance_id)} has no audio file of its own, which a Lhotse recording needs"
+        )
+    folder, name = corpus.resolve(utterance.audio)
+    location = joined(folder, name) if "://" in folder else str(Path(folder, name).absolute())
+    rate, start = utterance.sample_rate, utterance.start_sample or 0
+    num_samples = start + utterance.num_samples
+    supervision = {
+        "id": utterance.utterance_id,
+        "recording_id": utterance.utterance_id,
+        "start": 0.0,
+        "duration": utterance.num_samples / rate,
+        "channel": 0,
+        "text": utterance.text,
+        "speaker": utterance.speaker,
+    }
+    return {
+        "id": utterance.utterance_id,
+        "start": start / rate,
+        "duration": utterance.num_samples / rate,
+        "channel": 0,
+        "supervisions": [{name: value for name, value in supervision.items() if value is not None}],
+        "recording": {
+            "id": utterance.utterance_id,
+            "sources": [{"type": "url" if "://" in folder else "file", "channels": [0], "source": location}],
+            "sampling_rate": rate,
+            "num_samples": num_samples,
+            "duration": num_samples / rate,
+            "channel_ids": [0],
+        },
+        "custom": {},
+        "type": "MonoCut",
+    }

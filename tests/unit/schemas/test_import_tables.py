@@ -1,0 +1,202 @@
+"""``softlabels import table`` and ``softlabels import webdataset``."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from softlabel_schemas import load_corpus
+from softlabel_schemas.cli import main
+from softlabel_schemas.object_store import ObjectStore
+from tests.support.foreign_corpora import TEXTS, Recordings, make_recordings, rows_of
+
+
+@pytest.fixture
+def recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recordings:
+    monkeypatch.chdir(tmp_path)
+    return make_recordings(tmp_path)
+
+
+def softlabels_import(*args: str) -> Result:
+    return CliRunner().invoke(main, ["import", *args, "--output", "corpus.parquet"])
+
+
+def imported(*args: str) -> str:
+    result = softlabels_import(*args)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*args: str) -> str:
+    result = softlabels_import(*args)
+    assert result.exit_code == 2, result.output
+    return result.stderr
+
+
+class TestTable:
+    @pytest.mark.parametrize("name", ["folder/rows.tsv", "folder/rows.csv"])
+    def test_all_columns(self, recordings: Recordings, name: str) -> None:
+        comma = "," if name.endswith("csv") else "\t"
+        # A quotation mark is text where tabs separate, and quotes where commas do.
+        text = '"say ""one"", two"' if name.endswith("csv") else 'say "one", two'
+        ids = " ".join(map(str, recordings.class_ids["anna-1"]))
+        rows = [
+            ["utterance_id", "audio", "split", "speaker", "text", "start", "duration", "alignment", "age"],
+            ["anna-1", "../audio/anna-1.flac", "train", "anna", text, "", "", ids, "7"],
+            ["anna-2", str(recordings.audio("anna-2")), "dev", "", "", "0.05", "0.1", "", ""],
+            ["bert-1", recordings.audio("bert-1").as_uri(), "dev", "", "", "0.05", "", "", ""],
+        ]
+        Path("folder").mkdir()
+        Path(name).write_text("".join(comma.join(row) + "\n" for row in rows))
+        assert "1 of them have hard labels, of 5 classes" in imported("table", name)
+        assert rows_of(Path("corpus.parquet")) == {
+            "anna-1": {"text": 'say "one", two', "speaker": "anna", "split": "train"},
+            "anna-2": {"text": None, "speaker": None, "split": "dev"},
+            "bert-1": {"text": None, "speaker": None, "split": "dev"},
+        }
+        corpus = load_corpus("corpus.parquet")
+        np.testing.assert_array_equal(corpus[0].hard_labels, recordings.class_ids["anna-1"])
+        lengths = len(recordings.samples["bert-1"]) - 800
+        assert [(each.start_sample, each.num_samples) for each in corpus] == [
+            (None, 4_000),
+            (800, 1_600),
+            (800, lengths),
+        ]
+
+    def test_the_split_of_the_command_line_counts(self, recordings: Recordings) -> None:
+        Path("rows.tsv").write_text("utterance_id\taudio\tsplit\na\taudio/anna-1.flac\ttrain\n")
+        imported("table", "test=rows.tsv")
+        assert load_corpus("corpus.parquet")[0].split == "test"
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("utt\taudio\n", "rows.tsv has no column utterance_id (it has utt, audio); name them in its first line"),
+            ("", "rows.tsv has no column utterance_id and no column audio (it has )"),
+            ("utterance_id\taudio\n", "rows.tsv has no utterances"),
+            ("utterance_id\taudio\na\nb\tc\td\n", "rows that have not 2 values: 2 (line 2, line 3)"),
+            (
+                "utterance_id\taudio\na\t\n\tb\n",
+                "rows without audio: 1 (line 2)\n  rows without utterance_id: 1 (line 3)",
+            ),
+            (
+                "utterance_id\taudio\tstart\talignment\na\tb\tx\t\nb\tb\t\t1 y\n",
+                "rows with a start, duration or alignment that is no number: 2 (a, b)",
+            ),
+            ("utterance_id\taudio\na\tgone.flac\n", "audio files that do not exist: 1 (./gone.flac)"),
+        ],
+    )
+    def test_bad_tables(self, recordings: Recordings, content: str, message: str) -> None:
+        Path("rows.tsv").write_text(content)
+        assert message in refused("table", "train=rows.tsv")
+
+    def test_a_missing_package(self, recordings: Recordings, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "soundfile", None)
+        Path("rows.tsv").write_text("utterance_id\taudio\na\taudio/anna-1.flac\n")
+        assert "pip install 'essence-distill[audio]'" in refused("table", "train=rows.tsv")
+
+    def test_no_table(self, recordings: Recordings) -> None:
+        assert "rows.txt is neither .tsv (tab-separated) nor .csv" in refused("table", "train=rows.txt")
+        assert "gone.tsv does not exist" in refused("table", "train=gone.tsv")
+        assert "--alignment is given 1 times; form 'table' takes 0" in refused("table", "a.tsv", "--alignment", "x")
+
+
+def npy(values: object) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, np.asarray(values))
+    return sink.getvalue()
+
+
+def tar_of(members: Mapping[str, bytes], mode: str = "w") -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode=mode) as archive:  # type: ignore[call-overload]
+        for name, data in members.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+    return sink.getvalue()
+
+
+def members_of(recordings: Recordings) -> dict[str, bytes]:
+    members = {}
+    for each, text in TEXTS.items():
+        members[f"./set/{each}.flac"] = recordings.audio(each).read_bytes()
+        members[f"./set/{each}.json"] = json.dumps({"text": text, "speaker": each[:4], "snr": 3}).encode()
+        members[f"./set/{each}.alignment.npy"] = npy(recordings.class_ids[each])
+        members[f"./set/{each}.png"] = b"an image"
+    return members
+
+
+class TestWebDataset:
+    @pytest.mark.parametrize("store", ["local", "memory", "s3"])
+    def test_shards(self, recordings: Recordings, store: str, new_url: Callable[[str], str]) -> None:
+        """Audio is read in place, as a range of the archive's bytes, wherever that lies."""
+        members, url = members_of(recordings), new_url(store)
+        first = {name: data for name, data in members.items() if "anna-1" in name}
+        ObjectStore(url).put("0.tar", tar_of(first))
+        ObjectStore(url).put("1.tar", tar_of({name: data for name, data in members.items() if name not in first}))
+        report = imported("webdataset", f"train={url}/0.tar", f"dev={url}/1.tar", "--stack", "3")
+        assert "3 utterances, 0.00 h; train 1, dev 2\n3 of them have hard labels, of 5 classes, every 30 ms" in report
+        corpus = load_corpus("corpus.parquet")
+        assert [each.utterance_id for each in corpus] == [f"set/{each}" for each in TEXTS]
+        assert [(each.text, each.speaker) for each in corpus] == [(text, each[:4]) for each, text in TEXTS.items()]
+        recordings.samples.update({f"set/{each}": recordings.samples[each] for each in TEXTS})
+        recordings.check_audio(corpus)
+
+    def test_text_members(self, recordings: Recordings) -> None:
+        audio = recordings.audio("anna-1").read_bytes()
+        Path("a.tar").write_bytes(tar_of({"a.FLAC": audio, "a.txt": b"one\n", "b.flac": audio}))
+        imported("webdataset", "train=a.tar")
+        assert [each.text for each in load_corpus("corpus.parquet")] == ["one", None]
+
+    def test_bad_members(self, recordings: Recordings) -> None:
+        audio = recordings.audio("anna-1").read_bytes()
+        members = {
+            "mute.txt": b"who?",
+            "a.wav": audio,
+            "a.flac": audio,
+            "b.flac": audio,
+            "b.json": b"[1]",
+            "c.flac": audio,
+            "c.json": b"{",
+            "d.flac": audio,
+            "d.txt": b"\xff",
+            "e.flac": audio,
+            "e.alignment.npy": npy([0.5]),
+            "g.flac": audio,
+            "g.alignment.npy": npy([3 << 32]),
+            "f.flac": audio,
+            "f.alignment.npy": npy([{"pickled": 1}]),
+        }
+        Path("a.tar").write_bytes(tar_of(members))
+        assert refused("webdataset", "train=a.tar") == (
+            "error: a.tar cannot be imported:\n"
+            "  members .json that are not readable: 2 (b.json, c.json)\n"
+            "  members .txt that are not readable: 1 (d.txt)\n"
+            "  members .alignment.npy that are not readable: 3 (e.alignment.npy, g.alignment.npy, f.alignment.npy)\n"
+            "  utterances without audio (of flac, wav, ogg, mp3, opus): 1 (mute)\n"
+            "  utterances with several audio files (of flac, wav, ogg, mp3, opus): 1 (a)\n"
+        )
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            (tar_of({"a.flac": b"x"}, "w:gz"), "a.tar is not an uncompressed tar archive"),
+            (b"text", "a.tar is not an uncompressed tar archive"),
+            (tar_of({"a.flac": bytes(600)})[:1000], "a.tar is not an uncompressed tar archive: unexpected end of data"),
+            (tar_of({"a.png": b"x"}), "a.tar has no utterances"),
+            (None, "a.tar does not exist"),
+        ],
+    )
+    def test_other_files(self, recordings: Recordings, data: bytes | None, message: str) -> None:
+        if data is not None:
+            Path("a.tar").write_bytes(data)
+        assert refused("webdataset", "train=a.tar").startswith(f"error: {message}")
