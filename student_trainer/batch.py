@@ -4,7 +4,8 @@ threads of torch's."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from torch import Tensor
 from softlabel_schemas.selection import NO_LABEL
 from softlabel_schemas.targets import SoftTargets, concatenate
 from student_trainer.loss import SparseTargets
+
+BatchT = TypeVar("BatchT", "Batch", SparseTargets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,13 @@ class Batch:
     label_lengths_B: Tensor
     targets: SparseTargets | None
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on ``device``. Copies to a GPU start from pinned memory and are not waited for: what is computed there next
+        comes after them."""
+        if device.type == "cpu":
+            return self
+        return _moved(replace(self, targets=self.targets and _moved(self.targets, device)), device)
+
 
 def collate(examples: Sequence[Example], *, temperature: float = 1.0) -> Batch:
     """Pad features, join label frames."""
@@ -79,6 +89,16 @@ def collate(examples: Sequence[Example], *, temperature: float = 1.0) -> Batch:
         if soft
         else None,
     )
+
+
+def _moved(value: BatchT, device: torch.device) -> BatchT:
+    """The dataclass with all its tensors on ``device``."""
+    moved: dict[str, Any] = {}
+    for field in fields(value):
+        tensor = getattr(value, field.name)
+        if isinstance(tensor, Tensor):
+            moved[field.name] = (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    return replace(value, **moved)
 
 
 def sparse_targets(

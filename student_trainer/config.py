@@ -18,6 +18,8 @@ from softlabel_schemas.strict import StrictModel, parse, read_toml
 TailMode = Literal["renormalize", "ghost", "to_hard_label", "uniform"]
 # Of [soft_labels]: where bytes come from, which does not change what is trained.
 CACHE_FIELDS = ("cache", "cache_gib")
+# Of [training]: where it is computed. Another device rounds otherwise; a run may go on there all the same.
+_DEVICE = "device"
 # Keys that hold a path or a URL, by table.
 _PATHS = {"corpus": ("manifest", "inventory"), "soft_labels": ("url", "cache")}
 # Settings that came later: left out of the digest where they have their default, so that runs made before them are resumed.
@@ -116,6 +118,8 @@ class TrainingConfig(StrictModel):
     checkpoint_minutes: between checkpoints within an epoch; there is one after every epoch anyhow.
     precision: of the model's products in training. "bfloat16" needs about half the time where the processor has instructions
         for it. Weights, losses and evaluation are float32.
+    device: "auto" is a CUDA GPU where torch finds one, and the processors otherwise. It is no part of the digest: a run may be
+        resumed on another device, to weights that differ by rounding.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 12
@@ -128,6 +132,7 @@ class TrainingConfig(StrictModel):
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
     num_threads: Annotated[int, Field(ge=1)] | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
 
 
 class Augmentation(StrictModel):
@@ -180,7 +185,7 @@ class TrainConfig(StrictModel):
 
     def digest(self) -> str:
         """sha256 of all that decides the result; a checkpoint of another digest is not resumed."""
-        exclude: dict[str, Any] = {"output": True}
+        exclude: dict[str, Any] = {"output": True, "training": {_DEVICE}}
         if self.soft_labels is not None:
             exclude["soft_labels"] = set(CACHE_FIELDS)
         settings = self.model_dump(mode="json", exclude=exclude)

@@ -18,6 +18,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.errors import InputError
@@ -32,6 +33,7 @@ from student_trainer.speed import features_at_speed, retimed
 # Collating 40 s of speech takes 0.3 ms, the step of a small student 30; some are ahead for when the processors are busy.
 _BATCHES_AHEAD = 4
 _AS_RECORDED = (1.0,)
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,19 +141,27 @@ class TrainingData:
         return sum(map(len, order.pools(self.seconds_N / self._speeds_N(epoch), epoch)))
 
     def steps(
-        self, order: Order, *, temperature: float, num_epochs: int, first_epoch: int = 0, first_step: int = 0
+        self,
+        order: Order,
+        *,
+        temperature: float,
+        num_epochs: int,
+        first_epoch: int = 0,
+        first_step: int = 0,
+        device: torch.device = _CPU,
     ) -> Generator[Step, None, None]:
         """The steps of the epochs, in order; batches, and pools of examples, are made by threads ahead of the one in use.
 
         Args:
             temperature: of the soft targets.
             first_epoch, first_step: where to begin.
+            device: that the batches are on.
         """
         given_up = threading.Event()
         epochs = range(first_epoch, num_epochs)
         pools = prefetched(self._pools(order, epochs, first_step, given_up), depth=1)
         try:
-            yield from prefetched(_steps(pools, temperature, self.augmenter), depth=_BATCHES_AHEAD)
+            yield from prefetched(_steps(pools, temperature, self.augmenter, device), depth=_BATCHES_AHEAD)
         finally:
             given_up.set()
 
@@ -206,7 +216,9 @@ class _Pool:
     examples: dict[tuple[int, float], Example]
 
 
-def _steps(pools: Iterator[_Pool], temperature: float, augmenter: Augmenter | None) -> Iterator[Step]:
+def _steps(
+    pools: Iterator[_Pool], temperature: float, augmenter: Augmenter | None, device: torch.device
+) -> Iterator[Step]:
     for pool in pools:
         for step, rows in enumerate(pool.batches, start=pool.first_step):
             examples = [pool.examples[row, pool.speeds_N[row]] for row in rows]
@@ -215,5 +227,5 @@ def _steps(pools: Iterator[_Pool], temperature: float, augmenter: Augmenter | No
                     replace(example, features=augmenter.masked(example.features, row, pool.epoch))
                     for row, example in zip(rows, examples, strict=True)
                 ]
-            batch = collate(examples, temperature=temperature)
+            batch = collate(examples, temperature=temperature).to(device)
             yield Step(epoch=pool.epoch, step=step, num_steps=pool.num_steps, batch=batch)

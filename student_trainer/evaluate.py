@@ -19,6 +19,7 @@ from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.targets import SoftTargets
 from student_trainer.batch import Batch, Example, collate
 from student_trainer.data import TrainingData
+from student_trainer.device import evaluation_device
 from student_trainer.left_out import leave_out_skipped, say_what_is_left_out, to_json
 from student_trainer.metrics import FramePosteriors, Metrics
 from student_trainer.models import AcousticModel
@@ -48,6 +49,7 @@ def evaluate_run(
     folder = RunFolder(run)
     model, config, inventory = folder.load_model()
     set_threads(config.training.num_threads)
+    model = model.to(evaluation_device(config.training.device))
     corpus = load_evaluation_corpus(manifest, splits, inventory)
     words = _word_errors(decoding, inventory, corpus, splits, where=manifest)
     data = TrainingData(corpus, config.front_end, None)
@@ -141,12 +143,16 @@ def check_labels(corpus: Corpus, inventory: ClassInventory, splits: Sequence[str
 def model_posteriors(
     model: AcousticModel, data: TrainingData, columns: PhoneColumns | None = None
 ) -> Iterator[tuple[list[tuple[str, npt.NDArray[np.int64]]], list[FramePosteriors]]]:
-    """Posteriors of the decoding head, batch by batch, utterances in order of length; of phones too, given ``columns``."""
-    for examples, batch in prefetched(_batches(data), depth=1):
+    """Posteriors of the decoding head, batch by batch, utterances in order of length; of phones too, given ``columns``.
+
+    They are computed where the model is.
+    """
+    device = next(model.parameters()).device
+    for examples, batch in prefetched(_batches(data, device), depth=1):
         yield _batch_posteriors(model, examples, batch, columns)
 
 
-def _batches(data: TrainingData) -> Iterator[tuple[list[Example], Batch]]:
+def _batches(data: TrainingData, device: torch.device) -> Iterator[tuple[list[Example], Batch]]:
     order = np.argsort(data.seconds_N, kind="stable")
     start = 0
     while start < len(order):
@@ -154,7 +160,7 @@ def _batches(data: TrainingData) -> Iterator[tuple[list[Example], Batch]]:
         while stop < len(order) and data.seconds_N[order[stop]] * (stop + 1 - start) <= _BATCH_SECONDS:
             stop += 1
         examples = list(data.load([int(row) for row in order[start:stop]]).values())
-        yield examples, collate(examples)
+        yield examples, collate(examples).to(device)
         start = stop
 
 
@@ -170,14 +176,14 @@ def _batch_posteriors(
     for row, example in enumerate(examples):
         assert example.hard_labels is not None
         labels_T = example.hard_labels
-        frames = slice(0, len(labels_T))
-        of_label = log_probs_BTV[row, frames].gather(1, torch.from_numpy(labels_T).clamp(min=0)[:, None])
+        frames, labels_T1 = slice(0, len(labels_T)), torch.from_numpy(labels_T).clamp(min=0)[:, None]
+        of_label = log_probs_BTV[row, frames].gather(1, labels_T1.to(log_probs_BTV.device))
         labelled.append((example.utterance_id, labels_T))
         posteriors.append(
             FramePosteriors(
-                top1_T=top1_BT[row, frames].numpy(),
-                confidence_T=confidence_BT[row, frames].exp().numpy(),
-                label_log_prob_T=of_label.squeeze(1).numpy(),
+                top1_T=top1_BT[row, frames].cpu().numpy(),
+                confidence_T=confidence_BT[row, frames].exp().cpu().numpy(),
+                label_log_prob_T=of_label.squeeze(1).cpu().numpy(),
                 phone_log_probs_TC=columns.of_model(log_probs_BTV[row, frames]) if columns else None,
             )
         )

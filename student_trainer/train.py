@@ -32,6 +32,7 @@ from student_trainer.augmentation import Augmenter
 from student_trainer.batch import Batch
 from student_trainer.config import TrainConfig
 from student_trainer.data import Step, TrainingData
+from student_trainer.device import training_device
 from student_trainer.evaluate import check_lengths, load_evaluation_corpus, model_posteriors
 from student_trainer.hard_labels import check_something_to_learn, only_hard_labels_of
 from student_trainer.interrupts import interrupts_held
@@ -64,6 +65,7 @@ def train(config: TrainConfig) -> bool:
         InputError: inputs do not fit together, or the output folder holds a run of another configuration.
     """
     set_threads(config.training.num_threads)
+    device = training_device(config.training.device)
     inventory = ClassInventory.load(config.corpus.inventory)
     corpus = load_corpus(config.corpus.manifest)
     whole_corpus = train_corpus = _heard(corpus.select_splits(config.corpus.train_splits), config)
@@ -82,7 +84,8 @@ def train(config: TrainConfig) -> bool:
         soft_labels = SoftLabels(dataset, config.soft_labels, train_corpus, inventory.digest())
     folder = RunFolder(config.output)
     torch.manual_seed(config.seed)
-    model = build_model(config, inventory)
+    # Initialised on the CPU, so that a seed means the same weights everywhere.
+    model = build_model(config, inventory).to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.training.learning_rate, weight_decay=config.training.weight_decay
     )
@@ -134,6 +137,7 @@ class _Trainer:
     ) -> None:
         self.config, self.folder, self.identity, self.left_out = config, folder, identity, left_out
         self.model, self.optimizer, self.at = model, optimizer, at
+        self.device = next(model.parameters()).device
         self.last_checkpoint = self.last_step = time.monotonic()
         self.saved = (at.epoch, at.step)
         # Whether the weights are those of ``at``: not so within a step.
@@ -162,6 +166,7 @@ class _Trainer:
                 num_epochs=settings.epochs,
                 first_epoch=at.epoch,
                 first_step=at.step,
+                device=self.device,
             )
             self.last_step = time.monotonic()
             for step in steps:
@@ -201,7 +206,7 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.training, epochs_done)
         self.model.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.training.precision == "bfloat16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
             logits, lengths_B = self.model.all_heads(batch.features_BTD, batch.lengths_B)
         check_lengths(batch, lengths_B)
         logits = [each.float() for each in logits]

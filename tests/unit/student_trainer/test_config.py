@@ -113,6 +113,7 @@ class TestLoad:
             ("epochs = 3", "epoch = 3", "training.epoch: unknown key 'epoch'; did you mean 'epochs'?"),
             ("weight = 0.7", "wieght = 0.7", "soft_labels.wieght: unknown key 'wieght'; did you mean 'weight'?"),
             ("epochs = 3", "epochs = 0", "training.epochs: "),
+            ("epochs = 3", 'device = "gpu"', "training.device: "),
             ("weight = 0.7", "weight = 1.1", "soft_labels.weight: "),
             ("weight = 0.7", "weight = 0.0", "soft_labels.weight: "),
             ("weight = 0.7", "cache_gib = 0", "soft_labels.cache_gib: "),
@@ -167,11 +168,13 @@ class TestDigest:
         """Golden: another value would refuse to resume every run there is."""
         assert TrainConfig.model_validate(tomllib.loads(text)).digest() == digest
 
-    def test_only_the_output_folder_and_the_cache_are_left_out(self, tmp_path: Path) -> None:
+    def test_only_the_output_folder_the_cache_and_the_device_are_left_out(self, tmp_path: Path) -> None:
         config = load_config(write(tmp_path, LONG))
         cached = LONG.replace("num_heads = 2", 'num_heads = 2\ncache = "cache"\ncache_gib = 1.0')
         assert load_config(write(tmp_path, cached)).digest() == config.digest()
         assert config.model_copy(update={"output": "elsewhere"}).digest() == config.digest()
+        on_gpu = LONG.replace("epochs = 3", 'epochs = 3\ndevice = "cuda:1"')
+        assert load_config(write(tmp_path, on_gpu)).digest() == config.digest()
         replacements = {
             'name = "student"': 'name = "other"',
             'output = "runs/student"': 'output = "runs/student"\nseed = 1',
