@@ -22,9 +22,10 @@ import torch
 
 from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.front_end import Fbank, Precomputed, UtteranceReader
+from softlabel_schemas.front_end import AnyFrontEnd, Fbank, UtteranceReader
 from student_trainer.augmentation import Augmenter
 from student_trainer.batch import Batch, Example, collate
+from student_trainer.ctc import Spelling
 from student_trainer.order import Order
 from student_trainer.prefetch import prefetched
 from student_trainer.soft_labels import SoftLabels, WeightedTargets
@@ -32,6 +33,8 @@ from student_trainer.speed import features_at_speed, retimed
 
 # Collating 40 s of speech takes 0.3 ms, the step of a small student 30; some are ahead for when the processors are busy.
 _BATCHES_AHEAD = 4
+# Padded speech in a batch of an evaluation.
+_EVALUATION_SECONDS = 120.0
 _AS_RECORDED = (1.0,)
 _CPU = torch.device("cpu")
 
@@ -51,16 +54,21 @@ class Step:
 
 
 class TrainingData:
-    """Examples of a corpus, read on demand or kept in memory; of a corpus to evaluate on, without an ``augmenter``."""
+    """Examples of a corpus, read on demand or kept in memory; of a corpus to evaluate on, without an ``augmenter``.
+
+    Given a ``spelling``, transcripts are the hard labels.
+    """
 
     def __init__(
         self,
         corpus: Corpus,
-        front_end: Fbank | Precomputed,
+        front_end: AnyFrontEnd,
         soft_labels: SoftLabels | None,
         augmenter: Augmenter | None = None,
+        spelling: Spelling | None = None,
     ) -> None:
         self.corpus, self.front_end, self.soft_labels, self.augmenter = corpus, front_end, soft_labels, augmenter
+        self.spelling = spelling
         self._reader = UtteranceReader(corpus)
 
     @cached_property
@@ -88,7 +96,8 @@ class TrainingData:
         for row, utterance, targets in zip(ordered, utterances, soft, strict=True):
             if given_up is not None and given_up.is_set():
                 break
-            if utterance.hard_labels is None and targets is None:
+            labels = utterance.hard_labels if self.spelling is None else utterance.text
+            if labels is None and targets is None:
                 raise InputError(f"utterance {utterance.utterance_id} has neither hard labels nor soft targets")
             for speed, features_TD in zip(speeds_of[row], self._features(utterance, speeds_of[row]), strict=True):
                 examples[row, speed] = self._example(utterance, targets, features_TD, speed)
@@ -113,15 +122,20 @@ class TrainingData:
         features_TD: npt.NDArray[np.float32],
         speed: float,
     ) -> Example:
-        labels_T = utterance.hard_labels
+        labels_T, tokens_L = utterance.hard_labels, None
+        if self.spelling is not None:
+            labels_T = None
+            if utterance.text is not None:
+                tokens_L = self.spelling.tokens_L(utterance.text, utterance.utterance_id)
         example = Example(
             utterance_id=utterance.utterance_id,
             features=features_TD,
             hard_labels=None if labels_T is None else labels_T.astype(np.int64),
             soft=None if targets is None else targets.soft,
             frame_weights=None if targets is None else targets.weights_T,
+            tokens=tokens_L,
         )
-        if speed == 1:
+        if speed == 1 or (labels_T is None and targets is None):
             return example
         assert isinstance(self.front_end, Fbank)
         num_frames = self.front_end.num_frames(utterance.num_samples)
@@ -132,6 +146,18 @@ class TrainingData:
                 "front_end.stack so that they agree"
             )
         return retimed(example, speed)
+
+    def batches_to_evaluate(self, device: torch.device) -> Iterator[tuple[list[Example], Batch]]:
+        """All utterances as they were recorded, in order of length."""
+        order = np.argsort(self.seconds_N, kind="stable")
+        start = 0
+        while start < len(order):
+            stop = start + 1
+            while stop < len(order) and self.seconds_N[order[stop]] * (stop + 1 - start) <= _EVALUATION_SECONDS:
+                stop += 1
+            examples = list(self.load([int(row) for row in order[start:stop]]).values())
+            yield examples, collate(examples).to(device)
+            start = stop
 
     def _speeds_N(self, epoch: int) -> npt.NDArray[np.float64]:
         num_utterances = len(self.corpus)
