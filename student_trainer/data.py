@@ -26,7 +26,7 @@ from softlabel_schemas.front_end import AnyFrontEnd, Fbank, UtteranceReader
 from student_trainer.augmentation import Augmenter
 from student_trainer.batch import Batch, Example, collate
 from student_trainer.ctc import Spelling
-from student_trainer.order import Order
+from student_trainer.order import Order, Share
 from student_trainer.prefetch import prefetched
 from student_trainer.soft_labels import SoftLabels, WeightedTargets
 from student_trainer.speed import features_at_speed, retimed
@@ -37,6 +37,7 @@ _BATCHES_AHEAD = 4
 _EVALUATION_SECONDS = 120.0
 _AS_RECORDED = (1.0,)
 _CPU = torch.device("cpu")
+_ALL = Share()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +164,8 @@ class TrainingData:
         num_utterances = len(self.corpus)
         return self.augmenter.speeds_N(num_utterances, epoch) if self.augmenter else np.ones(num_utterances)
 
-    def num_steps(self, order: Order, epoch: int) -> int:
-        return sum(map(len, order.pools(self.seconds_N / self._speeds_N(epoch), epoch)))
+    def num_steps(self, order: Order, epoch: int, share: Share = _ALL) -> int:
+        return sum(map(len, share.pools(order.pools(self.seconds_N / self._speeds_N(epoch), epoch))))
 
     def steps(
         self,
@@ -175,6 +176,7 @@ class TrainingData:
         first_epoch: int = 0,
         first_step: int = 0,
         device: torch.device = _CPU,
+        share: Share = _ALL,
     ) -> Generator[Step, None, None]:
         """The steps of the epochs, in order; batches, and pools of examples, are made by threads ahead of the one in use.
 
@@ -182,32 +184,36 @@ class TrainingData:
             temperature: of the soft targets.
             first_epoch, first_step: where to begin.
             device: that the batches are on.
+            share: the part of every epoch that is wanted; steps are counted in that of its process.
         """
         given_up = threading.Event()
         epochs = range(first_epoch, num_epochs)
-        pools = prefetched(self._pools(order, epochs, first_step, given_up), depth=1)
+        pools = prefetched(self._pools(order, epochs, first_step, given_up, share), depth=1)
         try:
             yield from prefetched(_steps(pools, temperature, self.augmenter, device), depth=_BATCHES_AHEAD)
         finally:
             given_up.set()
 
-    def _pools(self, order: Order, epochs: range, first_step: int, given_up: threading.Event) -> Iterator[_Pool]:
+    def _pools(
+        self, order: Order, epochs: range, first_step: int, given_up: threading.Event, share: Share
+    ) -> Iterator[_Pool]:
         """Those with something left to do. A corpus of one pool is loaded once, at all speeds: each is made once, and neither
-        audio nor targets are read again."""
+        audio nor targets are read again. A share of it is another one in every epoch, and is read again."""
         everything = None
         for epoch in epochs:
             speeds_N = self._speeds_N(epoch)
-            pools = order.pools(self.seconds_N / speeds_N, epoch)
+            pools = share.pools(order.pools(self.seconds_N / speeds_N, epoch))
             done = first_step if epoch == epochs.start else 0
             step, num_steps = 0, sum(map(len, pools))
             for batches in pools:
-                todo = batches[max(done - step, 0) :]
+                todo = {at: rows for at, rows in enumerate(batches, step) if at >= done and share.makes(at)}
                 step += len(batches)
                 if not todo:
                     continue
-                is_whole = len(pools) == 1
+                is_whole = len(pools) == 1 and share.is_all
                 all_speeds = self.augmenter.speeds if self.augmenter else _AS_RECORDED
-                speeds_of = {row: all_speeds if is_whole else (speeds_N[row],) for rows in batches for row in rows}
+                wanted = batches if is_whole else todo.values()
+                speeds_of = {row: all_speeds if is_whole else (speeds_N[row],) for rows in wanted for row in rows}
                 examples = everything or self.load_at_speeds(speeds_of, given_up)
                 if given_up.is_set():
                     return
@@ -216,7 +222,6 @@ class TrainingData:
                 yield _Pool(
                     epoch=epoch,
                     batches=todo,
-                    first_step=step - len(todo),
                     num_steps=num_steps,
                     speeds_N=speeds_N,
                     examples=examples,
@@ -228,15 +233,13 @@ class _Pool:
     """Speech that is shuffled together.
 
     Attributes:
-        batches: corpus rows of each batch.
-        first_step: position of the first batch in its epoch, which has ``num_steps`` in all.
+        batches: corpus rows of each batch, by its position in the epoch, which has ``num_steps`` in all.
         speeds_N: of each corpus row in this epoch, float64.
         examples: by corpus row and speed.
     """
 
     epoch: int
-    batches: list[list[int]]
-    first_step: int
+    batches: dict[int, list[int]]
     num_steps: int
     speeds_N: npt.NDArray[np.float64]
     examples: dict[tuple[int, float], Example]
@@ -246,7 +249,7 @@ def _steps(
     pools: Iterator[_Pool], temperature: float, augmenter: Augmenter | None, device: torch.device
 ) -> Iterator[Step]:
     for pool in pools:
-        for step, rows in enumerate(pool.batches, start=pool.first_step):
+        for step, rows in pool.batches.items():
             examples = [pool.examples[row, pool.speeds_N[row]] for row in rows]
             if augmenter is not None:
                 examples = [

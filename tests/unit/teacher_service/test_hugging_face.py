@@ -51,7 +51,7 @@ def test_logits_are_those_of_transformers_for_each_utterance_alone(tmp_path: Pat
     assert (made.name, made.num_classes, made.frame_shift_ms) == ("folder", len(TOKENS), 20.0)
     teacher = load(tmp_path / "bundle")
     assert teacher.front_end == Waveform(sample_rate=16_000, normalize="utterance")
-    assert (teacher.inventory.names, teacher.inventory.blank, teacher.inventory.blank_id) == (TOKENS, "<pad>", 0)
+    assert (teacher.inventory.names, teacher.inventory.blank, teacher.inventory.blank_id) == (TOKENS, "<pad>", 4)
     samples = samples_of(8000, 399, 12345, 400, 5000)
     found_BTV, found_B = teacher.logits(*pad([teacher.front_end.compute(each) for each in samples]))
     assert found_B.tolist() == [24, 0, 38, 1, 15]
