@@ -144,7 +144,7 @@ class _Trainer:
                 advance((step.epoch + at.step / step.num_steps) * seconds)
                 if step.ends_epoch:
                     self._epoch_end(dev, inventory)
-                    advance(at.epoch * seconds, _note(at.history[-1], dev_metric(self.config)))
+                    advance(at.epoch * seconds, _note(at.history[-1], _dev_metric(self.config)))
                     self.last_step = time.monotonic()
 
     def _take(self, step: Step) -> None:
@@ -236,7 +236,7 @@ class _Trainer:
         with self._changing():
             better = True
             if dev is not None:
-                errors = record["dev"][dev_metric(self.config)]
+                errors = record["dev"][_dev_metric(self.config)]
                 better, at.best_dev = errors < at.best_dev, min(at.best_dev, errors)
             at.history.append(record)
             at.epoch, at.step, at.loss_sums, at.seconds = at.epoch + 1, 0, {}, 0.0
@@ -284,17 +284,15 @@ class _Trainer:
             )
 
 
-def dev_metric(config: TrainConfig) -> str:
+def _dev_metric(config: TrainConfig) -> str:
     """What the best epoch is chosen by."""
     return "frame_error_rate" if config.ctc is None else "token_error_rate"
 
 
 def _note(record: dict[str, Any], metric: str) -> str:
-    dev = (
-        f", dev {metric.removesuffix('_rate').replace('_', ' ')} {record['dev'][metric]:.2f}%"
-        if "dev" in record
-        else ""
-    )
+    dev = ""
+    if "dev" in record:
+        dev = f", dev {metric.removesuffix('_rate').replace('_', ' ')} {record['dev'][metric]:.2f}%"
     return f"epoch {record['epoch']}: hard loss {record['hard_loss']:.3f}{dev}"
 
 
