@@ -35,8 +35,10 @@ class Architecture:
 
 ARCHITECTURES = (
     Architecture(name="tdnn", model=Model(architecture="tdnn")),
-    Architecture(name="blstm", model=Model(architecture="blstm", arguments={"hidden": 112})),
     Architecture(name="conv_glu", model=MEMBER, num_mel_bins=64),
+    Architecture(
+        name="conv_glu_deep", model=Model(architecture="conv_glu", arguments={"num_layers": 10, "kernel_size": 3})
+    ),
 )
 
 

@@ -7,10 +7,12 @@ import json
 import os
 import secrets
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +80,9 @@ def ray_cluster(
     # Ray guards a cluster with a token of its own unless one is given.
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environment |= variables or {}
+    # A folder of its own: into the shared one, where submitted jobs look for their cluster, any other Ray on the machine writes
+    # its address. In /tmp itself: the paths of Ray's sockets may have 107 bytes.
+    environment["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     options = [f"--nodes={nodes}", f"--cpus={cpus}", f"--head-cpus={head_cpus}", f"--dashboard-port={port}", "--json"]
     with (
         log.open("w") as errors,
@@ -114,3 +119,5 @@ def ray_cluster(
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 raise
+            finally:
+                shutil.rmtree(environment["RAY_TMPDIR"], ignore_errors=True)
