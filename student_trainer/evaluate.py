@@ -58,7 +58,7 @@ def evaluate_run(
     model = model.to(evaluation_device(config.training.device))
     what = {"kind": "student", "name": config.name, "run": str(run)}
     if config.ctc is not None:
-        _check_no_decoding(decoding, config.ctc.units)
+        check_no_graph(decoding)
         corpus = load_transcribed_corpus(manifest, splits)
         data = TrainingData(corpus, config.front_end, None, spelling=Spelling(inventory, config.ctc.units))
         with progress("evaluate", len(corpus), "utterances") as advance:
@@ -101,12 +101,14 @@ def evaluate_dataset(
         "dataset": dataset.manifest.content_digest,
         "left_out": to_json(left_out),
     }
+    if units is not None:
+        check_no_graph(decoding)
+        check_transcribed(corpus, splits, where=manifest)
+    else:
+        check_labels(corpus, dataset.inventory, splits, where=manifest)
     say_what_is_left_out(left_out, len(whole_corpus), where=output, url=dataset.store.url)
     if units is not None:
-        _check_no_decoding(decoding, units)
-        check_transcribed(corpus, splits, where=manifest)
         return _write(stored_token_metrics(dataset, corpus, units), whole_corpus, splits, what, output)
-    check_labels(corpus, dataset.inventory, splits, where=manifest)
     words = _word_errors(decoding, dataset.inventory, corpus, splits, where=manifest)
     metrics = Metrics(dataset.inventory)
     columns = PhoneColumns.of(dataset.inventory) if words else None
@@ -158,11 +160,10 @@ def load_evaluation_corpus(manifest: str, splits: Sequence[str], inventory: Clas
     return corpus
 
 
-def _check_no_decoding(decoding: WordDecoding | None, units: Units) -> None:
-    if decoding is not None:
-        raise InputError(
-            f"a graph decodes phones of hard labels of frames; CTC in {units} is decoded greedily: leave --graph out"
-        )
+def check_no_graph(graph: object) -> None:
+    """Raises InputError where CTC is to be decoded by one."""
+    if graph is not None:
+        raise InputError("a graph decodes the phones of each frame; CTC is decoded greedily: leave --graph out")
 
 
 def check_labels(corpus: Corpus, inventory: ClassInventory, splits: Sequence[str], *, where: str) -> None:

@@ -80,10 +80,12 @@ def stored_token_metrics(dataset: SoftLabelDataset, corpus: Corpus, units: Units
     """Errors of greedy CTC decoding of stored targets; a frame without entries is taken for a blank."""
     spelling = Spelling(dataset.inventory, units)
     metrics = TokenMetrics(dataset.inventory, spelling)
-    stored = dataset.read_utterances(corpus.table["utterance_id"].to_pylist())
-    for utterance, labelled in zip(corpus, stored, strict=True):
+    for utterance in corpus:
         assert utterance.text is not None
-        top1_T = labelled.targets.top1_T()
+        try:
+            top1_T = dataset[utterance.utterance_id].targets.top1_T()
+        except KeyError as error:
+            raise InputError(f"no soft targets for utterance {error.args[0]}") from None
         tokens_L = spelling.tokens_L(utterance.text, utterance.utterance_id)
         metrics.add(utterance.utterance_id, tokens_L, np.where(top1_T < 0, spelling.blank, top1_T))
     return metrics

@@ -143,11 +143,11 @@ class StepDataset(IterableDataset[Step]):
         return {"epoch": self.epoch, "step": self._step, "world_size": self._world_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Raises InputError where the state is of another number of processes: their shares were others."""
-        if state["world_size"] != self._world_size:
+        """Raises InputError where the state is from within an epoch of other processes, which had other shares."""
+        if state["step"] and state["world_size"] != self._world_size:
             raise InputError(
-                f"the state is of {state['world_size']} processes, here are {self._world_size}; go on with as many, or from "
-                "the beginning of an epoch"
+                f"the state is of {state['world_size']} processes, here are {self._world_size}; go on with as many to "
+                "the end of the epoch"
             )
         self.epoch, self._step = state["epoch"], state["step"]
 
