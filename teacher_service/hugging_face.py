@@ -30,6 +30,7 @@ from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.front_end import Waveform
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.object_store import refuse_credentials
+from softlabel_schemas.strict import parse
 
 try:
     from transformers import HubertConfig, HubertForCTC, Wav2Vec2Config, Wav2Vec2ForCTC
@@ -192,10 +193,11 @@ def _front_end(path: Path, folder: str) -> Waveform:
         raise InputError(
             f"{folder}: the feature extractor is {values.get('feature_extractor_type')}, expected {expected}"
         )
-    return Waveform(
-        sample_rate=values.get("sampling_rate", 16_000),
-        normalize="utterance" if values.get("do_normalize", True) else "none",
-    )
+    found = {
+        "sample_rate": values.get("sampling_rate", 16_000),
+        "normalize": "utterance" if values.get("do_normalize", True) else "none",
+    }
+    return parse(Waveform, found, where=f"{folder}: feature extractor")
 
 
 def _inventory(path: Path, config: Any, folder: str) -> ClassInventory:
@@ -244,7 +246,10 @@ def _local(folder: str) -> AbstractContextManager[str]:
     if "://" not in folder:
         return nullcontext(folder)
     refuse_credentials(folder)
-    filesystem, root = fsspec.core.url_to_fs(folder)
+    try:
+        filesystem, root = fsspec.core.url_to_fs(folder)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{folder} cannot be opened: {error}") from None
     copy = tempfile.TemporaryDirectory()
     for pattern in _FILES:
         for name in filesystem.glob(f"{root.rstrip('/')}/{pattern}"):

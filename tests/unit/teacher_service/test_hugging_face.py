@@ -93,6 +93,9 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
 def test_from_a_url(folder: Path, tmp_path: Path) -> None:
     here = import_folder(str(folder), tmp_path / "here")
     assert import_folder(f"file://{folder}", tmp_path / "there").digest() == here.digest()
+    for url, message in (("nowhere://model", "cannot be opened"), (f"file://{tmp_path}/none", "has no config.json")):
+        with pytest.raises(InputError, match=message):
+            import_folder(url, tmp_path / "none")
 
 
 def edited(folder: Path, tmp_path: Path, name: str, change: Callable[[dict[str, Any]], None]) -> str:
@@ -116,6 +119,8 @@ def edited(folder: Path, tmp_path: Path, name: str, change: Callable[[dict[str, 
         ("config.json", lambda v: v.update(pad_token_id=99), "CTC's blank, is 99, no output of the model"),
         ("config.json", lambda v: v.update(vocab_size=9), "has 9 outputs, vocab.json names 8 of them; number 8"),
         ("config.json", lambda v: v.update(hidden_size=20), "the weights cannot be loaded|of another shape"),
+        ("preprocessor_config.json", lambda v: v.update(sampling_rate="fast"), "feature extractor is not valid"),
+        ("preprocessor_config.json", lambda v: v.update(feature_size=80), "feature extractor is Wav2Vec2"),
         ("vocab.json", lambda v: v.update(eng={"A": 1}), "expected one vocabulary, a number for each token"),
     ],
 )
