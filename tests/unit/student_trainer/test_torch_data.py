@@ -200,12 +200,14 @@ def check_shared(folder: Path) -> None:
 def run_shared(config: TrainConfig, folder: Path, launcher: list[str], *more: str) -> None:
     (folder / "config.json").write_text(config.model_dump_json())
     arguments = ["-m", "tests.support.shared_epochs", str(folder / "config.json"), str(folder), *more]
+    paths = {"PYTHONPATH": f"{ROOT}:{ROOT}/schemas", "OMP_NUM_THREADS": "1"}
     subprocess.run(
         [sys.executable, *launcher, *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/schemas", "OMP_NUM_THREADS": "1"},
+        # Ray Train gives its workers 60 s to start, too little where the suite's other processes have the cores.
+        env={**os.environ, **paths, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "400"},
         check=True,
-        timeout=300,
+        timeout=500,
     )
     check_shared(folder)
 
