@@ -114,7 +114,7 @@ class Run(_Record):
             "output": True,
             "seed": True,
             "corpus": {"manifest", "inventory"},
-            "training": {"num_threads", "checkpoint_minutes"},
+            "training": {"num_threads", "checkpoint_minutes", "device"},
         }
         if self.config.soft_labels:
             exclude["soft_labels"] = {"url", "urls", *CACHE_FIELDS}
@@ -205,6 +205,9 @@ def load_arms(runs: Sequence[str], evaluations: Sequence[str], splits: Sequence[
 
 
 def _load_run(path: Path, splits: Sequence[str]) -> tuple[Run, Evaluation]:
+    # Before the rest, whose errors of frames it does not have.
+    if (path / RUN).exists() and RunFolder(path).config().ctc is not None:
+        raise InputError(f"{path} was trained with CTC: it has no errors of frames, which a comparison is about")
     run = _load(Run, path / RUN, "make a run with: student-trainer train TRAIN.toml")
     epochs = run.config.training.epochs
     if len(run.history) < epochs:

@@ -4,7 +4,8 @@ threads of torch's."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,25 +16,42 @@ from softlabel_schemas.selection import NO_LABEL
 from softlabel_schemas.targets import SoftTargets, concatenate
 from student_trainer.loss import SparseTargets
 
+BatchT = TypeVar("BatchT", "Batch", "TokenTargets", SparseTargets)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """One utterance: features float32 [T, D], hard labels int64 [T] or None, soft targets or None, and of these the weights of
-    their frames, float32 [T], or None (1)."""
+    their frames, float32 [T], or None (1); or tokens of its transcript, int64 [L], in place of hard labels."""
 
     utterance_id: str
     features: npt.NDArray[np.float32]
     hard_labels: npt.NDArray[np.int64] | None
     soft: SoftTargets | None
     frame_weights: npt.NDArray[np.float32] | None = None
+    tokens: npt.NDArray[np.int64] | None = None
 
     @property
     def num_labels(self) -> int:
-        """Frames of hard labels, or without them of soft targets."""
+        """Frames of hard labels, or without them of soft targets, or of features."""
         if self.hard_labels is not None:
             return len(self.hard_labels)
-        assert self.soft is not None
-        return self.soft.num_frames
+        return len(self.features) if self.soft is None else self.soft.num_frames
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenTargets:
+    """Transcripts of the utterances of a batch.
+
+    Attributes:
+        tokens_L: of all of them joined, int64.
+        lengths_B: int64; -1 for an utterance without a transcript.
+        min_frames_B: that CTC needs, int64; 0 without a transcript.
+    """
+
+    tokens_L: Tensor
+    lengths_B: Tensor
+    min_frames_B: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +62,7 @@ class Batch:
         features_BTD: float32, zero-padded; lengths_B int64.
         labels_N: int64, -1 where a frame has no hard label; label_lengths_B int64.
         targets: soft targets of the N frames, or None.
+        tokens: with CTC.
     """
 
     utterance_ids: tuple[str, ...]
@@ -52,6 +71,16 @@ class Batch:
     labels_N: Tensor
     label_lengths_B: Tensor
     targets: SparseTargets | None
+    tokens: TokenTargets | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on ``device``. Copies to a GPU start from pinned memory and are not waited for: what is computed there next
+        comes after them."""
+        if device.type == "cpu":
+            return self
+        targets = None if self.targets is None else _moved(self.targets, device)
+        tokens = None if self.tokens is None else _moved(self.tokens, device)
+        return _moved(replace(self, targets=targets, tokens=tokens), device)
 
 
 def collate(examples: Sequence[Example], *, temperature: float = 1.0) -> Batch:
@@ -78,7 +107,34 @@ def collate(examples: Sequence[Example], *, temperature: float = 1.0) -> Batch:
         targets=sparse_targets(concatenate(soft), temperature, np.concatenate(weights) if weights else None)
         if soft
         else None,
+        tokens=_token_targets([example.tokens for example in examples]),
     )
+
+
+def _token_targets(tokens: Sequence[npt.NDArray[np.int64] | None]) -> TokenTargets | None:
+    given = [own_L for own_L in tokens if own_L is not None]
+    if not given:
+        return None
+    return TokenTargets(
+        tokens_L=torch.from_numpy(np.concatenate(given)),
+        lengths_B=torch.tensor([-1 if own_L is None else len(own_L) for own_L in tokens]),
+        min_frames_B=torch.tensor([0 if own_L is None else min_ctc_frames(own_L) for own_L in tokens]),
+    )
+
+
+def min_ctc_frames(tokens_L: npt.NDArray[np.integer]) -> int:
+    """Frames that an alignment of these tokens needs: one each, and a blank between equal neighbours."""
+    return len(tokens_L) + int((tokens_L[1:] == tokens_L[:-1]).sum())
+
+
+def _moved(value: BatchT, device: torch.device) -> BatchT:
+    """The dataclass with all its tensors on ``device``."""
+    moved: dict[str, Any] = {}
+    for field in fields(value):
+        tensor = getattr(value, field.name)
+        if isinstance(tensor, Tensor):
+            moved[field.name] = (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    return replace(value, **moved)
 
 
 def sparse_targets(

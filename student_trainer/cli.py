@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from softlabel_schemas.command_line import CommandGroup
 from softlabel_schemas.errors import InputError
+
+if TYPE_CHECKING:
+    from student_trainer.config import Units
 
 
 @click.group(cls=CommandGroup, extra="student", context_settings={"help_option_names": ["-h", "--help"]})
@@ -54,6 +58,11 @@ def train(config: str) -> None:
 @click.option("--split", "splits", multiple=True, required=True, help="May be given several times.")
 @click.option("--graph", help="Decode words with this graph (student-trainer graph), for word error rates.")
 @click.option("--decoder", help="Settings of the decoder (student-trainer tune-decoder); default: decoder.json of RUN.")
+@click.option(
+    "--ctc",
+    type=click.Choice(["characters", "words"]),
+    help="Of CTC teachers' labels: what transcripts are spelled in.",
+)
 @click.option("--output", help="JSON file for the result; default: evaluation-SPLIT.json in the run's folder.")
 def evaluate(
     run: str | None,
@@ -62,9 +71,12 @@ def evaluate(
     splits: tuple[str, ...],
     graph: str | None,
     decoder: str | None,
+    ctc: Units | None,
     output: str | None,
 ) -> None:
     """Frame, phone and word error rate, cross-entropy and calibration error of RUN, or of a teacher ensemble.
+
+    Of CTC, token and word error rate by greedy decoding.
 
     \b
     Examples:
@@ -77,6 +89,8 @@ def evaluate(
 
     if decoder is not None and graph is None:
         raise InputError("--decoder needs --graph: its settings are those of a word decoder")
+    if ctc is not None and dataset is None:
+        raise InputError("--ctc is for --dataset: a RUN knows what it was trained with")
     _check_run_or_dataset(run, dataset, output)
     decoding = None
     if graph is not None:
@@ -89,7 +103,12 @@ def evaluate(
     else:
         assert dataset is not None
         assert output is not None
-        result = evaluate_dataset(dataset, corpus, splits, output, decoding)
+        result = evaluate_dataset(dataset, corpus, splits, output, decoding, ctc)
+    if "token_error_rate" in result:
+        for name in ("token_error_rate", "word_error_rate"):
+            if name in result:
+                click.echo(f"{name:<18} {result[name]:.3f}")
+        return
     for name in ("frame_error_rate", "phone_error_rate", "cross_entropy", "calibration_error"):
         value = "unknown (not every hard label was kept)" if result[name] is None else f"{result[name]:.3f}"
         click.echo(f"{name:<18} {value}")

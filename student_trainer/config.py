@@ -10,14 +10,17 @@ from pydantic import Field, JsonValue, model_validator
 
 from softlabel_schemas.digest import canonical_json, sha256_hex
 from softlabel_schemas.folds import Fold, NumFolds
-from softlabel_schemas.frame_selection import FrameSelection
-from softlabel_schemas.front_end import Fbank, FrontEnd, Precomputed
+from softlabel_schemas.frame_selection import FrameSelection, Weight
+from softlabel_schemas.front_end import Fbank, FrontEnd
 from softlabel_schemas.selection import Selection
-from softlabel_schemas.strict import StrictModel, parse, read_toml
+from softlabel_schemas.strict import GrownModel, StrictModel, parse, read_toml
 
+Units = Literal["characters", "words"]
 TailMode = Literal["renormalize", "ghost", "to_hard_label", "uniform"]
 # Of [soft_labels]: where bytes come from, which does not change what is trained.
 CACHE_FIELDS = ("cache", "cache_gib")
+# Of [training]: where it is computed. Another device rounds otherwise; a run may go on there all the same.
+_DEVICE = "device"
 # Keys that hold a path or a URL, or a list of them, by table.
 _PATHS = {"corpus": ("manifest", "inventory"), "soft_labels": ("url", "urls", "cache")}
 # Settings that came later: left out of the digest where they have their default, so that runs made before them are resumed.
@@ -63,6 +66,23 @@ class CorpusConfig(StrictModel):
         return self
 
 
+class FrameWeights(FrameSelection, GrownModel):
+    """Attributes:
+    blank: of frames whose likeliest class is the blank of CTC. Most frames of a CTC teacher are, and say only that it would
+        rather speak elsewhere: at 0 the student learns from its spikes (the mask of Kurata and Audhkhasi, "Guiding CTC
+        posterior spike timings for improved posterior fusion and knowledge distillation", 2019).
+    """
+
+    blank: Weight = 1.0
+    later_fields = ("blank",)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.disagreeing == self.uncertain == self.silence == self.blank == 1:
+            raise ValueError("no frame is selected: give disagreeing, uncertain, silence or blank a weight below 1")
+        return self
+
+
 class SoftLabelConfig(StrictModel):
     """How the stored targets are used.
 
@@ -91,7 +111,7 @@ class SoftLabelConfig(StrictModel):
     num_heads: Literal[1, 2] = 1
     decoding_head: Literal["hard", "soft"] = "hard"
     selection: Selection | None = None
-    frames: FrameSelection | None = None
+    frames: FrameWeights | None = None
     cache: str | None = None
     cache_gib: Annotated[float, Field(gt=0)] = 50.0
 
@@ -113,6 +133,18 @@ class SoftLabelConfig(StrictModel):
         return self
 
 
+class CtcConfig(StrictModel):
+    """Hard labels are the corpus's transcripts, without times: the hard loss is that of CTC, and hard labels of frames are
+    not used.
+
+    Attributes:
+        units: what a transcript is a sequence of, each a class of the inventory: its "characters", where a space is the class
+            "|" if there is one; or its "words", parted by spaces (phones, or pieces of words).
+    """
+
+    units: Units = "characters"
+
+
 class ModelConfig(StrictModel):
     """``architecture``: tdnn, blstm, conv_glu, conformer or ``package.module:factory``."""
 
@@ -129,6 +161,8 @@ class TrainingConfig(StrictModel):
     checkpoint_minutes: between checkpoints within an epoch; there is one after every epoch anyhow.
     precision: of the model's products in training. "bfloat16" needs about half the time where the processor has instructions
         for it. Weights, losses and evaluation are float32.
+    device: "auto" is a CUDA GPU where torch finds one, and the processors otherwise. It is no part of the digest: a run may be
+        resumed on another device, to weights that differ by rounding.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 12
@@ -141,6 +175,7 @@ class TrainingConfig(StrictModel):
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
     num_threads: Annotated[int, Field(ge=1)] | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
 
 
 class Augmentation(StrictModel):
@@ -168,6 +203,7 @@ class TrainConfig(StrictModel):
     seed: Annotated[int, Field(ge=0)] = 0
     corpus: CorpusConfig
     soft_labels: SoftLabelConfig | None = None
+    ctc: CtcConfig | None = None
     augmentation: Augmentation | None = None
     front_end: FrontEnd = Fbank(stack=3)
     model: ModelConfig = ModelConfig()
@@ -177,12 +213,13 @@ class TrainConfig(StrictModel):
     def _check(self) -> Self:
         if not self.name or "/" in self.name:
             raise ValueError("name must be a plain, non-empty name")
+        self._check_ctc()
         augmentation, front_end = self.augmentation, self.front_end
         if augmentation is None:
             return self
-        if isinstance(front_end, Precomputed):
+        if not isinstance(front_end, Fbank):
             raise ValueError(
-                "augmentation needs the front end 'fbank': stored features have neither samples nor known frequencies"
+                f"augmentation needs the front end 'fbank', which knows samples and frequencies; found '{front_end.kind}'"
             )
         if augmentation.frequency_masks and augmentation.max_frequency_mask > front_end.num_mel_bins:
             raise ValueError(
@@ -191,14 +228,26 @@ class TrainConfig(StrictModel):
             )
         return self
 
+    def _check_ctc(self) -> None:
+        soft = self.soft_labels
+        if self.ctc is None or soft is None:
+            return
+        if soft.tail == "to_hard_label":
+            raise ValueError(
+                'soft_labels.tail = "to_hard_label" needs hard labels of frames; with [ctc] there are none'
+            )
+        if soft.frames is not None and soft.frames.disagreeing < 1:
+            raise ValueError("soft_labels.frames.disagreeing needs hard labels of frames; with [ctc] there are none")
+
     def digest(self) -> str:
         """sha256 of all that decides the result; a checkpoint of another digest is not resumed."""
-        exclude: dict[str, Any] = {"output": True}
+        exclude: dict[str, Any] = {"output": True, "training": {_DEVICE}}
         if self.soft_labels is not None:
             exclude["soft_labels"] = set(CACHE_FIELDS)
         settings = self.model_dump(mode="json", exclude=exclude)
-        if self.augmentation is None:
-            del settings["augmentation"]
+        for table in ("augmentation", "ctc"):
+            if settings[table] is None:
+                del settings[table]
         for table, names in _LATER.items():
             own = getattr(self, table)
             for name in names:

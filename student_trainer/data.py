@@ -19,13 +19,15 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.front_end import Fbank, Precomputed, UtteranceReader
+from softlabel_schemas.front_end import AnyFrontEnd, Fbank, UtteranceReader
 from student_trainer.augmentation import Augmenter
 from student_trainer.batch import Batch, Example, collate
-from student_trainer.order import Order
+from student_trainer.ctc import Spelling
+from student_trainer.order import Order, Share
 from student_trainer.prefetch import prefetched
 from student_trainer.soft_labels import SoftLabels, WeightedTargets
 from student_trainer.speed import features_at_speed, retimed
@@ -33,7 +35,11 @@ from student_trainer.switching import dataset_of_step
 
 # Collating 40 s of speech takes 0.3 ms, the step of a small student 30; some are ahead for when the processors are busy.
 _BATCHES_AHEAD = 4
+# Padded speech in a batch of an evaluation.
+_EVALUATION_SECONDS = 120.0
 _AS_RECORDED = (1.0,)
+_CPU = torch.device("cpu")
+_ALL = Share()
 
 
 class Variant(NamedTuple):
@@ -62,16 +68,19 @@ class TrainingData:
 
     Args:
         soft_labels: of each dataset; of several, one teaches each batch (``switching.py``).
+        spelling: makes transcripts the hard labels; None: those of the frames are.
     """
 
     def __init__(
         self,
         corpus: Corpus,
-        front_end: Fbank | Precomputed,
+        front_end: AnyFrontEnd,
         soft_labels: Sequence[SoftLabels] = (),
         augmenter: Augmenter | None = None,
+        spelling: Spelling | None = None,
     ) -> None:
         self.corpus, self.front_end, self.soft_labels, self.augmenter = corpus, front_end, soft_labels, augmenter
+        self.spelling = spelling
         self._reader = UtteranceReader(corpus)
 
     @cached_property
@@ -98,7 +107,8 @@ class TrainingData:
         for row, utterance in utterances.items():
             if given_up is not None and given_up.is_set():
                 break
-            if utterance.hard_labels is None and not self.soft_labels:
+            labels = utterance.hard_labels if self.spelling is None else utterance.text
+            if labels is None and not self.soft_labels:
                 raise InputError(f"utterance {utterance.utterance_id} has neither hard labels nor soft targets")
             speeds = tuple(dict.fromkeys(variant.speed for variant in variants_of[row]))
             features = dict(zip(speeds, self._features(utterance, speeds), strict=True))
@@ -137,15 +147,20 @@ class TrainingData:
         features_TD: npt.NDArray[np.float32],
         speed: float,
     ) -> Example:
-        labels_T = utterance.hard_labels
+        labels_T, tokens_L = utterance.hard_labels, None
+        if self.spelling is not None:
+            labels_T = None
+            if utterance.text is not None:
+                tokens_L = self.spelling.tokens_L(utterance.text, utterance.utterance_id)
         example = Example(
             utterance_id=utterance.utterance_id,
             features=features_TD,
             hard_labels=None if labels_T is None else labels_T.astype(np.int64),
             soft=None if targets is None else targets.soft,
             frame_weights=None if targets is None else targets.weights_T,
+            tokens=tokens_L,
         )
-        if speed == 1:
+        if speed == 1 or (labels_T is None and targets is None):
             return example
         assert isinstance(self.front_end, Fbank)
         num_frames = self.front_end.num_frames(utterance.num_samples)
@@ -157,51 +172,74 @@ class TrainingData:
             )
         return retimed(example, speed)
 
+    def batches_to_evaluate(self, device: torch.device) -> Iterator[tuple[list[Example], Batch]]:
+        """All utterances as they were recorded, in order of length."""
+        order = np.argsort(self.seconds_N, kind="stable")
+        start = 0
+        while start < len(order):
+            stop = start + 1
+            while stop < len(order) and self.seconds_N[order[stop]] * (stop + 1 - start) <= _EVALUATION_SECONDS:
+                stop += 1
+            examples = list(self.load([int(row) for row in order[start:stop]]).values())
+            yield examples, collate(examples).to(device)
+            start = stop
+
     def _speeds_N(self, epoch: int) -> npt.NDArray[np.float64]:
         num_utterances = len(self.corpus)
         return self.augmenter.speeds_N(num_utterances, epoch) if self.augmenter else np.ones(num_utterances)
 
-    def num_steps(self, order: Order, epoch: int) -> int:
-        return sum(map(len, order.pools(self.seconds_N / self._speeds_N(epoch), epoch)))
+    def num_steps(self, order: Order, epoch: int, share: Share = _ALL) -> int:
+        return sum(map(len, share.pools(order.pools(self.seconds_N / self._speeds_N(epoch), epoch))))
 
     def steps(
-        self, order: Order, *, temperature: float, num_epochs: int, first_epoch: int = 0, first_step: int = 0
+        self,
+        order: Order,
+        *,
+        temperature: float,
+        num_epochs: int,
+        first_epoch: int = 0,
+        first_step: int = 0,
+        device: torch.device = _CPU,
+        share: Share = _ALL,
     ) -> Generator[Step, None, None]:
         """The steps of the epochs, in order; batches, and pools of examples, are made by threads ahead of the one in use.
 
         Args:
             temperature: of the soft targets.
             first_epoch, first_step: where to begin.
+            device: that the batches are on.
+            share: the part of every epoch that is wanted; steps are counted in that of its process.
         """
         given_up = threading.Event()
         epochs = range(first_epoch, num_epochs)
-        pools = prefetched(self._pools(order, epochs, first_step, given_up), depth=1)
+        pools = prefetched(self._pools(order, epochs, first_step, given_up, share), depth=1)
         try:
-            yield from prefetched(_steps(pools, temperature, self.augmenter), depth=_BATCHES_AHEAD)
+            yield from prefetched(_steps(pools, temperature, self.augmenter, device), depth=_BATCHES_AHEAD)
         finally:
             given_up.set()
 
-    def _pools(self, order: Order, epochs: range, first_step: int, given_up: threading.Event) -> Iterator[_Pool]:
+    def _pools(
+        self, order: Order, epochs: range, first_step: int, given_up: threading.Event, share: Share
+    ) -> Iterator[_Pool]:
         """Those with something left to do. A corpus of one pool is loaded once, in all variants: each is made once, and neither
-        audio nor targets are read again."""
+        audio nor targets are read again. A share of it is another one in every epoch, and is read again."""
         everything = None
         for epoch in epochs:
             speeds_N = self._speeds_N(epoch)
-            pools = order.pools(self.seconds_N / speeds_N, epoch)
+            pools = share.pools(order.pools(self.seconds_N / speeds_N, epoch))
             done = first_step if epoch == epochs.start else 0
             step, num_steps = 0, sum(map(len, pools))
             for batches in pools:
-                todo = batches[max(done - step, 0) :]
+                todo = {at: rows for at, rows in enumerate(batches, step) if at >= done and share.makes(at - done)}
                 step += len(batches)
                 if not todo:
                     continue
-                datasets = [self._dataset(order.seed, epoch, at) for at in range(step - len(todo), step)]
                 variants = {
-                    row: Variant(speeds_N[row], dataset)
-                    for rows, dataset in zip(todo, datasets, strict=True)
+                    row: Variant(speeds_N[row], self._dataset(order.seed, epoch, at))
+                    for at, rows in todo.items()
                     for row in rows
                 }
-                if len(pools) == 1:
+                if len(pools) == 1 and share.is_all:
                     everything = everything or self.load_variants(self._all_variants(), given_up)
                     examples = everything
                 else:
@@ -211,7 +249,6 @@ class TrainingData:
                 yield _Pool(
                     epoch=epoch,
                     batches=todo,
-                    first_step=step - len(todo),
                     num_steps=num_steps,
                     variants=variants,
                     examples=examples,
@@ -232,28 +269,28 @@ class _Pool:
     """Speech that is shuffled together.
 
     Attributes:
-        batches: corpus rows of each batch.
-        first_step: position of the first batch in its epoch, which has ``num_steps`` in all.
+        batches: corpus rows of each batch, by its position in the epoch, which has ``num_steps`` in all.
         variants: of each corpus row in these batches.
         examples: by corpus row and variant.
     """
 
     epoch: int
-    batches: list[list[int]]
-    first_step: int
+    batches: dict[int, list[int]]
     num_steps: int
     variants: dict[int, Variant]
     examples: dict[tuple[int, Variant], Example]
 
 
-def _steps(pools: Iterator[_Pool], temperature: float, augmenter: Augmenter | None) -> Iterator[Step]:
+def _steps(
+    pools: Iterator[_Pool], temperature: float, augmenter: Augmenter | None, device: torch.device
+) -> Iterator[Step]:
     for pool in pools:
-        for step, rows in enumerate(pool.batches, start=pool.first_step):
+        for step, rows in pool.batches.items():
             examples = [pool.examples[row, pool.variants[row]] for row in rows]
             if augmenter is not None:
                 examples = [
                     replace(example, features=augmenter.masked(example.features, row, pool.epoch))
                     for row, example in zip(rows, examples, strict=True)
                 ]
-            batch = collate(examples, temperature=temperature)
+            batch = collate(examples, temperature=temperature).to(device)
             yield Step(epoch=pool.epoch, step=step, num_steps=pool.num_steps, batch=batch)

@@ -17,20 +17,27 @@ from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.targets import SoftTargets
-from student_trainer.batch import Batch, Example, collate
+from student_trainer.batch import Batch, Example
+from student_trainer.config import Units
+from student_trainer.ctc import Spelling
 from student_trainer.data import TrainingData
+from student_trainer.device import evaluation_device
 from student_trainer.left_out import leave_out_skipped, say_what_is_left_out, to_json
 from student_trainer.metrics import FramePosteriors, Metrics
 from student_trainer.models import AcousticModel
 from student_trainer.phone_posteriors import PhoneColumns
 from student_trainer.prefetch import prefetched
 from student_trainer.run_folder import RunFolder, set_threads
+from student_trainer.token_errors import (
+    TokenMetrics,
+    check_transcribed,
+    load_transcribed_corpus,
+    stored_token_metrics,
+    token_metrics,
+)
 
 if TYPE_CHECKING:
     from student_trainer.decode import WordErrors
-
-# Padded speech in a batch.
-_BATCH_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +55,15 @@ def evaluate_run(
     folder = RunFolder(run)
     model, config, inventory = folder.load_model()
     set_threads(config.training.num_threads)
+    model = model.to(evaluation_device(config.training.device))
+    what = {"kind": "student", "name": config.name, "run": str(run)}
+    if config.ctc is not None:
+        check_no_graph(decoding)
+        corpus = load_transcribed_corpus(manifest, splits)
+        data = TrainingData(corpus, config.front_end, spelling=Spelling(inventory, config.ctc.units))
+        with progress("evaluate", len(corpus), "utterances") as advance:
+            tokens = token_metrics(model, data, inventory, advance)
+        return _write(tokens, corpus, splits, what, output or str(folder.path / evaluation_name(splits)))
     corpus = load_evaluation_corpus(manifest, splits, inventory)
     words = _word_errors(decoding, inventory, corpus, splits, where=manifest)
     data = TrainingData(corpus, config.front_end)
@@ -57,22 +73,42 @@ def evaluate_run(
             for (utterance_id, labels_T), found in zip(batch_labels, posteriors, strict=True):
                 _add(metrics, utterance_id, labels_T, found, words)
                 advance(len(metrics.utterances))
-    what = {"kind": "student", "name": config.name, "run": str(run), **(words.setup() if words else {})}
+    what |= words.setup() if words else {}
     return _write(metrics, corpus, splits, what, output or str(folder.path / evaluation_name(splits)))
 
 
 def evaluate_dataset(
-    url: str, manifest: str, splits: Sequence[str], output: str, decoding: WordDecoding | None = None
+    url: str,
+    manifest: str,
+    splits: Sequence[str],
+    output: str,
+    decoding: WordDecoding | None = None,
+    units: Units | None = None,
 ) -> dict[str, Any]:
     """Evaluate the teacher ensemble from its stored targets and write the result to ``output``.
 
     Utterances that the dataset skipped are left out, and listed there under ``left_out``.
+
+    Args:
+        units: of CTC teachers, what transcripts are spelled in; None evaluates frame by frame.
     """
     dataset = open_dataset(url)
     whole_corpus = load_corpus(manifest).select_splits(splits)
     corpus, left_out = leave_out_skipped(whole_corpus, dataset)
-    check_labels(corpus, dataset.inventory, splits, where=manifest)
+    what: dict[str, Any] = {
+        "kind": "ensemble",
+        "name": "ensemble",
+        "dataset": dataset.manifest.content_digest,
+        "left_out": to_json(left_out),
+    }
+    if units is not None:
+        check_no_graph(decoding)
+        check_transcribed(corpus, splits, where=manifest)
+    else:
+        check_labels(corpus, dataset.inventory, splits, where=manifest)
     say_what_is_left_out(left_out, len(whole_corpus), where=output, url=dataset.store.url)
+    if units is not None:
+        return _write(stored_token_metrics(dataset, corpus, units), whole_corpus, splits, what, output)
     words = _word_errors(decoding, dataset.inventory, corpus, splits, where=manifest)
     metrics = Metrics(dataset.inventory)
     columns = PhoneColumns.of(dataset.inventory) if words else None
@@ -80,13 +116,7 @@ def evaluate_dataset(
         for utterance_id, labels_T, found in dataset_posteriors(dataset, corpus, columns):
             _add(metrics, utterance_id, labels_T, found, words)
             advance(len(metrics.utterances))
-    what = {
-        "kind": "ensemble",
-        "name": "ensemble",
-        "dataset": dataset.manifest.content_digest,
-        "left_out": to_json(left_out),
-        **(words.setup() if words else {}),
-    }
+    what |= words.setup() if words else {}
     return _write(metrics, whole_corpus, splits, what, output)
 
 
@@ -130,6 +160,12 @@ def load_evaluation_corpus(manifest: str, splits: Sequence[str], inventory: Clas
     return corpus
 
 
+def check_no_graph(graph: object) -> None:
+    """Raises InputError where CTC is to be decoded by one."""
+    if graph is not None:
+        raise InputError("a graph decodes the phones of each frame; CTC is decoded greedily: leave --graph out")
+
+
 def check_labels(corpus: Corpus, inventory: ClassInventory, splits: Sequence[str], *, where: str) -> None:
     check_hard_labels(corpus, inventory, where=where)
     if corpus.table["hard_labels"].null_count:
@@ -141,21 +177,13 @@ def check_labels(corpus: Corpus, inventory: ClassInventory, splits: Sequence[str
 def model_posteriors(
     model: AcousticModel, data: TrainingData, columns: PhoneColumns | None = None
 ) -> Iterator[tuple[list[tuple[str, npt.NDArray[np.int64]]], list[FramePosteriors]]]:
-    """Posteriors of the decoding head, batch by batch, utterances in order of length; of phones too, given ``columns``."""
-    for examples, batch in prefetched(_batches(data), depth=1):
+    """Posteriors of the decoding head, batch by batch, utterances in order of length; of phones too, given ``columns``.
+
+    They are computed where the model is.
+    """
+    device = next(model.parameters()).device
+    for examples, batch in prefetched(data.batches_to_evaluate(device), depth=1):
         yield _batch_posteriors(model, examples, batch, columns)
-
-
-def _batches(data: TrainingData) -> Iterator[tuple[list[Example], Batch]]:
-    order = np.argsort(data.seconds_N, kind="stable")
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and data.seconds_N[order[stop]] * (stop + 1 - start) <= _BATCH_SECONDS:
-            stop += 1
-        examples = list(data.load([int(row) for row in order[start:stop]]).values())
-        yield examples, collate(examples)
-        start = stop
 
 
 @torch.no_grad()
@@ -170,14 +198,14 @@ def _batch_posteriors(
     for row, example in enumerate(examples):
         assert example.hard_labels is not None
         labels_T = example.hard_labels
-        frames = slice(0, len(labels_T))
-        of_label = log_probs_BTV[row, frames].gather(1, torch.from_numpy(labels_T).clamp(min=0)[:, None])
+        frames, labels_T1 = slice(0, len(labels_T)), torch.from_numpy(labels_T).clamp(min=0)[:, None]
+        of_label = log_probs_BTV[row, frames].gather(1, labels_T1.to(log_probs_BTV.device))
         labelled.append((example.utterance_id, labels_T))
         posteriors.append(
             FramePosteriors(
-                top1_T=top1_BT[row, frames].numpy(),
-                confidence_T=confidence_BT[row, frames].exp().numpy(),
-                label_log_prob_T=of_label.squeeze(1).numpy(),
+                top1_T=top1_BT[row, frames].cpu().numpy(),
+                confidence_T=confidence_BT[row, frames].exp().cpu().numpy(),
+                label_log_prob_T=of_label.squeeze(1).cpu().numpy(),
                 phone_log_probs_TC=columns.of_model(log_probs_BTV[row, frames]) if columns else None,
             )
         )
@@ -234,7 +262,7 @@ def stored_posteriors(
 
 
 def _write(
-    metrics: Metrics, corpus: Corpus, splits: Sequence[str], what: dict[str, Any], output: str
+    metrics: Metrics | TokenMetrics, corpus: Corpus, splits: Sequence[str], what: dict[str, Any], output: str
 ) -> dict[str, Any]:
     result = {
         **what,

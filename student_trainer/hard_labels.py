@@ -20,23 +20,29 @@ from softlabel_schemas.strict import printable
 from student_trainer.config import SoftLabelConfig
 
 
-def only_hard_labels_of(corpus: Corpus, splits: Sequence[str]) -> Corpus:
-    """The same rows, without the hard labels of all other splits."""
+def only_hard_labels_of(corpus: Corpus, splits: Sequence[str], labels: str = "hard_labels") -> Corpus:
+    """The same rows, without the hard labels of all other splits.
+
+    Args:
+        labels: their column; "text" where transcripts are the hard labels.
+    """
     is_other = pc.invert(pc.is_in(corpus.table["split"], pa.array(splits, pa.string()))).to_numpy()
-    labels = corpus.table["hard_labels"]
+    values = corpus.table[labels]
     rows = pa.array(range(len(corpus)), pa.int64(), mask=is_other)
-    column = corpus.table.schema.get_field_index("hard_labels")
+    column = corpus.table.schema.get_field_index(labels)
     return Corpus(
-        corpus.table.set_column(column, corpus.table.schema.field(column), labels.take(rows)),
+        corpus.table.set_column(column, corpus.table.schema.field(column), values.take(rows)),
         hard_label_frame_shift_ms=corpus.hard_label_frame_shift_ms,
         inventory_digest=corpus.inventory_digest,
         base_url=corpus.base_url,
     )
 
 
-def check_something_to_learn(corpus: Corpus, soft_labels: SoftLabelConfig | None, *, where: str) -> None:
+def check_something_to_learn(
+    corpus: Corpus, soft_labels: SoftLabelConfig | None, labels: str = "hard_labels", *, where: str
+) -> None:
     """Raises InputError where utterances have neither hard labels nor soft targets, or the head that decodes learns nothing."""
-    is_without = pc.is_null(corpus.table["hard_labels"])
+    is_without = pc.is_null(corpus.table[labels])
     num_without = pc.sum(is_without).as_py()
     if soft_labels is None and num_without:
         first = corpus.table["utterance_id"].filter(is_without)[0].as_py()

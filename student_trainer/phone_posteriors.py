@@ -53,9 +53,10 @@ class PhoneColumns:
 
     def of_model(self, log_probs_TV: torch.Tensor) -> npt.NDArray[np.float32]:
         """Log-probabilities of phones, float32 [T, C], of a model's log-probabilities of classes [T, V]."""
-        probs_TC = torch.zeros(len(log_probs_TV), len(self.phones))
-        probs_TC.index_add_(1, torch.from_numpy(self.column_of_class_V), log_probs_TV.exp())
-        return np.asarray(probs_TC.clamp(min=_FLOOR).log().numpy(), dtype=np.float32)
+        device = log_probs_TV.device
+        probs_TC = torch.zeros(len(log_probs_TV), len(self.phones), device=device)
+        probs_TC.index_add_(1, torch.from_numpy(self.column_of_class_V).to(device), log_probs_TV.exp())
+        return np.asarray(probs_TC.clamp(min=_FLOOR).log().cpu().numpy(), dtype=np.float32)
 
     def of_stored(self, targets: SoftTargets) -> npt.NDArray[np.float32]:
         """The same of stored targets: the tail mass is spread evenly over the classes that a frame did not keep."""

@@ -69,7 +69,7 @@ class RunFolder:
         self._store.put(CHECKPOINT, buffer.getvalue())
 
     def read_checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None. Raises IntegrityError where it cannot be read."""
+        """The last checkpoint, or None; its tensors are on the CPU. Raises IntegrityError where it cannot be read."""
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
@@ -87,7 +87,7 @@ class RunFolder:
         return state
 
     def write_model(self, model: AcousticModel) -> None:
-        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
         self._store.put(MODEL, safetensors.torch.save(weights, metadata={_DIGEST: _weights_digest(weights)}))
 
     def write_inventory(self, inventory: ClassInventory) -> None:
@@ -111,7 +111,7 @@ class RunFolder:
         return ClassInventory.load(self.path / INVENTORY)
 
     def load_model(self) -> tuple[AcousticModel, TrainConfig, ClassInventory]:
-        """The trained model in evaluation mode. Raises InputError, IntegrityError."""
+        """The trained model in evaluation mode, on the CPU. Raises InputError, IntegrityError."""
         config, inventory = self.config(), self.inventory()
         model = build_model(config, inventory)
         try:

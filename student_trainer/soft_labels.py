@@ -62,6 +62,9 @@ class SoftLabels:
             if frames is not None:
                 # Of the dataset's inventory, which is the student's.
                 self._silence_V = silence_classes(dataset.inventory, frames)
+        self._blank = None
+        if config.frames is not None and config.frames.blank < 1:
+            self._blank = dataset.inventory.blank_id
         self.dataset, self.config = dataset, config
 
     def of(self, utterances: Sequence[Utterance]) -> list[WeightedTargets]:
@@ -84,6 +87,9 @@ class SoftLabels:
             if self.config.frames is not None and self._silence_V is not None:
                 # From all that is stored: a narrower selection may be a sample.
                 weights_T = frame_weights(targets, labels_T, self._silence_V, self.config.frames)
+                if self._blank is not None:
+                    is_blank_T = targets.top1_T() == self._blank
+                    weights_T[is_blank_T] = np.minimum(weights_T[is_blank_T], np.float32(self.config.frames.blank))
             targets = narrow(
                 targets,
                 self.dataset.manifest.spec,

@@ -63,7 +63,7 @@ def features_at_speed(samples: Float32, front_end: Fbank, speed: float) -> Float
     """
     played = at_speed(samples, speed)
     if front_end.num_frames(len(played)) == 0:
-        raise InputError(f"{len(samples)} samples at speed {speed:g} are less than half a frame shift")
+        raise InputError(f"{len(samples)} samples at speed {speed:g} are less than {front_end.shortest}")
     return front_end.compute(played)
 
 

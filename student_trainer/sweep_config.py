@@ -236,9 +236,13 @@ def _check_different(seeds: Sequence[int]) -> None:
 
 
 def _check_unlike(arms: Mapping[str, TrainConfig], path: str | Path) -> None:
-    """Raises InputError where two arms are one but for their name."""
+    """Raises InputError where two arms are one but for their name, or cannot be compared."""
     seen: dict[str, str] = {}
     for name, config in arms.items():
+        if config.ctc is not None:
+            raise InputError(
+                f"{path}: the arm '{name}' has [ctc]; a sweep compares errors of frames: train it with 'student-trainer train'"
+            )
         other = seen.setdefault(config.model_copy(update={"name": "arm"}).digest(), name)
         if other != name:
             raise InputError(f"{path}: the arms '{other}' and '{name}' are the same configuration; leave one out")

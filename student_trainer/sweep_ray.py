@@ -60,9 +60,9 @@ def run_on_ray(
             _check_room(runs)
         remote = ray.remote(task)
         pending = {
-            remote.options(num_cpus=_threads(config), name=config.output.rsplit("/", 1)[-1]).remote(
-                config, evaluate
-            ): config
+            remote.options(
+                num_cpus=_threads(config), num_gpus=_gpus(config), name=config.output.rsplit("/", 1)[-1]
+            ).remote(config, evaluate): config
             for config in runs
         }
         try:
@@ -116,6 +116,11 @@ def _threads(config: TrainConfig) -> int:
     return threads
 
 
+def _gpus(config: TrainConfig) -> int:
+    """Ray shows a run the GPUs that it asked for: each that names one has it for itself."""
+    return int(config.training.device.startswith("cuda"))
+
+
 def _num_slots(waiting: Any) -> int:
     """How many of these the cluster has cores for at a time."""
     threads = max((_threads(config) for config in waiting), default=1)
@@ -123,12 +128,17 @@ def _num_slots(waiting: Any) -> int:
 
 
 def _check_room(runs: Sequence[TrainConfig]) -> None:
-    cores = ray.cluster_resources().get("CPU", 0)
+    cores, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
     for config in runs:
         if _threads(config) > cores:
             raise InputError(
                 f"{config.name}: training.num_threads is {_threads(config)}, this machine has {cores:g} cores; "
                 "lower it, or give the address of a Ray cluster"
+            )
+        if _gpus(config) > gpus:
+            raise InputError(
+                f'{config.name}: training.device is "{config.training.device}", Ray finds no GPU on this machine; use "auto", '
+                "or give the address of a Ray cluster"
             )
 
 

@@ -17,33 +17,30 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from softlabel_schemas.cache import FileCache
 from softlabel_schemas.command_line import progress
-from softlabel_schemas.corpus import Corpus, check_hard_labels, load_corpus
-from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
-from softlabel_schemas.deprecation import warn_if_deprecated
+from softlabel_schemas.dataset import SoftLabelDataset
 from softlabel_schemas.errors import InputError, IntegrityError
-from softlabel_schemas.folds import without_fold
-from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import SkippedUtterance
-from student_trainer.augmentation import Augmenter
 from student_trainer.batch import Batch
 from student_trainer.config import TrainConfig
+from student_trainer.ctc import check_long_enough, ctc_loss
 from student_trainer.data import Step, TrainingData
-from student_trainer.evaluate import check_lengths, load_evaluation_corpus, model_posteriors
-from student_trainer.hard_labels import check_something_to_learn, only_hard_labels_of
+from student_trainer.device import training_device
+from student_trainer.evaluate import check_lengths, model_posteriors
+from student_trainer.inputs import open_dev, open_inputs
 from student_trainer.interrupts import interrupts_held
-from student_trainer.left_out import leave_out_skipped, say_what_is_left_out, to_json
-from student_trainer.loss import hard_and_soft_loss, hard_loss
+from student_trainer.left_out import say_what_is_left_out, to_json
+from student_trainer.loss import hard_and_soft_loss, hard_loss, soft_loss
 from student_trainer.metrics import Metrics
-from student_trainer.models import ENCODERS, AcousticModel
+from student_trainer.models import AcousticModel
 from student_trainer.order import Order
 from student_trainer.run_folder import RUN, RunFolder, build_model, set_threads
 from student_trainer.schedule import learning_rate, soft_weight
-from student_trainer.soft_labels import SoftLabels
+from student_trainer.token_errors import token_metrics
 
 
 @dataclass(slots=True)
@@ -65,59 +62,36 @@ def train(config: TrainConfig) -> bool:
         InputError: inputs do not fit together, or the output folder holds a run of another configuration.
     """
     set_threads(config.training.num_threads)
-    inventory, soft = ClassInventory.load(config.corpus.inventory), config.soft_labels
-    corpus = load_corpus(config.corpus.manifest)
-    whole_corpus = train_corpus = _heard(corpus.select_splits(config.corpus.train_splits), config)
-    datasets = _open_datasets(config)
-    left_out_of: dict[str, tuple[SkippedUtterance, ...]] = {}
-    for dataset in datasets:
-        # Before any check: an utterance can have been skipped because of its labels.
-        train_corpus, left_out_of[dataset.store.url] = leave_out_skipped(train_corpus, dataset)
-    left_out = [entry for of_dataset in left_out_of.values() for entry in of_dataset]
-    check_hard_labels(train_corpus, inventory, where=config.corpus.manifest)
-    _check_frame_shift(train_corpus, config)
-    if config.corpus.hard_label_splits is not None:
-        train_corpus = only_hard_labels_of(train_corpus, config.corpus.hard_label_splits)
-    check_something_to_learn(train_corpus, soft, where=config.corpus.manifest)
-    soft_labels = [SoftLabels(dataset, soft, train_corpus, inventory.digest()) for dataset in datasets if soft]
+    device = training_device(config.training.device)
+    inputs = open_inputs(config)
+    inventory = inputs.inventory
     folder = RunFolder(config.output)
     torch.manual_seed(config.seed)
-    model = build_model(config, inventory)
+    # Initialised on the CPU, so that a seed means the same weights everywhere.
+    model = build_model(config, inventory).to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.training.learning_rate, weight_decay=config.training.weight_decay
     )
     identity = {
         "config": config.model_dump(mode="json"),
         "config_digest": config.digest(),
-        "corpus_digest": whole_corpus.digest,
+        "corpus_digest": inputs.corpus.digest,
         "inventory_digest": inventory.digest(),
-        "dataset_digest": _digest(datasets),
+        "dataset_digest": _digest(inputs.datasets),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+    if inputs.transcripts_digest is not None:
+        identity["transcripts_digest"] = inputs.transcripts_digest
     at = _resume(folder, identity, model, optimizer)
     if at.epoch >= config.training.epochs:
         return False
-    dev = None
-    if config.corpus.dev_splits:
-        dev_corpus = _heard(load_evaluation_corpus(config.corpus.manifest, config.corpus.dev_splits, inventory), config)
-        dev = TrainingData(dev_corpus, config.front_end)
-    for url, of_dataset in left_out_of.items():
-        say_what_is_left_out(of_dataset, len(whole_corpus), where=f"{folder.path}/{RUN}", url=url)
+    dev = open_dev(config, inventory)
+    for url, skipped in inputs.left_out.items():
+        say_what_is_left_out(skipped, len(inputs.corpus), where=f"{folder.path}/{RUN}", url=url)
     folder.write_inventory(inventory)
-    trainer = _Trainer(config, folder, identity, left_out, model, optimizer, at)
-    augmenter = None
-    if config.augmentation is not None:
-        # The configuration's own check; stored features cannot be augmented.
-        assert isinstance(config.front_end, Fbank)
-        augmenter = Augmenter(config.augmentation, config.front_end, config.seed)
-    trainer.run(TrainingData(train_corpus, config.front_end, soft_labels, augmenter), dev, inventory)
+    left_out = [entry for skipped in inputs.left_out.values() for entry in skipped]
+    _Trainer(config, folder, identity, left_out, model, optimizer, at).run(inputs.data, dev, inventory)
     return True
-
-
-def _heard(corpus: Corpus, config: TrainConfig) -> Corpus:
-    """Without the speakers that are held out."""
-    held_out = config.corpus.held_out
-    return corpus if held_out is None else without_fold(corpus, held_out, where=config.corpus.manifest)
 
 
 class _Trainer:
@@ -133,6 +107,7 @@ class _Trainer:
     ) -> None:
         self.config, self.folder, self.identity, self.left_out = config, folder, identity, left_out
         self.model, self.optimizer, self.at = model, optimizer, at
+        self.device = next(model.parameters()).device
         self.last_checkpoint = self.last_step = time.monotonic()
         self.saved = (at.epoch, at.step)
         # Whether the weights are those of ``at``: not so within a step.
@@ -140,6 +115,7 @@ class _Trainer:
 
     def run(self, data: TrainingData, dev: TrainingData | None, inventory: ClassInventory) -> None:
         """Raises OSError, IntegrityError or KeyboardInterrupt after writing a checkpoint, so that no step is lost."""
+        self.data = data
         try:
             self._run(data, dev, inventory)
         except (OSError, IntegrityError, KeyboardInterrupt):
@@ -161,6 +137,7 @@ class _Trainer:
                 num_epochs=settings.epochs,
                 first_epoch=at.epoch,
                 first_step=at.step,
+                device=self.device,
             )
             self.last_step = time.monotonic()
             for step in steps:
@@ -168,7 +145,7 @@ class _Trainer:
                 advance((step.epoch + at.step / step.num_steps) * seconds)
                 if step.ends_epoch:
                     self._epoch_end(dev, inventory)
-                    advance(at.epoch * seconds, _note(at.history[-1]))
+                    advance(at.epoch * seconds, _note(at.history[-1], _dev_metric(self.config)))
                     self.last_step = time.monotonic()
 
     def _take(self, step: Step) -> None:
@@ -200,30 +177,16 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.training, epochs_done)
         self.model.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.training.precision == "bfloat16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
             logits, lengths_B = self.model.all_heads(batch.features_BTD, batch.lengths_B)
-        check_lengths(batch, lengths_B)
-        logits = [each.float() for each in logits]
-        # The first head decodes. Of one head the same tensor twice: the losses then share a normalisation.
-        hard_logits, soft_logits = logits[0], logits[-1]
-        if soft is not None and soft.decoding_head == "soft":
-            hard_logits, soft_logits = soft_logits, hard_logits
-        if soft is None:
-            loss = hard_loss(hard_logits, batch.labels_N)
-            losses = {"hard_loss": float(loss.detach())}
-        else:
-            assert batch.targets is not None
-            hard, distillation = hard_and_soft_loss(
-                hard_logits,
-                soft_logits,
-                batch.targets,
-                temperature=soft.temperature,
-                tail=soft.tail,
-                labels_N=batch.labels_N,
-            )
-            losses = {"hard_loss": float(hard.detach()), "soft_loss": float(distillation.detach())}
+        # With CTC alone, how many frames there are is the model's own affair.
+        if batch.tokens is None or batch.targets is not None:
+            check_lengths(batch, lengths_B)
+        terms = self._loss_terms([each.float() for each in logits], lengths_B, batch)
+        loss = terms["hard_loss"]
+        if soft is not None:
             weight = soft_weight(soft, epochs_done / config.training.epochs)
-            loss = (1 - weight) * hard + weight * distillation
+            loss = (1 - weight) * loss + weight * terms["soft_loss"]
         if not torch.isfinite(loss):
             raise InputError(
                 f"the loss is {float(loss.detach())} at epoch {self.at.epoch + 1}, step {self.at.step} "
@@ -233,7 +196,36 @@ class _Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(self.model.parameters(), config.training.gradient_clip)
         self.optimizer.step()
-        return losses
+        return {name: float(term.detach()) for name, term in terms.items()}
+
+    def _loss_terms(self, logits: list[Tensor], lengths_B: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The hard loss, and with soft labels the soft loss.
+
+        Args:
+            logits: float32 [N, V] of each head; the first head decodes.
+        """
+        # Of one head the same tensor twice: the losses then share a normalisation.
+        soft, hard_NV, soft_NV = self.config.soft_labels, logits[0], logits[-1]
+        if soft is None:
+            return {"hard_loss": self._hard_loss(hard_NV, lengths_B, batch)}
+        if soft.decoding_head == "soft":
+            hard_NV, soft_NV = soft_NV, hard_NV
+        assert batch.targets is not None
+        mode: dict[str, Any] = {"temperature": soft.temperature, "tail": soft.tail, "labels_N": batch.labels_N}
+        if self.data.spelling is not None:
+            distillation = soft_loss(soft_NV, batch.targets, **mode)
+            return {"hard_loss": self._hard_loss(hard_NV, lengths_B, batch), "soft_loss": distillation}
+        hard, distillation = hard_and_soft_loss(hard_NV, soft_NV, batch.targets, **mode)
+        return {"hard_loss": hard, "soft_loss": distillation}
+
+    def _hard_loss(self, logits_NV: Tensor, lengths_B: Tensor, batch: Batch) -> Tensor:
+        spelling = self.data.spelling
+        if spelling is None:
+            return hard_loss(logits_NV, batch.labels_N)
+        if batch.tokens is None:
+            return logits_NV.sum() * 0.0
+        check_long_enough(batch, lengths_B)
+        return ctc_loss(logits_NV, lengths_B, batch.tokens, blank=spelling.blank)
 
     def _epoch_end(self, dev: TrainingData | None, inventory: ClassInventory) -> None:
         at = self.at
@@ -241,16 +233,12 @@ class _Trainer:
         record |= {name: value / max(at.step, 1) for name, value in at.loss_sums.items()}
         if dev is not None:
             self.model.eval()
-            metrics = Metrics(inventory)
-            for labelled, posteriors in model_posteriors(self.model, dev):
-                for (utterance_id, labels_T), found in zip(labelled, posteriors, strict=True):
-                    metrics.add(utterance_id, labels_T, found)
-            record["dev"] = metrics.summary()
+            record["dev"] = self._evaluated(dev, inventory)
         with self._changing():
             better = True
             if dev is not None:
-                better = record["dev"]["frame_error_rate"] < at.best_dev
-                at.best_dev = min(at.best_dev, record["dev"]["frame_error_rate"])
+                errors = record["dev"][_dev_metric(self.config)]
+                better, at.best_dev = errors < at.best_dev, min(at.best_dev, errors)
             at.history.append(record)
             at.epoch, at.step, at.loss_sums, at.seconds = at.epoch + 1, 0, {}, 0.0
             # Checkpoint last: killed before it, the epoch is trained again to the same files.
@@ -260,6 +248,15 @@ class _Trainer:
             self.folder.write_json(RUN, {**self.identity, **left_out, "history": at.history})
             self.folder.log_to_tensorboard(at.history[-1])
             self._checkpoint()
+
+    def _evaluated(self, dev: TrainingData, inventory: ClassInventory) -> dict[str, Any]:
+        if dev.spelling is not None:
+            return token_metrics(self.model, dev, inventory).summary()
+        metrics = Metrics(inventory)
+        for labelled, posteriors in model_posteriors(self.model, dev):
+            for (utterance_id, labels_T), found in zip(labelled, posteriors, strict=True):
+                metrics.add(utterance_id, labels_T, found)
+        return metrics.summary()
 
     def _checkpoint(self) -> None:
         at, self.last_checkpoint = self.at, time.monotonic()
@@ -288,29 +285,16 @@ class _Trainer:
             )
 
 
-def _note(record: dict[str, Any]) -> str:
-    dev = f", dev frame error {record['dev']['frame_error_rate']:.2f}%" if "dev" in record else ""
+def _dev_metric(config: TrainConfig) -> str:
+    """What the best epoch is chosen by."""
+    return "frame_error_rate" if config.ctc is None else "token_error_rate"
+
+
+def _note(record: dict[str, Any], metric: str) -> str:
+    dev = ""
+    if "dev" in record:
+        dev = f", dev {metric.removesuffix('_rate').replace('_', ' ')} {record['dev'][metric]:.2f}%"
     return f"epoch {record['epoch']}: hard loss {record['hard_loss']:.3f}{dev}"
-
-
-def _check_frame_shift(corpus: Corpus, config: TrainConfig) -> None:
-    labels, features = corpus.hard_label_frame_shift_ms, config.front_end.output_frame_shift_ms
-    if labels is not None and config.model.architecture in ENCODERS and labels != features:
-        raise InputError(
-            f"hard labels have a frame shift of {labels:g} ms, the front end gives {features:g} ms; "
-            "set front_end.stack (or frame_shift_ms) so that they agree"
-        )
-
-
-def _open_datasets(config: TrainConfig) -> list[SoftLabelDataset]:
-    soft = config.soft_labels
-    if soft is None:
-        return []
-    cache = None if soft.cache is None else FileCache(soft.cache, int(soft.cache_gib * 2**30))
-    datasets = [open_dataset(url, cache=cache) for url in soft.locations]
-    for dataset in datasets:
-        warn_if_deprecated(dataset.store)
-    return datasets
 
 
 def _digest(datasets: Sequence[SoftLabelDataset]) -> str | list[str] | None:
@@ -325,10 +309,11 @@ def _resume(
     state = folder.read_checkpoint()
     if state is None:
         return Progress()
-    for key in ("config_digest", "corpus_digest", "inventory_digest", "dataset_digest"):
-        if state["identity"][key] != identity[key]:
+    # The transcripts' last, which only a run of the same, CTC's, configuration has.
+    for key in ("config_digest", "corpus_digest", "inventory_digest", "dataset_digest", "transcripts_digest"):
+        if state["identity"].get(key) != identity.get(key):
             raise InputError(
-                f"{folder.path} holds a run with another {key} ({state['identity'][key]}, now {identity[key]}); "
+                f"{folder.path} holds a run with another {key} ({state['identity'].get(key)}, now {identity.get(key)}); "
                 "use another output folder or delete that one"
             )
     try:

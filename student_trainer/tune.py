@@ -21,7 +21,14 @@ from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.strict import StrictModel, parse
 from student_trainer.data import TrainingData
 from student_trainer.decode import Decoder, DecoderSettings, WordErrors
-from student_trainer.evaluate import check_labels, dataset_posteriors, load_evaluation_corpus, model_posteriors
+from student_trainer.device import evaluation_device
+from student_trainer.evaluate import (
+    check_labels,
+    check_no_graph,
+    dataset_posteriors,
+    load_evaluation_corpus,
+    model_posteriors,
+)
 from student_trainer.graph_folder import DecodingGraph, load_graph, transcripts
 from student_trainer.left_out import leave_out_skipped, say_what_is_left_out
 from student_trainer.run_folder import DECODER, RunFolder, set_threads
@@ -63,6 +70,9 @@ def tune_run(run: str | Path, manifest: str, splits: Sequence[str], graph: str, 
     folder = RunFolder(run)
     model, config, inventory = folder.load_model()
     set_threads(config.training.num_threads)
+    model = model.to(evaluation_device(config.training.device))
+    if config.ctc is not None:
+        check_no_graph(graph)
     decoding_graph = _graph_for(graph, inventory, splits)
     corpus = load_evaluation_corpus(manifest, splits, inventory)
     texts = transcripts(corpus, where=manifest)

@@ -86,6 +86,27 @@ def run(job: str, address: str | None) -> None:
 
 
 @main.command()
+@click.argument("folder")
+@click.argument("bundle")
+@click.option("--name", help="Of the teacher; default: the folder's name.")
+def import_hf(folder: str, bundle: str, name: str | None) -> None:
+    """Write a Hugging Face CTC model, a FOLDER or URL with its weights as safetensors, as the teacher bundle BUNDLE.
+
+    For wav2vec 2.0 and HuBERT. Nothing is fetched by name: download the model first.
+
+    \b
+    Example:
+      teacher-service import-hf wav2vec2-base-960h bundles/wav2vec2
+    """
+    from teacher_service.hugging_face import import_folder
+
+    made = import_folder(folder, bundle, name=name)
+    click.echo(
+        f"{bundle}: {made.name}, {made.num_classes} classes every {made.frame_shift_ms:g} ms, digest {made.digest()}"
+    )
+
+
+@main.command()
 @click.argument("job", type=click.Path())
 @click.option("--sample", type=click.IntRange(min=1), default=8, show_default=True, help="Batches to label for it.")
 @click.option(

@@ -24,7 +24,7 @@ from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.folds import folds_of
 from softlabel_schemas.frame_selection import silence_classes
-from softlabel_schemas.front_end import Fbank, Precomputed, UtteranceError, UtteranceReader
+from softlabel_schemas.front_end import AnyFrontEnd, UtteranceError, UtteranceReader
 from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.shard import LabelledUtterance
 from softlabel_schemas.spec import DatasetSpec, StorageSpec
@@ -163,7 +163,7 @@ def batches_of(
 
 
 def _read(reader: UtteranceReader, rows: Sequence[Utterance], indices: list[int], teachers: list[Teacher]) -> _Batch:
-    batch, front_ends = _Batch(indices=indices, teachers=teachers), list[Fbank | Precomputed]()
+    batch, front_ends = _Batch(indices=indices, teachers=teachers), list[AnyFrontEnd]()
     for teacher in teachers:
         # Features that several teachers take are computed once.
         if teacher.front_end not in front_ends:

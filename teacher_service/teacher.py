@@ -10,9 +10,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from softlabel_schemas.bundle import BundleReader, Factory
+from softlabel_schemas.bundle import BundleReader, Factory, HuggingFaceCtc
 from softlabel_schemas.errors import InputError, IntegrityError
-from softlabel_schemas.front_end import Fbank, Precomputed
+from softlabel_schemas.front_end import AnyFrontEnd
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.spec import DatasetSpec
 from teacher_service.config import JobConfig, TeacherConfig
@@ -35,7 +35,7 @@ class Teacher:
     name: str
     weight: float
     fold: int | None
-    front_end: Fbank | Precomputed
+    front_end: AnyFrontEnd
     inventory: ClassInventory
     model: nn.Module
     device: torch.device
@@ -103,6 +103,11 @@ def load_teacher(config: TeacherConfig, *, weight: float, device: str, precision
         except (safetensors.SafetensorError, RuntimeError) as error:
             raise IntegrityError(f"{config.bundle}: weights do not fit {bundle.model.factory}: {error}") from None
         model.eval()
+    elif isinstance(bundle.model, HuggingFaceCtc):
+        # Here: other teachers do without transformers, whose import takes seconds.
+        from teacher_service.hugging_face import build_ctc_model
+
+        model = build_ctc_model(bundle.model, data, where=config.bundle)
     else:
         # A module from torch.export is in evaluation mode already and refuses eval().
         model = load_exported_program(data, where=f"{config.bundle}/{bundle.model.file}", device=device)

@@ -4,7 +4,7 @@
       teacher.json      this module's TeacherBundle
       inventory.json    the class inventory of its outputs
       model.pt2         a torch.export program, or
-      model.safetensors weights for a factory named in teacher.json
+      model.safetensors weights for a factory named in teacher.json, or for a CTC model of Hugging Face configured there
 
 The model takes features float32 [B, T, D], zero-padded, and lengths int64 [B]; it gives logits [B, T', V] and their
 lengths int64 [B].
@@ -22,7 +22,7 @@ from pydantic import Field, JsonValue
 from softlabel_schemas.digest import canonical_json, sha256_hex
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.folds import Fold
-from softlabel_schemas.front_end import FrontEnd
+from softlabel_schemas.front_end import AnyFrontEnd, FrontEnd
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.spec import Sha256
@@ -56,6 +56,19 @@ class Factory(StrictModel):
         return WEIGHTS
 
 
+class HuggingFaceCtc(StrictModel):
+    """A CTC model of the library ``transformers``; ``config`` is what its configuration class is made with."""
+
+    kind: Literal["hugging_face_ctc"] = "hugging_face_ctc"
+    model_type: Literal["wav2vec2", "hubert"]
+    config: dict[str, JsonValue]
+    sha256: Sha256
+
+    @property
+    def file(self) -> str:
+        return WEIGHTS
+
+
 class TeacherBundle(StrictModel):
     """Description of a teacher.
 
@@ -67,7 +80,7 @@ class TeacherBundle(StrictModel):
 
     bundle_version: Literal[1] = 1
     name: Annotated[str, Field(min_length=1, max_length=200)]
-    model: Annotated[ExportedProgram | Factory, Field(discriminator="kind")]
+    model: Annotated[ExportedProgram | Factory | HuggingFaceCtc, Field(discriminator="kind")]
     front_end: FrontEnd
     inventory_digest: Sha256
     num_classes: Annotated[int, Field(gt=0)]
@@ -122,7 +135,7 @@ def write_bundle(
     model: bytes,
     factory: str | None,
     arguments: dict[str, JsonValue],
-    front_end: Any,
+    front_end: AnyFrontEnd,
     inventory: ClassInventory,
     frame_shift_ms: float,
     held_out: Fold | None = None,
@@ -131,27 +144,34 @@ def write_bundle(
 
     The description is written last, so that a half-written bundle is not taken for one.
     """
-    sha256 = sha256_hex(model)
-    stored: dict[str, Any] = {"kind": "torch_export", "sha256": sha256}
+    stored: dict[str, Any] = {"kind": "torch_export"}
     if factory is not None:
-        stored = {"kind": "factory", "factory": factory, "arguments": arguments, "sha256": sha256}
-    description = parse(
-        TeacherBundle,
-        {
-            "name": name,
-            "model": stored,
-            "front_end": front_end.model_dump(mode="json"),
-            "inventory_digest": inventory.digest(),
-            "num_classes": inventory.num_classes,
-            "frame_shift_ms": frame_shift_ms,
-            "held_out": held_out,
-        },
-        where="teacher bundle",
-    )
+        stored = {"kind": "factory", "factory": factory, "arguments": arguments}
+    fields = {"name": name, "model": stored, "frame_shift_ms": frame_shift_ms, "held_out": held_out}
+    return write_model(url, model, fields, front_end=front_end, inventory=inventory)
+
+
+def write_model(
+    url: str | Path, model: bytes, fields: dict[str, Any], *, front_end: AnyFrontEnd, inventory: ClassInventory
+) -> TeacherBundle:
+    """Write a bundle of any kind of model.
+
+    Args:
+        model: bytes of the model's file.
+        fields: of the description, without those that follow from the other arguments.
+    """
+    described = {
+        **fields,
+        "model": {**fields["model"], "sha256": sha256_hex(model)},
+        "front_end": front_end.model_dump(mode="json"),
+        "inventory_digest": inventory.digest(),
+        "num_classes": inventory.num_classes,
+    }
+    description = parse(TeacherBundle, described, where="teacher bundle")
     store = ObjectStore(url)
     store.put(description.model.file, model)
     store.put(INVENTORY, inventory.to_json())
-    exclude = {"held_out"} if held_out is None else None
+    exclude = {"held_out"} if description.held_out is None else None
     store.put(DESCRIPTION, canonical_json(description.model_dump(mode="json", exclude=exclude)))
     return description
 

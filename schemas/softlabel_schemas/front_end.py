@@ -1,8 +1,8 @@
 """Front ends: utterance -> features, the same for teachers and students.
 
 Kaldi-compatible filterbanks by kaldi-native-fbank, without dither (labels must be reproducible) and without cutting off
-the edges, then low-frame-rate stacking (Pundak and Sainath, "Lower Frame Rate Neural Network Acoustic Models", 2016):
-``stack`` neighbouring frames become one.
+the edges unless asked to, then low-frame-rate stacking (Pundak and Sainath, "Lower Frame Rate Neural Network Acoustic
+Models", 2016): ``stack`` neighbouring frames become one. Models that take waveforms get samples.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.lru import LruCache
 from softlabel_schemas.object_store import ObjectStore
-from softlabel_schemas.strict import StrictModel
+from softlabel_schemas.strict import GrownModel, StrictModel
 
 if TYPE_CHECKING:
     import soundfile
 
 Float32 = npt.NDArray[np.float32]
+# Of 16-bit samples; models of waveforms take them within 1.
+_FULL_SCALE = np.float32(32768)
+# Added to the variance of a waveform, as in the feature extractor of wav2vec 2.0.
+_WAVEFORM_EPSILON = 1e-7
 # Keeps a constant dimension (digital silence) from being divided by nothing.
 _MIN_STANDARD_DEVIATION = 1e-3
 # Of float samples, which should be within 1; beyond, the power spectrum leaves float32.
@@ -60,7 +64,7 @@ class UtteranceError(InputError):
     """
 
 
-class Fbank(StrictModel):
+class Fbank(GrownModel):
     """Log mel filterbank.
 
     Attributes:
@@ -68,7 +72,11 @@ class Fbank(StrictModel):
         high_freq: Hz; 0 or less counts from the Nyquist frequency, as in Kaldi.
         normalize: "utterance" subtracts each dimension's mean over the utterance and divides by its deviation.
         stack: frames joined into one, which multiplies the frame shift.
+        snip_edges: only frames that lie within the utterance, as Kaldi's default is. With windows of 25 ms every 10 ms, two
+            stacked, there are as many as wav2vec 2.0 and HuBERT give.
     """
+
+    later_fields = ("snip_edges",)
 
     kind: Literal["fbank"] = "fbank"
     sample_rate: Annotated[int, Field(gt=0)] = 16_000
@@ -79,6 +87,7 @@ class Fbank(StrictModel):
     high_freq: float = 0.0
     normalize: Literal["none", "utterance"] = "utterance"
     stack: Annotated[int, Field(ge=1, le=16)] = 1
+    snip_edges: bool = False
 
     @property
     def num_features(self) -> int:
@@ -89,9 +98,18 @@ class Fbank(StrictModel):
         return self.frame_shift_ms * self.stack
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames of an utterance: one per started shift (to the nearest), in groups of ``stack``."""
+        """Frames of an utterance: one per started shift (to the nearest), or with ``snip_edges`` one per whole window, in
+        groups of ``stack``."""
         shift = int(self.sample_rate * 0.001 * self.frame_shift_ms)
-        return -(-((num_samples + shift // 2) // shift) // self.stack)
+        num_frames = (num_samples + shift // 2) // shift
+        if self.snip_edges:
+            num_frames = max(0, (num_samples - int(self.sample_rate * 0.001 * self.frame_length_ms)) // shift + 1)
+        return -(-num_frames // self.stack)
+
+    @property
+    def shortest(self) -> str:
+        """What gives a frame."""
+        return "a window" if self.snip_edges else "half a frame shift"
 
     def compute(self, samples: Float32) -> Float32:
         """Features float32 [T, D] of samples float32 [N] in the range of 16-bit integers."""
@@ -102,7 +120,7 @@ class Fbank(StrictModel):
         options.frame_opts.frame_length_ms = self.frame_length_ms
         options.frame_opts.frame_shift_ms = self.frame_shift_ms
         options.frame_opts.dither = 0.0
-        options.frame_opts.snip_edges = False
+        options.frame_opts.snip_edges = self.snip_edges
         options.mel_opts.num_bins = self.num_mel_bins
         options.mel_opts.low_freq = self.low_freq
         options.mel_opts.high_freq = self.high_freq
@@ -119,6 +137,34 @@ class Fbank(StrictModel):
         return features_TD.reshape(-1, self.num_features).astype(np.float32)
 
 
+class Waveform(StrictModel):
+    """Samples within 1, one feature each.
+
+    Attributes:
+        sample_rate: Hz; audio of another rate is refused, not resampled.
+        normalize: "utterance" gives each utterance zero mean and unit variance.
+    """
+
+    kind: Literal["waveform"] = "waveform"
+    sample_rate: Annotated[int, Field(gt=0)] = 16_000
+    normalize: Literal["none", "utterance"] = "utterance"
+
+    @property
+    def num_features(self) -> int:
+        return 1
+
+    @property
+    def output_frame_shift_ms(self) -> float:
+        return 1000 / self.sample_rate
+
+    def compute(self, samples: Float32) -> Float32:
+        """Features float32 [N, 1] of samples float32 [N] in the range of 16-bit integers."""
+        scaled_N = samples / _FULL_SCALE
+        if self.normalize == "utterance":
+            scaled_N = (scaled_N - scaled_N.mean()) / np.sqrt(scaled_N.var() + _WAVEFORM_EPSILON)
+        return scaled_N.astype(np.float32)[:, None]
+
+
 class Precomputed(StrictModel):
     """Features stored by the corpus (its ``features`` column)."""
 
@@ -131,7 +177,8 @@ class Precomputed(StrictModel):
         return self.frame_shift_ms
 
 
-FrontEnd = Annotated[Fbank | Precomputed, Field(discriminator="kind")]
+AnyFrontEnd = Fbank | Waveform | Precomputed
+FrontEnd = Annotated[AnyFrontEnd, Field(discriminator="kind")]
 
 
 class UtteranceReader:
@@ -144,7 +191,7 @@ class UtteranceReader:
         # With the digest of each.
         self._recordings: LruCache[tuple[str, int | None, int | None], tuple[bytes, str]] = LruCache(_KEPT_BYTES)
 
-    def features(self, utterance: Utterance, front_ends: list[Fbank | Precomputed]) -> list[Float32]:
+    def features(self, utterance: Utterance, front_ends: list[AnyFrontEnd]) -> list[Float32]:
         """Features float32 [T, D] for each front end; the file is read once.
 
         Raises:
@@ -163,9 +210,9 @@ class UtteranceReader:
             _check_sample_rate(utterance, front_end)
             if samples is None:
                 samples = _decode_audio(utterance, data[location])
-            if front_end.num_frames(len(samples)) == 0:
+            if isinstance(front_end, Fbank) and front_end.num_frames(len(samples)) == 0:
                 raise UtteranceError(
-                    f"utterance {utterance.utterance_id}: {len(samples)} samples are less than half a frame shift"
+                    f"utterance {utterance.utterance_id}: {len(samples)} samples are less than {front_end.shortest}"
                 )
             features.append(front_end.compute(samples))
         return features
@@ -176,7 +223,7 @@ class UtteranceReader:
         _check_sample_rate(utterance, front_end)
         return _decode_audio(utterance, self._read(utterance, location, front_end))
 
-    def _read(self, utterance: Utterance, location: str, front_end: Fbank | Precomputed) -> bytes:
+    def _read(self, utterance: Utterance, location: str, front_end: AnyFrontEnd) -> bytes:
         """The file, once its sha256 is as the row says."""
         is_part = isinstance(front_end, Fbank) and utterance.start_sample is not None
         key = (location, utterance.audio_offset, utterance.audio_bytes)
@@ -196,7 +243,7 @@ class UtteranceReader:
             )
         return data
 
-    def _fetch(self, utterance: Utterance, location: str, front_end: Fbank | Precomputed) -> bytes:
+    def _fetch(self, utterance: Utterance, location: str, front_end: AnyFrontEnd) -> bytes:
         if isinstance(front_end, Precomputed):
             max_bytes = _max_frames(utterance, front_end) * front_end.num_features * 4
         elif utterance.start_sample is not None:
@@ -253,17 +300,17 @@ def _read_part(store: ObjectStore, name: str, utterance: Utterance, max_bytes: i
     return data
 
 
-def _location(utterance: Utterance, front_end: Fbank | Precomputed) -> str:
-    location = utterance.audio if isinstance(front_end, Fbank) else utterance.features
+def _location(utterance: Utterance, front_end: AnyFrontEnd) -> str:
+    location = utterance.features if isinstance(front_end, Precomputed) else utterance.audio
     if location is None:
         raise UtteranceError(
             f"utterance {utterance.utterance_id}: the front end '{front_end.kind}' needs "
-            f"{'audio' if isinstance(front_end, Fbank) else 'features'}, the corpus gives none"
+            f"{'features' if isinstance(front_end, Precomputed) else 'audio'}, the corpus gives none"
         )
     return location
 
 
-def _check_sample_rate(utterance: Utterance, front_end: Fbank) -> None:
+def _check_sample_rate(utterance: Utterance, front_end: Fbank | Waveform) -> None:
     if utterance.sample_rate != front_end.sample_rate:
         raise UtteranceError(
             f"utterance {utterance.utterance_id}: sample rate is {utterance.sample_rate} Hz, "
@@ -311,7 +358,7 @@ def _decode_audio(utterance: Utterance, data: bytes) -> Float32:
             f"utterance {utterance.utterance_id}: {utterance.audio} has samples that are not finite or beyond "
             f"{_MAX_AMPLITUDE:g}"
         )
-    return np.ascontiguousarray(samples[:, 0]) * np.float32(32768)
+    return np.ascontiguousarray(samples[:, 0]) * _FULL_SCALE
 
 
 def _check_seekable(utterance: Utterance, file: soundfile.SoundFile) -> None:

@@ -11,21 +11,26 @@ from pydantic import model_validator
 
 from softlabel_schemas.digest import canonical_json, check_num_values, parse_json, sha256_hex
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.strict import StrictModel, parse, shortened
+from softlabel_schemas.strict import GrownModel, parse, shortened
 
 
-class ClassInventory(StrictModel):
+class ClassInventory(GrownModel):
     """Class id -> name, in order; ids are positions.
 
     Attributes:
         names: one unique name per class (senone, phone, token).
         phones: the phone each class belongs to, for phone error rates; empty where classes are not parts of phones.
         silence_phones: phones left out of a phone sequence.
+        blank: the class of connectionist temporal classification (Graves et al., 2006) that stands for no token; None where
+            the models were not trained with it.
     """
+
+    later_fields = ("blank",)
 
     names: tuple[str, ...]
     phones: tuple[str, ...] = ()
     silence_phones: tuple[str, ...] = ()
+    blank: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -41,11 +46,23 @@ class ClassInventory(StrictModel):
         unknown = sorted(set(self.silence_phones) - set(self.phones))
         if unknown:
             raise ValueError(f"silence_phones {shortened(unknown)} are not phones of any class")
+        if self.blank is not None and self.blank not in self.names:
+            raise ValueError(f"blank {shortened(self.blank)} is not the name of a class")
         return self
 
     @property
     def num_classes(self) -> int:
         return len(self.names)
+
+    @property
+    def blank_id(self) -> int:
+        """Raises InputError where the inventory has no blank."""
+        if self.blank is None:
+            raise InputError(
+                "the class inventory names no blank, which CTC needs; inventories of CTC teachers do, in inventory.json: "
+                '"blank": "<name of the class>"'
+            )
+        return self.names.index(self.blank)
 
     def digest(self) -> str:
         """sha256 of the canonical JSON; part of every fingerprint."""

@@ -62,9 +62,9 @@ def test_there_are_command_lines_for_every_command() -> None:
     assert {line.split()[0] for line in LINES} == set(COMMANDS)
 
 
-def test_the_python_example_runs(tmp_path: Path) -> None:
+def test_the_first_python_example_runs(tmp_path: Path) -> None:
     write_dataset(str(tmp_path / "labels-train"), shard_format="parquet")
-    (example,) = blocks("python")
+    example, _ = blocks("python")
     finished = subprocess.run(
         [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False
     )

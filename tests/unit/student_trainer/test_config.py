@@ -113,6 +113,7 @@ class TestLoad:
             ("epochs = 3", "epoch = 3", "training.epoch: unknown key 'epoch'; did you mean 'epochs'?"),
             ("weight = 0.7", "wieght = 0.7", "soft_labels.wieght: unknown key 'wieght'; did you mean 'weight'?"),
             ("epochs = 3", "epochs = 0", "training.epochs: "),
+            ("epochs = 3", 'device = "gpu"', "training.device: "),
             ("weight = 0.7", "weight = 1.1", "soft_labels.weight: "),
             ("weight = 0.7", "weight = 0.0", "soft_labels.weight: "),
             ("weight = 0.7", "cache_gib = 0", "soft_labels.cache_gib: "),
@@ -165,17 +166,23 @@ class TestDigest:
         [
             (SHORTEST, "86d52ecc8824f18a8366fc192a50a1d5bcd20570f4d5f995f662b5783c95ed23"),
             (LONG, "0b09ac575f21bb53117ff4d559c8c4761d0bd5c015c9797a73f66bfd79af925b"),
+            (
+                LONG.replace("weight = 0.7", "weight = 0.7\nframes = { silence = 0.5 }"),
+                "af17b917e069c7967d2289af75bfa1c2c187835635f0a049258502d579b77723",
+            ),
         ],
     )
     def test_of_a_run_from_before_later_settings_is_what_it_was(self, text: str, digest: str) -> None:
         """Golden: another value would refuse to resume every run there is."""
         assert TrainConfig.model_validate(tomllib.loads(text)).digest() == digest
 
-    def test_only_the_output_folder_and_the_cache_are_left_out(self, tmp_path: Path) -> None:
+    def test_only_the_output_folder_the_cache_and_the_device_are_left_out(self, tmp_path: Path) -> None:
         config = load_config(write(tmp_path, LONG))
         cached = LONG.replace("num_heads = 2", 'num_heads = 2\ncache = "cache"\ncache_gib = 1.0')
         assert load_config(write(tmp_path, cached)).digest() == config.digest()
         assert config.model_copy(update={"output": "elsewhere"}).digest() == config.digest()
+        on_gpu = LONG.replace("epochs = 3", 'epochs = 3\ndevice = "cuda:1"')
+        assert load_config(write(tmp_path, on_gpu)).digest() == config.digest()
         replacements = {
             'name = "student"': 'name = "other"',
             'output = "runs/student"': 'output = "runs/student"\nseed = 1',
@@ -197,6 +204,8 @@ class TestDigest:
             "max_entries = 8": "max_entries = 9",
             "stack = 2": "stack = 1",
             "[model]": "[augmentation]\n[model]",
+            "stack = 2\n": "stack = 2\nsnip_edges = true\n",
+            "\nweight = 0.7": "\nframes = { blank = 0.5 }\nweight = 0.7",
             "[model]\n": "[augmentation]\ntime_masks = 3\n[model]\n",
             '"conformer"': '"tdnn"',
             "hidden = 64": "hidden = 65",
@@ -206,6 +215,10 @@ class TestDigest:
         assert all(old in LONG for old in replacements)
         others = [load_config(write(tmp_path, LONG.replace(*pair))).digest() for pair in replacements.items()]
         assert len({config.digest(), *others}) == len(replacements) + 1
+
+    def test_ctc_is_in_it(self, tmp_path: Path) -> None:
+        texts = (SHORTEST, SHORTEST + "\n[ctc]\n", SHORTEST + '\n[ctc]\nunits = "words"\n')
+        assert len({load_config(write(tmp_path, text)).digest() for text in texts}) == 3
 
     def test_it_survives_the_run_folder(self, tmp_path: Path) -> None:
         config = load_config(write(tmp_path, LONG))

@@ -13,7 +13,7 @@ from softlabel_schemas import InputError, open_dataset
 from softlabel_schemas.frame_selection import FrameSelection, frame_weights, silence_classes
 from softlabel_schemas.selection import Mass, TopK
 from student_trainer.batch import collate
-from student_trainer.config import SoftLabelConfig
+from student_trainer.config import FrameWeights, SoftLabelConfig
 from student_trainer.data import TrainingData
 from student_trainer.soft_labels import SoftLabels
 from tests.support.speech import (
@@ -94,7 +94,7 @@ class TestJoin:
 
     def test_frame_weights_are_of_all_that_is_stored(self, speech: Speech, labels: SoftDataset) -> None:
         """Also where less is kept, and of the hard labels that are in use."""
-        frames = FrameSelection(disagreeing=0.0, uncertain=0.5, min_top1=0.6)
+        frames = FrameWeights(disagreeing=0.0, uncertain=0.5, min_top1=0.6)
         soft_labels = join(speech, labels.url, frames=frames, selection=TopK(k=1))
         here = [speech.utterances[4], without_labels(speech.utterances[5])]
         silence_V = silence_classes(INVENTORY, frames)
@@ -117,9 +117,7 @@ class TestJoin:
         num_dropped = 0
         for whole, found in zip(
             join(speech, labels.url).of(utterances),
-            join(speech, labels.url, selection=wanted, frames=FrameSelection(uncertain=0.5, min_top1=0.6)).of(
-                utterances
-            ),
+            join(speech, labels.url, selection=wanted, frames=FrameWeights(uncertain=0.5, min_top1=0.6)).of(utterances),
             strict=True,
         ):
             assert found.weights_T is not None
@@ -134,7 +132,7 @@ class TestJoin:
         dataset = open_dataset(labels.url)
         nameless = INVENTORY.model_copy(update={"silence_phones": ()})
         monkeypatch.setattr(type(dataset), "inventory", nameless, raising=False)
-        config = SoftLabelConfig(url=labels.url, frames=FrameSelection(silence=0.0))
+        config = SoftLabelConfig(url=labels.url, frames=FrameWeights(silence=0.0))
         with pytest.raises(InputError, match="the class inventory names no silence_phones"):
             SoftLabels(dataset, config, speech.corpus, INVENTORY.digest())
 

@@ -1,0 +1,85 @@
+"""Connectionist temporal classification (Graves et al., 2006): transcripts as hard labels, and their loss.
+
+Shape suffixes: B utterances, T frames, N valid frames of all utterances, V classes, L tokens of all transcripts.
+
+The loss is in nats per frame, like the other losses: beside the soft loss ``weight`` means the same as with hard labels of
+frames. What a blank-dominated posterior is worth to a student is the choice of ``soft_labels.frames.blank``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from softlabel_schemas.errors import InputError
+from softlabel_schemas.inventory import ClassInventory
+from softlabel_schemas.strict import printable
+from student_trainer.batch import Batch, TokenTargets
+from student_trainer.config import Units
+
+# Between words, where transcripts are spelled in characters (wav2vec 2.0's vocabularies).
+WORD_DELIMITER = "|"
+
+
+class Spelling:
+    """Transcript -> tokens, which are classes of the inventory.
+
+    Raises:
+        InputError: the inventory has no blank.
+    """
+
+    def __init__(self, inventory: ClassInventory, units: Units) -> None:
+        self.units, self.names, self.blank = units, inventory.names, inventory.blank_id
+        self._ids = {name: number for number, name in enumerate(inventory.names)}
+
+    def tokens_L(self, text: str, utterance_id: str) -> npt.NDArray[np.int64]:
+        """int64 [L]; white space at the ends and repeated counts for nothing.
+
+        Raises:
+            InputError: a token is no class; names both.
+        """
+        words = text.split()
+        pieces = words
+        if self.units == "characters":
+            pieces = list((WORD_DELIMITER if WORD_DELIMITER in self._ids else " ").join(words))
+        unknown = next((piece for piece in pieces if self._ids.get(piece, self.blank) == self.blank), None)
+        if unknown is not None:
+            raise InputError(
+                f"utterance {utterance_id}: its transcript has {printable(repr(unknown))}, which is no token of the class "
+                f"inventory; normalise the text (case, punctuation), or set ctc.units (found {self.units!r})"
+            )
+        return np.array([self._ids[piece] for piece in pieces], dtype=np.int64)
+
+    def words(self, tokens: npt.NDArray[np.integer]) -> list[str] | None:
+        """What the tokens spell; None where they are not characters."""
+        if self.units != "characters":
+            return None
+        return "".join(self.names[token] for token in tokens).replace(WORD_DELIMITER, " ").split()
+
+
+def check_long_enough(batch: Batch, lengths_B: Tensor) -> None:
+    """Raises InputError for an utterance with more tokens than its frames can hold."""
+    assert batch.tokens is not None
+    short = torch.nonzero(lengths_B < batch.tokens.min_frames_B)
+    if len(short):
+        row = int(short[0])
+        raise InputError(
+            f"utterance {batch.utterance_ids[row]}: its transcript needs {int(batch.tokens.min_frames_B[row])} frames, the "
+            f"model gives {int(lengths_B[row])}; leave it out of the corpus, or use shorter frames (front_end.stack)"
+        )
+
+
+def ctc_loss(logits_NV: Tensor, lengths_B: Tensor, targets: TokenTargets, *, blank: int) -> Tensor:
+    """Negative log-likelihood of the transcripts, nats per frame of the utterances that have one; 0 where none has."""
+    has_B = targets.lengths_B >= 0
+    if not bool(has_B.any()):
+        return logits_NV.sum() * 0.0
+    log_probs = torch.split(logits_NV.log_softmax(dim=-1), lengths_B.tolist())
+    log_probs_TBV = nn.utils.rnn.pad_sequence([own for own, has in zip(log_probs, has_B.tolist(), strict=True) if has])
+    loss = functional.ctc_loss(
+        log_probs_TBV, targets.tokens_L, lengths_B[has_B], targets.lengths_B[has_B], blank=blank, reduction="sum"
+    )
+    return loss / lengths_B[has_B].sum()

@@ -1,0 +1,136 @@
+"""What a run is made from: its corpus, inventory and soft labels, read and checked against each other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from softlabel_schemas.cache import FileCache
+from softlabel_schemas.corpus import Corpus, check_hard_labels, load_corpus, text_bytes, text_lengths
+from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
+from softlabel_schemas.deprecation import warn_if_deprecated
+from softlabel_schemas.errors import InputError
+from softlabel_schemas.folds import without_fold
+from softlabel_schemas.front_end import Fbank
+from softlabel_schemas.inventory import ClassInventory
+from softlabel_schemas.manifest import SkippedUtterance
+from student_trainer.augmentation import Augmenter
+from student_trainer.config import TrainConfig
+from student_trainer.ctc import Spelling
+from student_trainer.data import TrainingData
+from student_trainer.evaluate import load_evaluation_corpus
+from student_trainer.hard_labels import check_something_to_learn, only_hard_labels_of
+from student_trainer.left_out import leave_out_skipped
+from student_trainer.models import ENCODERS
+from student_trainer.soft_labels import SoftLabels
+from student_trainer.token_errors import load_transcribed_corpus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Attributes:
+    corpus: the training speech, with the utterances that the dataset skipped, which ``data`` is without.
+    datasets: of soft labels; of several, one teaches each batch.
+    left_out: by the URL of the dataset that skipped them.
+    transcripts_digest: of its texts, where they are the hard labels; the corpus digest is not over them.
+    """
+
+    corpus: Corpus
+    inventory: ClassInventory
+    datasets: tuple[SoftLabelDataset, ...]
+    left_out: Mapping[str, tuple[SkippedUtterance, ...]]
+    data: TrainingData
+    transcripts_digest: str | None
+
+
+def open_inputs(config: TrainConfig) -> Inputs:
+    """Raises InputError where inputs do not fit together; names both."""
+    inventory = ClassInventory.load(config.corpus.inventory)
+    where = config.corpus.manifest
+    whole_corpus = corpus = _heard(load_corpus(where).select_splits(config.corpus.train_splits), config)
+    datasets = _open_datasets(config)
+    left_out: dict[str, tuple[SkippedUtterance, ...]] = {}
+    for dataset in datasets:
+        # Before any check: an utterance can have been skipped because of its labels.
+        corpus, left_out[dataset.store.url] = leave_out_skipped(corpus, dataset)
+    spelling, labels = None, "hard_labels"
+    if config.ctc is not None:
+        spelling, labels, corpus = Spelling(inventory, config.ctc.units), "text", _without_frame_labels(corpus)
+    check_hard_labels(corpus, inventory, where=where)
+    _check_frame_shift(corpus, config)
+    if config.corpus.hard_label_splits is not None:
+        corpus = only_hard_labels_of(corpus, config.corpus.hard_label_splits, labels)
+    check_something_to_learn(corpus, config.soft_labels, labels, where=where)
+    soft, digest = config.soft_labels, inventory.digest()
+    soft_labels = [SoftLabels(dataset, soft, corpus, digest) for dataset in datasets if soft is not None]
+    augmenter = None
+    if config.augmentation is not None:
+        # The configuration's own check; stored features cannot be augmented.
+        assert isinstance(config.front_end, Fbank)
+        augmenter = Augmenter(config.augmentation, config.front_end, config.seed)
+    return Inputs(
+        corpus=whole_corpus,
+        inventory=inventory,
+        datasets=datasets,
+        left_out=left_out,
+        data=TrainingData(corpus, config.front_end, soft_labels, augmenter, spelling),
+        transcripts_digest=None if config.ctc is None else _transcripts_digest(whole_corpus),
+    )
+
+
+def open_dev(config: TrainConfig, inventory: ClassInventory) -> TrainingData | None:
+    """The dev speech; None where the run has none. Raises InputError where an utterance has no hard labels."""
+    splits = config.corpus.dev_splits
+    if not splits:
+        return None
+    if config.ctc is None:
+        corpus = load_evaluation_corpus(config.corpus.manifest, splits, inventory)
+        return TrainingData(_heard(corpus, config), config.front_end)
+    corpus = load_transcribed_corpus(config.corpus.manifest, splits)
+    return TrainingData(_heard(corpus, config), config.front_end, spelling=Spelling(inventory, config.ctc.units))
+
+
+def _heard(corpus: Corpus, config: TrainConfig) -> Corpus:
+    """Without the speakers that are held out."""
+    held_out = config.corpus.held_out
+    return corpus if held_out is None else without_fold(corpus, held_out, where=config.corpus.manifest)
+
+
+def _open_datasets(config: TrainConfig) -> tuple[SoftLabelDataset, ...]:
+    soft = config.soft_labels
+    if soft is None:
+        return ()
+    cache = None if soft.cache is None else FileCache(soft.cache, int(soft.cache_gib * 2**30))
+    datasets = tuple(open_dataset(url, cache=cache) for url in soft.locations)
+    for dataset in datasets:
+        warn_if_deprecated(dataset.store)
+    return datasets
+
+
+def _without_frame_labels(corpus: Corpus) -> Corpus:
+    column = corpus.table.schema.get_field_index("hard_labels")
+    field = corpus.table.schema.field(column)
+    table = corpus.table.set_column(column, field, pa.nulls(len(corpus), field.type))
+    return Corpus(table, hard_label_frame_shift_ms=None, inventory_digest=None, base_url=corpus.base_url)
+
+
+def _transcripts_digest(corpus: Corpus) -> str:
+    texts = corpus.table["text"]
+    digest = hashlib.sha256(text_lengths(texts))
+    digest.update(text_bytes(texts))
+    # An empty transcript is not a missing one.
+    digest.update(pc.is_null(texts).to_numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_frame_shift(corpus: Corpus, config: TrainConfig) -> None:
+    labels, features = corpus.hard_label_frame_shift_ms, config.front_end.output_frame_shift_ms
+    if labels is not None and config.model.architecture in ENCODERS and labels != features:
+        raise InputError(
+            f"hard labels have a frame shift of {labels:g} ms, the front end gives {features:g} ms; "
+            "set front_end.stack (or frame_shift_ms) so that they agree"
+        )

@@ -1,0 +1,176 @@
+"""The training data of a TRAIN.toml as PyTorch datasets, for training loops of one's own.
+
+::
+
+    UtteranceDataset   map-style: one utterance by its place in the corpus
+    StepDataset        iterable: the batches of ``student-trainer train``, in its order; each process of several that train
+                       together has its share of them, each utterance is in one batch of an epoch
+    StepLoader         a DataLoader of a StepDataset, with workers, that knows how far the loop is
+
+>>> dataset = StepDataset(load_config("student.toml"))                    # doctest: +SKIP
+>>> loader = StepLoader(dataset, num_workers=2)                           # doctest: +SKIP
+>>> while dataset.epoch < 15:                                             # doctest: +SKIP
+...     for step in loader:
+...         train_on(step.batch)
+...     torch.save({"data": dataset.state_dict(), ...}, "checkpoint.pt")
+
+Datasets are opened in the process that reads: they can be sent to workers, forked or spawned, and hold no connection.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from softlabel_schemas.errors import InputError
+from student_trainer.batch import Batch, Example, collate
+from student_trainer.config import TrainConfig
+from student_trainer.data import Step, TrainingData
+from student_trainer.inputs import open_inputs
+from student_trainer.order import Order, Share
+
+
+class _Source:
+    """The training data of a configuration, opened once by each process."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self._opened: tuple[int, TrainingData] | None = None
+
+    @property
+    def data(self) -> TrainingData:
+        """Raises InputError where inputs do not fit together."""
+        # A forked process has its parent's connections and locks, which it cannot use.
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), open_inputs(self.config).data
+        return self._opened[1]
+
+    @property
+    def temperature(self) -> float:
+        return self.config.soft_labels.temperature if self.config.soft_labels else 1.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "_opened": None}
+
+
+class UtteranceDataset(Dataset[Example]):
+    """Utterances as they were recorded, in the corpus's order; ``collate`` makes a batch of some, as a DataLoader's
+    ``collate_fn``."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._source = _Source(config)
+
+    def __len__(self) -> int:
+        return len(self._source.data.corpus)
+
+    def __getitem__(self, row: int) -> Example:
+        """Raises IndexError where there is no such row."""
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[Example]:
+        """Some at once, which DataLoader asks for: each block of soft targets that holds some is read once."""
+        for row in rows:
+            if not 0 <= row < len(self):
+                raise IndexError(f"utterance {row} asked for, the training corpus has {len(self)}")
+        examples = self._source.data.load(rows)
+        return [examples[row] for row in rows]
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        return collate(examples, temperature=self._source.temperature)
+
+
+class StepDataset(IterableDataset[Step]):
+    """The batches of one epoch, the first that is not done or the rest of it; then those of the next.
+
+    Args:
+        rank, world_size: of the processes that train together; by default those of ``torch.distributed``, where it has been
+            initialised (torchrun, Ray Train), and otherwise one process alone. All have as many steps.
+    """
+
+    def __init__(self, config: TrainConfig, *, rank: int | None = None, world_size: int | None = None) -> None:
+        if (rank is None) != (world_size is None):
+            raise InputError("rank and world_size belong together: give both or neither")
+        if rank is None or world_size is None:
+            rank, world_size = _distributed()
+        if not 0 <= rank < world_size:
+            raise InputError(f"rank is {rank}, expected 0 to {world_size - 1}")
+        self._source = _Source(config)
+        self._rank, self._world_size = rank, world_size
+        self._order = Order(
+            seed=config.seed,
+            batch_seconds=config.training.batch_seconds,
+            pool_seconds=config.training.pool_seconds,
+        )
+        self.epoch = self._step = 0
+
+    def __iter__(self) -> Iterator[Step]:
+        """The state is that after the step that was yielded last, in this copy of the dataset."""
+        worker, epoch = get_worker_info(), self.epoch
+        share = Share(
+            rank=self._rank,
+            world_size=self._world_size,
+            worker=0 if worker is None else worker.id,
+            num_workers=1 if worker is None else worker.num_workers,
+        )
+        steps = self._source.data.steps(
+            self._order,
+            temperature=self._source.temperature,
+            num_epochs=epoch + 1,
+            first_epoch=epoch,
+            first_step=self._step,
+            share=share,
+        )
+        for step in steps:
+            self.done(step)
+            yield step
+        # Of several workers, only one has the last step.
+        self.epoch, self._step = epoch + 1, 0
+
+    def num_steps(self, epoch: int) -> int:
+        """Of each process."""
+        share = Share(rank=self._rank, world_size=self._world_size)
+        return self._source.data.num_steps(self._order, epoch, share)
+
+    def done(self, step: Step) -> None:
+        """Go on after ``step``."""
+        self.epoch, self._step = (step.epoch + 1, 0) if step.ends_epoch else (step.epoch, step.step + 1)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "step": self._step, "world_size": self._world_size}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Raises InputError where the state is from within an epoch of other processes, which had other shares."""
+        if state["step"] and state["world_size"] != self._world_size:
+            raise InputError(
+                f"the state is of {state['world_size']} processes, here are {self._world_size}; go on with as many to "
+                "the end of the epoch"
+            )
+        self.epoch, self._step = state["epoch"], state["step"]
+
+
+class StepLoader(DataLoader[Step]):
+    """A DataLoader of a :class:`StepDataset`. ``dataset.state_dict()`` is that after the step that the loop got last, however
+    far the workers are ahead.
+
+    Args:
+        options: further ones of DataLoader, such as ``multiprocessing_context``, which must be "spawn" for soft labels on S3.
+    """
+
+    def __init__(self, dataset: StepDataset, *, num_workers: int = 0, **options: Any) -> None:
+        super().__init__(dataset, batch_size=None, num_workers=num_workers, **options)
+        self._steps = dataset
+
+    def __iter__(self) -> Any:
+        for step in super().__iter__():
+            self._steps.done(step)
+            yield step
+
+
+def _distributed() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

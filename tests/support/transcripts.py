@@ -1,0 +1,46 @@
+"""Speech of tones with transcripts, for CTC: each run of a tone is a token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from softlabel_schemas import ClassInventory, write_corpus
+from student_trainer.config import TrainConfig
+from tests.support.speech import INVENTORY, Speech, train_config, write_speech
+
+CTC_INVENTORY = ClassInventory(names=("<blank>", *INVENTORY.names), blank="<blank>")
+
+
+def write_transcribed(folder: Path) -> Speech:
+    """The corpus of ``write_speech`` with names of classes as words, in place of hard labels of frames."""
+    speech = write_speech(folder / "tones", unlabelled_share=0.0)
+    utterances = []
+    for utterance in speech.located():
+        labels_T = utterance.hard_labels
+        assert labels_T is not None
+        starts_T = np.diff(labels_T, prepend=-1) != 0
+        text = " ".join(INVENTORY.names[label] for label in labels_T[starts_T])
+        utterances.append(replace(utterance, hard_labels=None, text=text))
+    (folder / "inventory.json").write_bytes(CTC_INVENTORY.to_json())
+    write_corpus(folder / "corpus.parquet", utterances)
+    return Speech(
+        folder=folder,
+        manifest=str(folder / "corpus.parquet"),
+        inventory=str(folder / "inventory.json"),
+        utterances=tuple(utterances),
+    )
+
+
+def ctc_config(speech: Speech, output: Path, **changes: Any) -> TrainConfig:
+    """Frames of 20 ms, as no run is shorter than 60."""
+    settings: dict[str, Any] = {
+        "ctc": {"units": "words"},
+        "front_end__stack": 2,
+        "training__epochs": 45,
+        "training__learning_rate": 0.01,
+    }
+    return train_config(speech, output, **settings | changes)

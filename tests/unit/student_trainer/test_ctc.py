@@ -1,0 +1,254 @@
+"""CTC: the loss against all alignments, its mix with the soft loss, spelling, greedy decoding, and a student that learns."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from softlabel_schemas import ClassInventory, InputError, write_corpus
+from student_trainer.batch import Batch, Example, TokenTargets, collate
+from student_trainer.cli import main
+from student_trainer.config import TrainConfig
+from student_trainer.ctc import Spelling, ctc_loss
+from student_trainer.evaluate import evaluate_run
+from student_trainer.loss import SparseTargets, soft_loss
+from student_trainer.run_folder import RunFolder
+from student_trainer.token_errors import greedy
+from student_trainer.train import train
+from tests.support.speech import Speech
+from tests.support.transcripts import ctc_config, write_transcribed
+
+BLANK, NUM_CLASSES = 1, 3
+LENGTHS = [4, 3, 2]
+# The second utterance has no transcript, the third an empty one.
+TOKENS = [[0, 0], None, []]
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Speech:
+    return write_transcribed(tmp_path_factory.mktemp("ctc"))
+
+
+@pytest.fixture(scope="module")
+def run(speech: Speech) -> TrainConfig:
+    config = ctc_config(speech, speech.folder / "run")
+    assert train(config)
+    return config
+
+
+def make_batch(tokens: list[list[int] | None]) -> Batch:
+    return collate(
+        [
+            Example(
+                utterance_id=f"utt-{row}",
+                features=np.zeros((length, 2), dtype=np.float32),
+                hard_labels=None,
+                soft=None,
+                tokens=None if own is None else np.array(own, dtype=np.int64),
+            )
+            for row, (length, own) in enumerate(zip(LENGTHS, tokens, strict=True))
+        ]
+    )
+
+
+def token_targets(tokens: list[list[int] | None]) -> TokenTargets:
+    found = make_batch(tokens).tokens
+    assert found is not None
+    return found
+
+
+def collapsed(path: tuple[int, ...]) -> list[int]:
+    """The definition: runs joined, then blanks left out."""
+    return [token for token, _ in itertools.groupby(path) if token != BLANK]
+
+
+class TestLoss:
+    def test_it_sums_over_all_alignments(self) -> None:
+        """Nats per frame of the utterances that have a transcript; of padding and of the others nothing."""
+        generator = torch.Generator().manual_seed(0)
+        logits_NV = torch.randn(sum(LENGTHS), NUM_CLASSES, generator=generator)
+        found = ctc_loss(logits_NV, torch.tensor(LENGTHS), token_targets(TOKENS), blank=BLANK)
+        expected, num_frames = 0.0, 0
+        for probs_TV, tokens in zip(logits_NV.double().softmax(dim=1).split(LENGTHS), TOKENS, strict=True):
+            if tokens is None:
+                continue
+            paths = itertools.product(range(NUM_CLASSES), repeat=len(probs_TV))
+            likelihood = sum(
+                math.prod(probs_TV[t, token].item() for t, token in enumerate(path))
+                for path in paths
+                if collapsed(path) == tokens
+            )
+            expected -= math.log(likelihood)
+            num_frames += len(probs_TV)
+        assert found.item() == pytest.approx(expected / num_frames, rel=1e-5)
+
+    def test_without_any_transcript_it_is_nothing(self) -> None:
+        logits_NV = torch.randn(sum(LENGTHS), NUM_CLASSES, requires_grad=True)
+        assert make_batch([None] * 3).tokens is None
+        targets = TokenTargets(
+            tokens_L=torch.zeros(0, dtype=torch.int64),
+            lengths_B=torch.full((3,), -1),
+            min_frames_B=torch.zeros(3, dtype=torch.int64),
+        )
+        loss = ctc_loss(logits_NV, torch.tensor(LENGTHS), targets, blank=BLANK)
+        loss.backward()
+        assert loss.item() == 0
+        assert logits_NV.grad is not None
+        assert not logits_NV.grad.any()
+
+    @pytest.mark.parametrize("temperature", [1.0, 2.0])
+    def test_the_gradient_of_the_mix(self, temperature: float) -> None:
+        """Against finite differences, with a frame whose soft target has no weight."""
+        generator = torch.Generator().manual_seed(1)
+        num_frames = sum(LENGTHS)
+        targets = SparseTargets(
+            ids_NK=torch.tensor([[0, 1], [1, 2], [2, 0]] * 3),
+            probs_NK=torch.tensor([[0.6, 0.3]] * num_frames, dtype=torch.float64),
+            tail_N=torch.full((num_frames,), 0.1, dtype=torch.float64),
+            weights_N=torch.tensor([1.0, 0.0, 0.5] * 3, dtype=torch.float64),
+        )
+        labels_N = torch.full((num_frames,), -1)
+
+        def mix(logits_NV: torch.Tensor) -> torch.Tensor:
+            hard = ctc_loss(logits_NV, torch.tensor(LENGTHS), token_targets(TOKENS), blank=BLANK)
+            soft = soft_loss(logits_NV, targets, temperature=temperature, tail="ghost", labels_N=labels_N)
+            return 0.3 * hard + 0.7 * soft
+
+        logits_NV = torch.randn(num_frames, NUM_CLASSES, dtype=torch.float64, generator=generator).requires_grad_()
+        (found_NV,) = torch.autograd.grad(mix(logits_NV), logits_NV)
+        step = 1e-5
+        with torch.no_grad():
+            # One logit moved at a time.
+            steps = step * torch.eye(logits_NV.numel(), dtype=torch.float64).view(-1, *logits_NV.shape)
+            expected = [(mix(logits_NV + each) - mix(logits_NV - each)) / (2 * step) for each in steps]
+        torch.testing.assert_close(found_NV.flatten(), torch.stack(expected), rtol=1e-6, atol=1e-8)
+
+    def test_frames_that_a_transcript_needs(self) -> None:
+        assert token_targets([[0, 0, 2], None, []]).min_frames_B.tolist() == [4, 0, 0]
+
+
+@given(st.lists(st.integers(0, 3), max_size=12))
+def test_greedy_is_the_definition(path: list[int]) -> None:
+    assert greedy(np.array(path, dtype=np.int64), BLANK).tolist() == collapsed(tuple(path))
+
+
+class TestSpelling:
+    INVENTORY = ClassInventory(names=("<pad>", "|", "A", "B", "AB"), blank="<pad>")
+
+    def test_characters_and_words(self) -> None:
+        characters = Spelling(self.INVENTORY, "characters")
+        tokens_L = characters.tokens_L("  A  BA", "utt")
+        assert tokens_L.tolist() == [2, 1, 3, 2]
+        assert characters.words(tokens_L) == ["A", "BA"]
+        words = Spelling(self.INVENTORY, "words")
+        assert words.tokens_L("A AB", "utt").tolist() == [2, 4]
+        assert words.words(tokens_L) is None
+        assert words.tokens_L("", "utt").tolist() == []
+
+    def test_a_space_without_a_delimiter(self) -> None:
+        spelling = Spelling(ClassInventory(names=("-", " ", "a"), blank="-"), "characters")
+        assert spelling.tokens_L("a a", "utt").tolist() == [2, 1, 2]
+        assert spelling.words(np.array([2, 1, 2, 2])) == ["a", "aa"]
+
+    @pytest.mark.parametrize("text", ["A C", "a", "A <pad>"])
+    def test_what_is_no_token(self, text: str) -> None:
+        message = f"utterance utt: its transcript has {text.split()[-1]!r}, which is no token of the class inventory"
+        with pytest.raises(InputError, match=re.escape(message)):
+            Spelling(self.INVENTORY, "words").tokens_L(text, "utt")
+
+    def test_an_inventory_without_a_blank(self) -> None:
+        with pytest.raises(InputError, match="names no blank, which CTC needs"):
+            Spelling(ClassInventory(names=("a", "b")), "words")
+
+
+class TestStudent:
+    def test_it_learns(self, speech: Speech, run: TrainConfig) -> None:
+        history = RunFolder(run.output).read_json("run.json")["history"]
+        assert history[-1]["hard_loss"] < 0.1 * history[0]["hard_loss"]
+        assert history[-1]["dev"]["token_error_rate"] < 35
+        result = evaluate_run(run.output, speech.manifest, ["test"], None)
+        assert result["num_tokens"] == sum(len((u.text or "").split()) for u in speech.split("test"))
+        assert result["token_error_rate"] < 35
+        assert "word_error_rate" not in result
+
+    def test_the_command_prints_token_errors(self, speech: Speech, run: TrainConfig) -> None:
+        arguments = ["evaluate", run.output, "--corpus", speech.manifest, "--split", "test"]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, result.output
+        evaluation = RunFolder(run.output).read_json("evaluation-test.json")
+        assert result.stdout == f"token_error_rate   {evaluation['token_error_rate']:.3f}\n"
+        refused = CliRunner().invoke(main, [*arguments, "--ctc", "words"])
+        assert (refused.exit_code, "a RUN knows what it was trained with" in refused.output) == (2, True)
+        report = ["--split", "test", "--report", str(speech.folder / "report.html")]
+        compared = CliRunner().invoke(main, ["compare", run.output, *report])
+        assert (compared.exit_code, "was trained with CTC" in compared.output) == (2, True)
+
+    def test_other_transcripts_are_another_run(self, speech: Speech, run: TrainConfig, tmp_path: Path) -> None:
+        changed = [replace(u, text=f"{u.text} c") if i == 0 else u for i, u in enumerate(speech.utterances)]
+        write_corpus(tmp_path / "corpus.parquet", changed)
+        corpus = run.corpus.model_copy(update={"manifest": str(tmp_path / "corpus.parquet")})
+        with pytest.raises(InputError, match="a run with another config_digest"):
+            train(run.model_copy(update={"corpus": corpus}))
+        state = RunFolder(run.output).read_checkpoint()
+        assert state is not None
+        # The same path with other texts.
+        folder = RunFolder(tmp_path / "run")
+        moved = run.model_copy(update={"corpus": corpus, "output": str(tmp_path / "run")})
+        folder.write_checkpoint({**state, "identity": {**state["identity"], "config_digest": moved.digest()}})
+        with pytest.raises(InputError, match="a run with another transcripts_digest"):
+            train(moved)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("a-1 " * 80, r"its transcript needs 159 frames, the model gives \d+; leave it out of the corpus"),
+            ("a-1 nonsense", "its transcript has 'nonsense', which is no token"),
+            (None, "1 of 20 training utterances have no hard labels in use"),
+        ],
+    )
+    def test_transcripts_that_are_refused(self, speech: Speech, tmp_path: Path, text: str | None, message: str) -> None:
+        utterances = [replace(u, text=text) if i == 0 else u for i, u in enumerate(speech.utterances)]
+        write_corpus(tmp_path / "corpus.parquet", utterances)
+        config = ctc_config(replace(speech, manifest=str(tmp_path / "corpus.parquet")), tmp_path / "run")
+        with pytest.raises(InputError, match=message):
+            train(config)
+
+    def test_other_speeds(self, speech: Speech, tmp_path: Path) -> None:
+        """Transcripts have no times: nothing of them is moved."""
+        config = ctc_config(speech, tmp_path / "run", augmentation={"speeds": [0.9, 1.1]}, training__epochs=2)
+        assert train(config)
+
+
+@pytest.mark.parametrize(
+    ("soft", "message"),
+    [
+        ({"tail": "to_hard_label"}, "needs hard labels of frames; with [ctc] there are none"),
+        ({"frames": {"disagreeing": 0.0}}, "frames.disagreeing needs hard labels of frames"),
+    ],
+)
+def test_settings_that_need_labels_of_frames(speech: Speech, soft: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ctc_config(speech, speech.folder / "other", soft_labels={"url": "labels"} | soft)
+
+
+def test_the_inventory_of_before_has_the_digest_of_before() -> None:
+    """Golden: FORMAT.md's example."""
+    inventory = ClassInventory(names=("a", "b", "c", "d", "e"))
+    assert inventory.digest() == "c3edbe0ace7fa6a237f8515869ba6e603d635a49af7e33898e3e2dcb50e10a69"
+    with_blank = ClassInventory(names=inventory.names, blank="c")
+    assert json.loads(with_blank.to_json())["blank"] == "c"
+    assert ClassInventory.from_json(with_blank.to_json(), where="here").blank_id == 2
+    with pytest.raises(ValueError, match="blank 'x' is not the name of a class"):
+        ClassInventory(names=("a",), blank="x")
