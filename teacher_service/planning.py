@@ -23,8 +23,8 @@ from teacher_service.job_plan import Cost, Estimate, Plan, Prices
 
 _RESAMPLES = 2000
 _PERCENTILES = (5, 95)
-# spec.json, inventory.json, manifest.json.
-_DOCUMENTS = 3
+# spec.json, inventory.json, about.json, manifest.json.
+_DOCUMENTS = 4
 _HOUR = 3600.0
 # An actor holds the labels of the shard that it makes and of the one that it stores.
 _SHARDS_IN_MEMORY = 2

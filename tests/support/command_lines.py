@@ -13,6 +13,7 @@ import click
 import softlabel_schemas.cli
 import student_trainer.cli
 import teacher_service.cli
+from softlabel_schemas.version import __version__
 
 ROOT = Path(__file__).parents[2]
 COMMANDS: dict[str, click.Group] = {
@@ -41,7 +42,7 @@ def check_command_line(line: str) -> None:
 def pinned(package: str) -> str:
     """Its version: of the product itself, or of the constraints that images are built with."""
     if package == pyproject()["project"]["name"]:
-        return str(pyproject()["project"]["version"])
+        return __version__
     constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     (version,) = re.findall(rf"^{re.escape(package)}==(.+)$", constraints, re.MULTILINE)
     return str(version)

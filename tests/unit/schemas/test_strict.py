@@ -126,6 +126,7 @@ class TestSpec:
             "codec": "packed-f32",
             "precision": "bfloat16",
             "combined_from": [{"content_digest": "0" * 64, "weight": 1.0}],
+            "subset_of": {"content_digest": "0" * 64, "choice": "10 hours", "choice_digest": "0" * 64},
         }
         changed = [{key: changes[key]} for key in changes]
         # These belong together.

@@ -29,15 +29,15 @@ def test_nothing_done(sweep: Sweep) -> None:
 
 
 def test_the_time_left_is_that_of_each_arms_epochs(sweep: Sweep) -> None:
-    # hard-0 is done at 10 s an epoch, top-2-0 has 2 of 30 epochs at 20 s, the other two have not begun.
-    trained(sweep, 0, [10.0] * 30)
+    # hard-0 is done at 10 s an epoch, top-2-0 has 2 of 12 epochs at 20 s, the other two have not begun.
+    trained(sweep, 0, [10.0] * 12)
     status = SweepStatus(sweep.runs)
     trained(sweep, 1, [20.0] * 2)
     status.done(sweep.runs[0])
     status.show(num_slots=2, num_failed=0)
     line = status.line(num_slots=2, num_failed=1, seconds=60)
-    # (28 * 20 + 30 * 10 + 30 * 20) s on two slots; what was trained before the start is not in the rate.
-    assert line == "sweep: 1/4 runs done, 2 in work, 1 waiting, 1 failed, 2.0 epochs/min, 12 min left"
+    # (10 * 20 + 12 * 10 + 12 * 20) s on two slots; what was trained before the start is not in the rate.
+    assert line == "sweep: 1/4 runs done, 2 in work, 1 waiting, 1 failed, 2.0 epochs/min, 5 min left"
 
 
 def test_all_done(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
