@@ -11,6 +11,7 @@ import pytest
 from policy_sentry.querying.actions import get_action_data
 
 from softlabel_schemas import layout
+from softlabel_schemas.names import NameRecord
 
 FOLDER = Path(__file__).parents[3] / "deploy" / "iam"
 POLICIES = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
@@ -107,10 +108,19 @@ def test_a_publisher_begins_and_publishes_once_but_makes_no_labels() -> None:
     for key in ONCE:
         assert allowed("publisher", "s3:PutObject", f"{DATASET}/{key}", if_none_match="*")
         assert not allowed("publisher", "s3:PutObject", f"{DATASET}/{key}")
-    for key in (INDEX, "plan.json", "runs/20260101T000000Z-0123abcd.json"):
+    for key in (INDEX, layout.ABOUT, layout.DEPRECATED, "plan.json", "runs/20260101T000000Z-0123abcd.json"):
         assert allowed("publisher", "s3:PutObject", f"{DATASET}/{key}")
+        assert not allowed("writer", "s3:PutObject", f"{DATASET}/{key}", if_none_match="*")
     for key in (COMMIT, SHARD):
         assert not allowed("publisher", "s3:PutObject", f"{DATASET}/{key}", if_none_match="*")
+
+
+def test_a_version_of_a_name_is_given_once_and_by_publishers_alone() -> None:
+    record = NameRecord(name="english", version=3, path="speech-train", content_digest="0" * 64)
+    assert allowed("publisher", "s3:PutObject", f"{BUCKET}/team/{record.key}", if_none_match="*")
+    assert not allowed("publisher", "s3:PutObject", f"{BUCKET}/team/{record.key}")
+    assert not allowed("writer", "s3:PutObject", f"{BUCKET}/team/{record.key}", if_none_match="*")
+    assert allowed("reader", "s3:GetObject", f"{BUCKET}/team/{record.key}")
 
 
 @pytest.mark.parametrize("role", ROLES)
