@@ -90,7 +90,9 @@ def train(config: TrainConfig) -> bool:
         say_what_is_left_out(skipped, len(inputs.corpus), where=f"{folder.path}/{RUN}", url=url)
     folder.write_inventory(inventory)
     left_out = [entry for skipped in inputs.left_out.values() for entry in skipped]
-    _Trainer(config, folder, identity, left_out, model, optimizer, at).run(inputs.data, dev, inventory)
+    spelling = inputs.data.spelling
+    blank = None if spelling is None else spelling.blank
+    _Trainer(config, folder, identity, left_out, model, optimizer, at, blank).run(inputs.data, dev, inventory)
     return True
 
 
@@ -104,10 +106,12 @@ class _Trainer:
         model: AcousticModel,
         optimizer: torch.optim.Optimizer,
         at: Progress,
+        blank: int | None = None,
     ) -> None:
+        """``blank``: CTC's, where transcripts are the hard labels."""
         self.config, self.folder, self.identity, self.left_out = config, folder, identity, left_out
         self.model, self.optimizer, self.at = model, optimizer, at
-        self.device = next(model.parameters()).device
+        self.device, self.blank = next(model.parameters()).device, blank
         self.last_checkpoint = self.last_step = time.monotonic()
         self.saved = (at.epoch, at.step)
         # Whether the weights are those of ``at``: not so within a step.
@@ -115,7 +119,6 @@ class _Trainer:
 
     def run(self, data: TrainingData, dev: TrainingData | None, inventory: ClassInventory) -> None:
         """Raises OSError, IntegrityError or KeyboardInterrupt after writing a checkpoint, so that no step is lost."""
-        self.data = data
         try:
             self._run(data, dev, inventory)
         except (OSError, IntegrityError, KeyboardInterrupt):
@@ -212,20 +215,19 @@ class _Trainer:
             hard_NV, soft_NV = soft_NV, hard_NV
         assert batch.targets is not None
         mode: dict[str, Any] = {"temperature": soft.temperature, "tail": soft.tail, "labels_N": batch.labels_N}
-        if self.data.spelling is not None:
+        if self.blank is not None:
             distillation = soft_loss(soft_NV, batch.targets, **mode)
             return {"hard_loss": self._hard_loss(hard_NV, lengths_B, batch), "soft_loss": distillation}
         hard, distillation = hard_and_soft_loss(hard_NV, soft_NV, batch.targets, **mode)
         return {"hard_loss": hard, "soft_loss": distillation}
 
     def _hard_loss(self, logits_NV: Tensor, lengths_B: Tensor, batch: Batch) -> Tensor:
-        spelling = self.data.spelling
-        if spelling is None:
+        if self.blank is None:
             return hard_loss(logits_NV, batch.labels_N)
         if batch.tokens is None:
             return logits_NV.sum() * 0.0
         check_long_enough(batch, lengths_B)
-        return ctc_loss(logits_NV, lengths_B, batch.tokens, blank=spelling.blank)
+        return ctc_loss(logits_NV, lengths_B, batch.tokens, blank=self.blank)
 
     def _epoch_end(self, dev: TrainingData | None, inventory: ClassInventory) -> None:
         at = self.at
