@@ -16,7 +16,8 @@ from softlabel_schemas.object_store import ObjectStore
 
 @click.command("card")
 @click.argument("url")
-@click.option("--output", default="README.md", show_default=True, help="File to write, or its URL; - prints it.")
+# No file by default: a README.md that is there already would be somebody's own.
+@click.option("--output", default="-", show_default=True, help="File to write, or its URL; - prints it.")
 def card_command(url: str, output: str) -> None:
     """Write the card of the dataset at URL: Markdown with the metadata that Hugging Face's hub reads.
 

@@ -91,7 +91,7 @@ def test_nothing_that_reads_a_dataset_needs_its_teachers_or_its_audio(tmp_path: 
     for args in (
         ["verify", url],
         ["describe", url],
-        ["card", url, "--output", "-"],
+        ["card", url],
         ["catalog", url],
         ["diff", url, url],
     ):

@@ -149,7 +149,7 @@ def test_people_s_text_stays_text_in_the_card(prefix: str) -> None:
 
 
 def test_the_card_s_code_runs(prefix: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = softlabels("card", f"{prefix}/labels-1", "--output", "-").stdout
+    text = softlabels("card", f"{prefix}/labels-1").stdout
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len([line for line in code.splitlines() if line]) <= 5
     exec(code, {})
