@@ -7,8 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from softlabel_schemas.manifest import Count
-from softlabel_schemas.spec import Sha256
+from softlabel_schemas.spec import Count, Sha256
 from softlabel_schemas.strict import StrictModel
 
 Amount = Annotated[float, Field(ge=0)]

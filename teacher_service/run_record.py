@@ -18,9 +18,9 @@ from pydantic import Field
 from softlabel_schemas import layout
 from softlabel_schemas.commit import read_manifest, read_spec
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.manifest import Count, from_bytes, to_bytes
+from softlabel_schemas.manifest import from_bytes, to_bytes
 from softlabel_schemas.object_store import MAX_DOCUMENT_BYTES, ObjectStore
-from softlabel_schemas.spec import Sha256
+from softlabel_schemas.spec import Count, Sha256
 from softlabel_schemas.strict import StrictModel
 from teacher_service.job_plan import Plan
 

@@ -22,11 +22,11 @@ from softlabel_schemas.codec import build_codec
 from softlabel_schemas.containers import CONTAINERS
 from softlabel_schemas.digest import LabelHash, canonical_json, seal_canonical, sha256_hex
 from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.file_records import FileRecord, FileRecords
 from softlabel_schemas.index_builder import IndexBuilder, check_room, put_buckets
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import (
     CommitRecord,
-    FileRecord,
     FrameSums,
     Manifest,
     ShardRecord,
@@ -205,8 +205,8 @@ def _shard_files(
     label_hash = LabelHash()
     for digest in shard.label_digests():
         label_hash.add_utterance(digest)
-    records = tuple(
-        FileRecord(name=name, num_bytes=len(data), sha256=sha256_hex(data)) for name, data in sorted(files.items())
+    records = FileRecords.of(
+        [FileRecord(name=name, num_bytes=len(data), sha256=sha256_hex(data)) for name, data in sorted(files.items())]
     )
     record = CommitRecord(
         fingerprint=document.spec.fingerprint(),

@@ -72,11 +72,11 @@ def check_num_values(data: bytes) -> None:
         raise ValueError(f"a JSON document of {num_values} values, expected at most {MAX_DOCUMENT_VALUES}")
 
 
-def unseal(data: bytes, *, where: str) -> Any:
-    """The body of a sealed document.
+def unseal(data: bytes, *, where: str) -> bytes:
+    """The body of a sealed document, as it was sealed; see :func:`parse_canonical`.
 
     Raises:
-        IntegrityError: not JSON, not sealed, or not the bytes that :func:`seal` writes for its body.
+        IntegrityError: not sealed, or of more values than readers take.
     """
     body, found = data[len(_HEAD) : -_TAIL_LENGTH], data[-_TAIL_LENGTH:]
     if not data.startswith(_HEAD) or not found.startswith(_TAIL) or not found.endswith(b'"}'):
@@ -86,6 +86,19 @@ def unseal(data: bytes, *, where: str) -> Any:
         raise IntegrityError(
             f"{where}: bytes were changed after writing (sha256 expected {digest}, found {found[len(_TAIL) : -2]!r})"
         )
+    try:
+        check_num_values(body)
+    except ValueError as error:
+        raise IntegrityError(f"{where}: {error}") from None
+    return body
+
+
+def parse_canonical(body: bytes, *, where: str) -> Any:
+    """The value of a document's body.
+
+    Raises:
+        IntegrityError: not JSON, or not the bytes that :func:`canonical_json` writes for it.
+    """
     try:
         value = parse_json(body)
         canonical = canonical_json(value)

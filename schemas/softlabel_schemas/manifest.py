@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
 from collections.abc import Iterator
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from softlabel_schemas import layout
-from softlabel_schemas.digest import LabelHash, canonical_json, seal, sha256_hex, unseal
+from softlabel_schemas.digest import LabelHash, canonical_json, parse_canonical, seal, unseal
 from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.file_records import FileRecords, FilesApart, take_out_files
 from softlabel_schemas.limits import MAX_COUNT, MAX_SHARD_BYTES, MAX_SHARDS, MAX_UTTERANCES_PER_SHARD
-from softlabel_schemas.spec import DatasetSpec, Sha256, StorageSpec
+from softlabel_schemas.spec import Count, DatasetSpec, Sha256, StorageSpec
 from softlabel_schemas.strict import ModelT, StrictModel, parse
 from softlabel_schemas.utterance_index import BucketTable, ShardIndex
 
-Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 # Nats times frames: no sum of an honest shard comes near, and those of a million shards stay finite.
 Sum = Annotated[float, Field(ge=-64 * MAX_COUNT, le=64 * MAX_COUNT)]
-
-
-class FileRecord(StrictModel):
-    """One stored file of a shard; ``name`` is relative to the shard's folder and cannot leave it."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+([./][A-Za-z0-9_]+)*$", max_length=200)]
-    num_bytes: Count
-    sha256: Sha256
 
 
 class SkippedUtterance(StrictModel):
@@ -63,7 +54,7 @@ class ShardRecord(StrictModel):
     num_entries: Count
     sums: FrameSums
     skipped: tuple[SkippedUtterance, ...]
-    files: Annotated[tuple[FileRecord, ...], Field(min_length=1)]
+    files: FileRecords
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -71,10 +62,6 @@ class ShardRecord(StrictModel):
             raise ValueError(
                 f"{self.num_utterances} utterances and {len(self.skipped)} skipped are not {self.num_rows} rows"
             )
-        names = [file.name for file in self.files]
-        # A name given twice would have the file read twice.
-        if any(name >= following for name, following in itertools.pairwise(names)):
-            raise ValueError("the files are not sorted by name, each once")
         if self.num_bytes > MAX_SHARD_BYTES:
             raise ValueError(
                 f"the files have {self.num_bytes} bytes together, a shard at most {MAX_SHARD_BYTES}; cut smaller shards"
@@ -83,16 +70,11 @@ class ShardRecord(StrictModel):
 
     @property
     def folder(self) -> str:
-        return layout.shard_folder(self.index, shard_digest(self.files))
+        return layout.shard_folder(self.index, self.files.digest())
 
     @property
     def num_bytes(self) -> int:
-        return sum(file.num_bytes for file in self.files)
-
-
-def shard_digest(files: tuple[FileRecord, ...]) -> str:
-    """sha256 over the canonical JSON of the file records: the shard's name."""
-    return sha256_hex(canonical_json([file.model_dump(mode="json") for file in files]))
+        return self.files.num_bytes
 
 
 def _check_label_hash(text: str) -> str:
@@ -198,19 +180,26 @@ class Manifest(StrictModel):
 
 
 def to_bytes(document: StrictModel) -> bytes:
+    return seal(_fields(document))
+
+
+def _fields(document: StrictModel, context: FilesApart | None = None) -> dict[str, Any]:
     # What a version does not have is absent; nothing is stored as null.
-    return seal(document.model_dump(mode="json", exclude_none=True))
+    return document.model_dump(mode="json", exclude_none=True, context=context)
 
 
 def from_bytes(model: type[ModelT], data: bytes, *, where: str) -> ModelT:
     """Raises IntegrityError for any byte that is not as written, and for a body that breaks the schema."""
     with _without_collection():
         body = unseal(data, where=where)
+        rest, files = take_out_files(body) if issubclass(model, CommitRecord | Manifest) else (body, [])
+        context = FilesApart(iter(files)) if files else None
         try:
-            document = parse(model, body, where=where)
+            document = parse(model, parse_canonical(rest, where=where), where=where, context=context)
         except InputError as error:
             raise IntegrityError(str(error)) from None
-        if to_bytes(document) != data:
+        # Lists of files are in their one form. As many stood where a shard's belong as were taken out, if the rest has its own.
+        if canonical_json(_fields(document, context)) != rest or (context and next(context.lists, None)):
             raise IntegrityError(f"{where}: values are not in their canonical form")
         return document
 

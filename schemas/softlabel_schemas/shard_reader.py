@@ -7,7 +7,8 @@ from softlabel_schemas.codec import build_codec
 from softlabel_schemas.containers import CONTAINERS
 from softlabel_schemas.digest import sha256_hex
 from softlabel_schemas.errors import IntegrityError
-from softlabel_schemas.manifest import FileRecord, Manifest, ShardRecord
+from softlabel_schemas.file_records import FileRecord
+from softlabel_schemas.manifest import Manifest, ShardRecord
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.shard import Shard, ShardColumns, decode_columns
 from softlabel_schemas.transfers import undamaged

@@ -19,6 +19,7 @@ from softlabel_schemas.limits import MAX_COUNT, MAX_FRAME_SHIFT_MS, MAX_SHARDS
 from softlabel_schemas.selection import Selection, check_sampled_temperatures
 from softlabel_schemas.strict import StrictModel, shortened
 
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ShardFormat = Literal["parquet", "zarr"]
 Combination = Literal["arithmetic", "log_linear"]

@@ -55,14 +55,14 @@ class GrownModel(StrictModel):
 ModelT = TypeVar("ModelT", bound=StrictModel)
 
 
-def parse(model: type[ModelT], data: Any, *, where: str) -> ModelT:
-    """Validate ``data`` as ``model``.
+def parse(model: type[ModelT], data: Any, *, where: str, context: object = None) -> ModelT:
+    """Validate ``data`` as ``model``; ``context`` is for its validators.
 
     Raises:
         InputError: names ``where``, every bad key and, for an unknown key, the nearest known one.
     """
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, context=context)
     except ValidationError as error:
         found = error.errors(include_url=False)
         problems = [f"  {_explain(problem, model)}" for problem in found[:_MAX_PROBLEMS]]

@@ -19,7 +19,8 @@ import numpy as np
 from softlabel_schemas import ClassInventory, layout, open_dataset
 from softlabel_schemas.commit import begin, commit_shard, publish, read_commits
 from softlabel_schemas.digest import sha256_hex
-from softlabel_schemas.manifest import CommitRecord, FileRecord, SpecDocument, to_bytes
+from softlabel_schemas.file_records import FileRecord, FileRecords
+from softlabel_schemas.manifest import CommitRecord, SpecDocument, to_bytes
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.plan import ShardRange
 from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
@@ -73,9 +74,11 @@ def _records(job: PreparedJob) -> Iterator[dict[str, bytes]]:
 
 
 def _renamed(record: CommitRecord, shard_range: ShardRange) -> CommitRecord:
-    files = tuple(
-        FileRecord(name=f.name, num_bytes=f.num_bytes, sha256=sha256_hex(f"{f.name}{shard_range.index}".encode()))
-        for f in record.shard.files
+    files = FileRecords.of(
+        [
+            FileRecord(name=f.name, num_bytes=f.num_bytes, sha256=sha256_hex(f"{f.name}{shard_range.index}".encode()))
+            for f in record.shard.files
+        ]
     )
     place = {"index": shard_range.index, "first_row": shard_range.first_row, "files": files}
     return record.model_copy(update={"shard": record.shard.model_copy(update=place)})

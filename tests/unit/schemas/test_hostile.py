@@ -32,7 +32,7 @@ from softlabel_schemas import (
 )
 from softlabel_schemas.codec import Codec, build_codec
 from softlabel_schemas.commit import read_commits, read_spec
-from softlabel_schemas.digest import LabelHash, canonical_json, parse_json, seal, sha256_hex, unseal
+from softlabel_schemas.digest import LabelHash, canonical_json, parse_canonical, parse_json, seal, sha256_hex, unseal
 from softlabel_schemas.limits import MAX_COUNT, MAX_DOCUMENT_VALUES, MAX_SHARD_BYTES, max_decoded_bytes
 from softlabel_schemas.manifest import CommitRecord, Manifest, from_bytes
 from softlabel_schemas.object_store import ObjectStore
@@ -201,7 +201,7 @@ def test_messages_stay_short_and_printable() -> None:
 def test_a_seal_does_not_make_json_of_anything(body: bytes) -> None:
     data = b'{"body":' + body + b',"sha256":"' + sha256_hex(body).encode() + b'"}'
     with pytest.raises(IntegrityError, match=r"^here: (not a sealed JSON document|its JSON is not in canonical form)"):
-        unseal(data, where="here")
+        parse_canonical(unseal(data, where="here"), where="here")
 
 
 # --- Parquet ----------------------------------------------------------------------------------------------------------
