@@ -1,8 +1,8 @@
 """The files of a shard, as its record lists them.
 
-The manifest of 25,000 Zarr shards lists 775,000 files. As objects they took a gigabyte while it was opened and six of the seven
-seconds, and a reader needs those of a few shards at a time. So each list stays the canonical JSON that it is stored as: a compiled
-loop checks every byte of it when the document is read, and the records are made when they are asked for.
+The manifest of 25,000 Zarr shards lists 775,000 files. As objects they took a gigabyte while it was opened and six of the
+seven seconds, and a reader needs those of a few shards at a time. So each list stays the canonical JSON that it is stored as:
+a compiled loop checks every byte of it when the document is read, and the records are made when they are asked for.
 """
 
 from __future__ import annotations

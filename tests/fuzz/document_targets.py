@@ -30,7 +30,7 @@ def sealed(rng: Random, body: Any) -> bytes:
     return b'{"body":' + data + b',"sha256":"' + sha256_hex(data).encode() + b'"}'
 
 
-def _document(rng: Random, name: str, consistent: Callable[[Random, Any], None] = lambda rng, body: None) -> bytes:
+def document(rng: Random, name: str, consistent: Callable[[Random, Any], None] = lambda rng, body: None) -> bytes:
     body = seeds.body(rng.choice(seeds.datasets()), name)
     if rng.random() < 0.1:
         return mutate_bytes(rng, sealed(Random(0), body))
@@ -41,9 +41,9 @@ def _document(rng: Random, name: str, consistent: Callable[[Random, Any], None] 
 
 
 def _read_document(model: type[StrictModel], data: bytes) -> Any:
-    document: Any = from_bytes(model, data, where="here")
-    assert to_bytes(document) == data
-    return document
+    read: Any = from_bytes(model, data, where="here")
+    assert to_bytes(read) == data
+    return read
 
 
 def repair_manifest(rng: Random, body: Any) -> None:
@@ -63,7 +63,7 @@ def repair_manifest(rng: Random, body: Any) -> None:
 
 
 def manifest(rng: Random) -> None:
-    manifest = _read_document(Manifest, _document(rng, "manifest.json", repair_manifest))
+    manifest = _read_document(Manifest, document(rng, "manifest.json", repair_manifest))
     build_codec(manifest.spec)
     for name in ("num_utterances", "num_frames", "num_entries", "num_bytes"):
         offsets = offsets_of([getattr(shard, name) for shard in manifest.shards])
@@ -89,16 +89,16 @@ def commit(rng: Random) -> None:
         except (KeyError, TypeError):
             return
 
-    record = _read_document(CommitRecord, _document(rng, f"commits/00000{rng.randrange(2)}.json", repair))
+    record = _read_document(CommitRecord, document(rng, f"commits/00000{rng.randrange(2)}.json", repair))
     assert LabelHash.from_base64(record.label_hash).to_base64() == record.label_hash
     _check_record(record.shard)
 
 
 def spec(rng: Random) -> None:
-    document = _read_document(SpecDocument, _document(rng, "spec.json"))
-    codec = build_codec(document.spec)
+    read = _read_document(SpecDocument, document(rng, "spec.json"))
+    codec = build_codec(read.spec)
     assert 1 <= codec.max_entries <= 65_535
-    assert len(document.spec.fingerprint()) == 64
+    assert len(read.spec.fingerprint()) == 64
 
 
 def inventory(rng: Random) -> None:
