@@ -28,19 +28,26 @@ records = st.builds(FileRecord, name=names, num_bytes=st.integers(0, MAX_COUNT),
 file_lists = st.lists(records, min_size=1, max_size=5, unique_by=lambda record: record.name).map(
     lambda found: FileRecords.of(sorted(found, key=lambda record: record.name))
 )
-# Each wrong in one way, or in none.
-odd_names = st.one_of(
-    names,
-    st.sampled_from(["", ".", "a.", "/a", "a//b", "a/../b", "a\\b", 'a"', "ä", "a b", "a\n", "a" * 200, "a" * 201]),
-)
-odd_counts: st.SearchStrategy[Any] = st.one_of(
-    st.integers(0, 20),
-    st.sampled_from([MAX_COUNT, MAX_COUNT + 1, 10**18, 2**63, 10**30, -1, 1.0, 1e3, True, None, "1", [1]]),
-)
-odd_digests = st.one_of(digests, st.sampled_from(["", "0" * 63, "0" * 65, "A" * 64, "g" * 64]))
-odd_lists = st.lists(
-    st.fixed_dictionaries({"name": odd_names, "num_bytes": odd_counts, "sha256": odd_digests}), max_size=3
-)
+GOOD = {"name": "b/c.1", "num_bytes": 12, "sha256": "0" * 64}
+# As they may be or not.
+ODD: dict[str, list[Any]] = {
+    "name": ["", ".", "d.", "/d", "d//e", "d/../e", "d\\e", 'd"', "ä", "d e", "d\n", "d" * 200, "d" * 201]
+    + ["a", "b/c.1", "b/c.10"],
+    "num_bytes": [0, MAX_COUNT, MAX_COUNT + 1, 10**18, 2**63, 10**30, -1, -0.0, 1.0, 1e3, True, None, "1", [1]],
+    "sha256": ["", "1" * 63, "1" * 65, "A" * 64, "g" * 64, "1" * 63 + "\n", None],
+    "other": [1],
+}
+EDITS = {
+    b"},{": [b"};{", b"}{", b"},,{", b"}, {"],
+    b"[{": [b"[[{", b"[ {"],
+    b"}]": [b"},]", b" }]", b"},{}]"],
+    b'{"name":"b': [b'{"name":"\\u0062', b'{"nam":"b', b'{"name":"a","name":"b', b'{"a":1,"name":"b', b'{"name":b'],
+    b'"num_bytes":12,': [
+        b"",
+        *(b'"num_bytes":%b,' % text for text in (b"", b"012", b"-12", b"12.0", b" 12", b"1" * 40)),
+    ],
+    b'"}': [b'","z":1}', b"}", b'" }'],
+}
 
 
 def document(*lists: bytes) -> bytes:
@@ -75,30 +82,28 @@ def test_lists_that_are_taken_out_are_those_that_stood_there(lists: list[FileRec
         assert each.digest() == sha256_hex(canonical_json(stored))
 
 
-@given(odd_lists)
-def test_a_list_is_taken_out_where_the_models_accept_it(value: list[Any]) -> None:
-    text = canonical_json(value)
-    assert is_taken(text) == is_valid(text)
+def test_a_list_is_taken_out_where_the_models_accept_it() -> None:
+    texts = [canonical_json([GOOD, GOOD | {"name": "d"} | {field: value}]) for field in ODD for value in ODD[field]]
+    texts += [canonical_json([]), canonical_json([GOOD]), canonical_json([GOOD | {"name": "d"}, GOOD])]
+    pair = canonical_json([GOOD, GOOD | {"name": "d"}])
+    for old, edits in EDITS.items():
+        assert old in pair
+        texts += [pair.replace(old, new, count) for new in edits for count in (1, -1)]
+    assert {text for text in texts if is_taken(text)} == {text for text in texts if is_valid(text)}
+    assert sum(map(is_taken, texts)) == 5
+
+
+def test_where_one_list_is_odd_none_is_taken_out() -> None:
+    good = canonical_json([GOOD])
+    for odd in (b"[]", b"[1]", canonical_json([GOOD, GOOD]), good[:-2]):
+        for body in (document(good, odd), document(odd, good)):
+            assert take_out_files(body) == (body, [])
 
 
 @given(file_lists, st.integers(0, 2**32))
-def test_so_is_a_list_with_other_bytes(files: FileRecords, seed: int) -> None:
+def test_so_is_a_list_of_other_bytes(files: FileRecords, seed: int) -> None:
     text = mutate_bytes(Random(seed), files.canonical)
     assert is_taken(text) == is_valid(text)
-
-
-@given(file_lists)
-def test_a_list_in_another_form_is_left(files: FileRecords) -> None:
-    first, _, rest = files.canonical.partition(b'"num_bytes":')
-    for text in (
-        json.dumps(json.loads(files.canonical)).encode(),
-        files.canonical.replace(b'"name":"', b'"name":"\\u0061'),
-        first + b'"num_bytes":0' + rest,
-        first + b'"num_bytes":-' + rest,
-        files.canonical[:-1] + b",]",
-        files.canonical[:-1] + b"," + files.canonical[1:],
-    ):
-        assert not is_taken(text)
 
 
 @given(file_lists)
@@ -151,7 +156,7 @@ def test_hostile_documents_are_read_as_they_would_be_as_objects(monkeypatch: pyt
         commit_bytes = document_targets.document(rng, "commits/000000.json")
         num_read += read_both_ways(Manifest, manifest_bytes, monkeypatch) is not None
         num_read += read_both_ways(CommitRecord, commit_bytes, monkeypatch) is not None
-    assert 5 < num_read < 50
+    assert num_read > 0
 
 
 def first_list(body: bytes) -> bytes:
