@@ -274,8 +274,8 @@ def publish(
 ) -> Published:
     """Write the manifest, once every shard is committed; publishing again changes nothing.
 
-    The manifest is put together from the canonical JSON of one record after the other: as objects, the records of 25,000 Zarr
-    shards would take half a gigabyte. The utterance index is sorted on the disk of temporary files.
+    The manifest is put together from the canonical JSON of one record after the other, so that few of them are in memory as
+    objects. The utterance index is sorted on the disk of temporary files.
 
     Args:
         check: told the number of skipped utterances before the manifest is created; what it raises ends the publication.

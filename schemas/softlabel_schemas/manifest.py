@@ -198,8 +198,9 @@ def from_bytes(model: type[ModelT], data: bytes, *, where: str) -> ModelT:
             document = parse(model, parse_canonical(rest, where=where), where=where, context=context)
         except InputError as error:
             raise IntegrityError(str(error)) from None
-        # Lists of files are in their one form. As many stood where a shard's belong as were taken out, if the rest has its own.
-        if canonical_json(_fields(document, context)) != rest or (context and next(context.lists, None)):
+        # The lists that were taken out have their one form. Each is a shard's if the rest has its own and no list is left over.
+        has_one_form = canonical_json(_fields(document, context)) == rest
+        if not has_one_form or (context is not None and next(context.lists, None) is not None):
             raise IntegrityError(f"{where}: values are not in their canonical form")
         return document
 

@@ -27,9 +27,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """``idle_mb``: resident before the step (the imports); ``count``: what the step returned."""
+    """``processor_seconds``: of the step's ``seconds``, what its threads ran, which other work on the machine hardly changes;
+    ``idle_mb``: resident before the step (the imports); ``count``: what the step returned."""
 
     seconds: float
+    processor_seconds: float
     baseline_seconds: float
     idle_mb: float
     peak_mb: float
@@ -50,12 +52,14 @@ def measure_here(function: Callable[..., Step], **arguments: Any) -> Measured:
     step = function(**arguments)
     # From here on the peak counts anew (Linux).
     Path("/proc/self/clear_refs").write_text("5")
-    idle_mb, started = _peak_mb(), time.perf_counter()
+    idle_mb, started, ran_before = _peak_mb(), time.perf_counter(), time.process_time()
     count = step.run()
-    seconds, peak_mb, started = time.perf_counter() - started, _peak_mb(), time.perf_counter()
+    seconds, processor_seconds = time.perf_counter() - started, time.process_time() - ran_before
+    peak_mb, started = _peak_mb(), time.perf_counter()
     step.baseline()
     return Measured(
         seconds=seconds,
+        processor_seconds=processor_seconds,
         baseline_seconds=time.perf_counter() - started,
         idle_mb=idle_mb,
         peak_mb=peak_mb,

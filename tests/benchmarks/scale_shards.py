@@ -103,7 +103,8 @@ def _over_shards(
         expected = 0 if function in (resuming, status) else run.num_shards
         assert {each.count for each in measured[-1]} == {expected}, f"{what}: {measured[-1]}"
     seconds, spread = median_and_spread([each.seconds for each in measured[-1]])
-    peak_mb = max(each.peak_mb for each in measured[-1])
+    processor, _ = median_and_spread([each.processor_seconds for each in measured[-1]])
+    peak_mb, idle_mb = max(each.peak_mb for each in measured[-1]), measured[-1][0].idle_mb
     found = [
         Figure(
             name=f"{what}: {last.num_shards:,} shards",
@@ -114,7 +115,7 @@ def _over_shards(
             target="" if max_seconds is None else f"<= {max_seconds:g} s",
             met=None if max_seconds is None else seconds <= max_seconds,
             spread=spread,
-            note=f"real; peak {peak_mb:.0f} MB, of which {measured[-1][0].idle_mb:.0f} before",
+            note=f"real; {processor:.2f} s of processor time; peak {peak_mb:.0f} MB, of which {idle_mb:.0f} before",
         )
     ]
     if len(runs) > 1:

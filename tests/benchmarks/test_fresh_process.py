@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ def allocating(num_bytes: int, before: int) -> Step:
     return Step(run=lambda: len(bytearray(b"1") * num_bytes), baseline=lambda: None)
 
 
+def waiting() -> Step:
+    def wait() -> int:
+        time.sleep(0.5)
+        return 0
+
+    return Step(run=wait, baseline=lambda: None)
+
+
 def failing() -> Step:
     raise ValueError("too small")
 
@@ -25,6 +34,11 @@ def test_the_peak_is_that_of_the_step() -> None:
     assert measured.count == 100_000_000
     assert 80 < measured.peak_mb - measured.idle_mb < 150
     assert measured.peak_mb < 250
+
+
+def test_waiting_takes_little_processor_time() -> None:
+    measured = measure(waiting)
+    assert 0 <= measured.processor_seconds < measured.seconds
 
 
 def test_a_step_that_fails_says_why() -> None:

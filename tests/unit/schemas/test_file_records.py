@@ -31,8 +31,23 @@ file_lists = st.lists(records, min_size=1, max_size=5, unique_by=lambda record: 
 GOOD = {"name": "b/c.1", "num_bytes": 12, "sha256": "0" * 64}
 # As they may be or not.
 ODD: dict[str, list[Any]] = {
-    "name": ["", ".", "d.", "/d", "d//e", "d/../e", "d\\e", 'd"', "ä", "d e", "d\n", "d" * 200, "d" * 201]
-    + ["a", "b/c.1", "b/c.10"],
+    "name": [
+        "b/c.1",
+        "b/c.10",
+        "",
+        ".",
+        "d.",
+        "/d",
+        "d//e",
+        "d/../e",
+        "d\\e",
+        'd"',
+        "ä",
+        "d e",
+        "d\n",
+        "a",
+        *(n * "d" for n in (200, 201)),
+    ],
     "num_bytes": [0, MAX_COUNT, MAX_COUNT + 1, 10**18, 2**63, 10**30, -1, -0.0, 1.0, 1e3, True, None, "1", [1]],
     "sha256": ["", "1" * 63, "1" * 65, "A" * 64, "g" * 64, "1" * 63 + "\n", None],
     "other": [1],
