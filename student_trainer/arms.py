@@ -201,8 +201,8 @@ def _check_alike(evaluations: Mapping[str, Evaluation], splits: Sequence[str]) -
         if list(found_counts.items()) != list(wanted_counts.items()):
             unlike = sorted(set(wanted_counts.items()) ^ set(found_counts.items()))
             raise InputError(
-                f"{where}: {len(wanted_counts)} and {len(found_counts)} utterances, not the same ones, not of as many "
-                f"{first.counted} or not in the same order"
+                f"{where}: {len(wanted_counts)} and {len(found_counts)} utterances, not the same ones (or not of as "
+                f"many {first.counted}) or not in the same order"
                 + (f" (utterance {unlike[0][0]})" if unlike else "")
                 + "; evaluate both on the same data"
             )

@@ -197,7 +197,7 @@ class TestRefused:
         [
             ({"units": "words"}, r"units of the transcripts differ \(characters and words\)"),
             ({"transcripts_digest": "e" * 64}, r"transcripts differ \(d{64} and e{64}\)"),
-            ({"tokens": 19}, r"not of as many tokens or not in the same order \(utterance utt-0\)"),
+            ({"tokens": 19}, r"\(or not of as many tokens\) or not in the same order \(utterance utt-0\)"),
             ({"tokens": None}, r"utterance utt-0 has no 'tokens', of which the token_error_rate is made"),
             ({"token_error_rate": None}, r"there is no frame_error_rate and, of CTC, no token_error_rate"),
         ],
