@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.strict import StrictModel
-from student_trainer.config import CACHE_FIELDS, TrainConfig
+from student_trainer.config import CACHE_FIELDS, TrainConfig, Units
 from student_trainer.metric_names import COUNTS, METRICS, Metric, leading
 
 # Of a run's setup: how many utterances of the corpus it was trained without.
@@ -82,7 +82,7 @@ class Evaluation(MetricValues):
     splits: tuple[str, ...]
     corpus_digest: str
     inventory_digest: str
-    units: str | None = None
+    units: Units | None = None
     transcripts_digest: str | None = None
     graph_digest: str | None = None
     utterances: Annotated[tuple[UtteranceErrors, ...], Field(min_length=1)]

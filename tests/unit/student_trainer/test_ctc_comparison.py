@@ -162,20 +162,12 @@ class TestRecords:
         assert "| half | ensemble | token | +15.00 | +75.00% |" in page
         assert ">token error, percent (mean" in (tmp_path / "page-1.svg").read_text(encoding="utf-8")
 
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"num_tokens": None}, "num_tokens is missing; the token_error_rate is of as many"),
-            ({"frames": True}, "there is no token_error_rate of other; expected one of every arm"),
-        ],
-    )
-    def test_files_that_are_refused(self, records: SweepRecords, changes: dict[str, Any], message: str) -> None:
-        fields = records.model_dump()
-        if changes.pop("frames", False):
-            (other,) = make_records({"other": (50.0,)}, {}).records
-            changes = {"records": [*fields["records"], other.model_dump()]}
-        with pytest.raises(ValueError, match=message):
-            SweepRecords.model_validate(fields | changes)
+    def test_files_that_are_refused(self, records: SweepRecords) -> None:
+        with pytest.raises(ValueError, match="num_tokens is missing; the token_error_rate is of as many"):
+            SweepRecords.model_validate(records.model_dump() | {"num_tokens": None})
+        of_frames = make_records({"other": (50.0,)}, {}).records
+        with pytest.raises(ValueError, match="there is no token_error_rate of other; expected one of every arm"):
+            SweepRecords.model_validate(records.model_dump() | {"records": (*records.records, *of_frames)})
 
 
 class TestRefused:
