@@ -113,7 +113,7 @@ def import_folder(folder: str, bundle: str | Path, *, name: str | None = None) -
         if model_type not in _CLASSES:
             raise InputError(
                 f"{folder}/config.json: model_type is {model_type!r}, expected one of {', '.join(_CLASSES)}; other models can "
-                "be exported with torch.export, or made by a factory of yours (see README)"
+                "be exported with torch.export, or made by a factory of yours (see teacher_service/README.md)"
             )
         config_class, model_class = _CLASSES[model_type]
         known = _architecture_fields(config_class)
