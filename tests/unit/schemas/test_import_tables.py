@@ -196,6 +196,8 @@ class TestWebDataset:
             (tar_of({"a.png": b"x"}), "a.tar has no utterances"),
             (None, "a.tar does not exist"),
         ],
+        # Names of their own: those of the bytes would have the time in them, and differ between processes.
+        ids=["compressed", "text", "cut", "without-utterances", "missing"],
     )
     def test_other_files(self, recordings: Recordings, data: bytes | None, message: str) -> None:
         if data is not None:
