@@ -12,12 +12,8 @@ from markdown_it.token import Token
 
 from tests.support.command_lines import ROOT
 
-# Of git's files; what is built or downloaded beside them has pages of its own.
-PAGES = sorted(
-    page
-    for folder in (".", "schemas", "teacher_service", "student_trainer", "deploy", "tests", "tests/benchmarks")
-    for page in (ROOT / folder).glob("*.md")
-)
+_FOLDERS = ("schemas", "teacher_service", "student_trainer", "deploy", "tests")
+PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in _FOLDERS for page in (ROOT / folder).rglob("*.md"))])
 
 
 def links(page: Path) -> list[str]:
@@ -42,9 +38,9 @@ def anchors(page: Path) -> set[str]:
     return found
 
 
-def fenced(page: Path, *languages: str) -> list[str]:
-    """The code blocks in these languages, in order."""
-    return [block for language, block in blocks(page) if language in languages]
+def fenced(page: Path, language: str) -> list[str]:
+    """The code blocks in this language, in order."""
+    return [block for found, block in blocks(page) if found == language]
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
