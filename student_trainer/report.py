@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.transforms import ScaledTranslation
 
 from softlabel_schemas.chart import COLOURS, ENSEMBLE_COLOUR, inline_svg
+from softlabel_schemas.html import page_templates
 from softlabel_schemas.object_store import ObjectStore
 from student_trainer.arms import Arm
 from student_trainer.compare import (
@@ -71,17 +71,11 @@ class Plot:
 
 def render(comparison: Comparison) -> str:
     """The page."""
-    environment = Environment(
-        loader=PackageLoader("student_trainer"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = page_templates("student_trainer")
     marks = {arm.name: _mark(arm, index) for index, arm in enumerate(comparison.arms)}
     setups = [(arm.name, _setup(arm)) for arm in comparison.arms if arm.runs]
     first = comparison.evaluation
-    return environment.get_template("report.html.jinja").render(
+    return templates.get_template("report.html.jinja").render(
         splits=", ".join(first.splits),
         num_utterances=len(first.utterances),
         num_counted=first.num_counted,
