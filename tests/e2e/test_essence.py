@@ -1,4 +1,4 @@
-"""The recipes of deploy/local, end to end at a small size: every command, real Ray, a report."""
+"""The experiment of deploy/local, end to end at a small size: every command, real Ray, a page. (CI runs the demo whole.)"""
 
 from __future__ import annotations
 
@@ -14,57 +14,30 @@ from softlabel_schemas import load_corpus, open_dataset
 from student_trainer.sweep_records import load_records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RECIPES = REPOSITORY / "deploy" / "local"
 SPEECHOCEAN762 = Path(os.environ.get("SPEECHOCEAN762", REPOSITORY.parent / "shared" / "data" / "speechocean762"))
-needs_commands = pytest.mark.skipif(
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(
     not (Path(sys.executable).parent / "teacher-service").exists(),
     reason="the package is not installed in this environment (make test does), so its commands do not exist",
 )
-
-
-def run_recipe(name: str, *arguments: str) -> str:
-    finished = subprocess.run(
-        [sys.executable, RECIPES / name, *arguments], capture_output=True, text=True, timeout=900, check=False
-    )
-    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
-    return finished.stdout
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(900)
-@needs_commands
-def test_demo(tmp_path: Path) -> None:
-    pytest.importorskip(
-        "espeakng_loader", reason="the demo's synthesiser is an extra: pip install essence-distill[demo]"
-    )
-    output = tmp_path / "demo"
-    printed = run_recipe("demo.py", str(output), "--sentences", "16", "--epochs", "1", "--seeds", "1")
-    assert "student-essence" in printed
-    assert "ensemble" in printed
-    assert str(output / "report.html") in printed
-    assert "<html" in (output / "report.html").read_text(encoding="utf-8")
-    dataset = open_dataset(output / "labels-train")
-    assert len(dataset) == 16
-    assert len(dataset.manifest.spec.teachers) == 3
-    train = json.loads((output / "runs" / "student-essence-0" / "run.json").read_text(encoding="utf-8"))
-    assert train["dataset_digest"] == dataset.manifest.content_digest
-
-
-needs_speechocean762 = pytest.mark.skipif(
+@pytest.mark.skipif(
     not SPEECHOCEAN762.exists(), reason=f"speechocean762 is not at {SPEECHOCEAN762} (set SPEECHOCEAN762 to its folder)"
 )
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(900)
-@needs_commands
-@needs_speechocean762
 def test_essence(tmp_path: Path) -> None:
     """Teachers of folds, labels of all classes, settings chosen on dev speech, the cheapest question, and the page."""
     output = tmp_path / "essence"
     # Two speakers in each split: with one, a fold without them has no dev speech.
     size = ("--epochs", "1", "--seeds", "1", "--utterances", "16", "--teachers", "1", "--question", "longer")
-    run_recipe("essence.py", str(SPEECHOCEAN762), str(output), *size)
+    finished = subprocess.run(
+        [sys.executable, REPOSITORY / "deploy" / "local" / "essence.py", SPEECHOCEAN762, output, *size],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
     corpus = load_corpus(output / "corpus.parquet")
     assert corpus.hard_label_frame_shift_ms == 30.0
     speakers = corpus.table.select(["split", "speaker"]).group_by(["split", "speaker"]).aggregate([])
@@ -73,7 +46,8 @@ def test_essence(tmp_path: Path) -> None:
     labels = open_dataset(output / "labels-train").manifest.spec
     assert [teacher.fold for teacher in labels.teachers] == [0, 1, 2, 3]
     assert labels.selection.cap == labels.num_classes
-    question, tuning = load_records(output / "speechocean762.json")
+    (question,) = load_records(output / "speechocean762.json")
+    (tuning,) = load_records(output / "speechocean762-settings.json")
     assert (question.splits, tuning.splits) == (("test",), ("dev",))
     assert {record.arm for record in question.records} == {
         *("hard", "all-soft", "essence", "hard-augmented", "essence-augmented", "ensemble")
