@@ -23,13 +23,9 @@ speechocean762: $(VENV)/.installed-demo
 essence: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/essence.py $(SPEECHOCEAN762) $(ESSENCE_OUTPUT)
 
-# Three processes for two cores: a third of the time is waiting. Jobs that are submitted to a cluster find its address in Ray's
-# shared folder, where any other Ray on the machine writes its own: those tests run one after the other, by themselves.
-CLUSTER_TESTS := tests/e2e/test_cluster.py tests/crash/test_storm.py
-
+# Four processes for two cores: half of the time is waiting.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(addprefix --ignore=,$(CLUSTER_TESTS))
-	$(BIN)/python -m pytest $(CLUSTER_TESTS)
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile
 
 # One table of all figures; it takes an hour and wants the machine for itself. See tests/benchmarks/README.md.
 bench: $(VENV)/.installed-dev

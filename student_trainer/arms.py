@@ -9,117 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ConfigDict, Field
 
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.manifest import SkippedUtterance
-from softlabel_schemas.strict import ModelT, StrictModel, parse
-from student_trainer.config import CACHE_FIELDS, TrainConfig
+from softlabel_schemas.strict import ModelT, parse
 from student_trainer.evaluate import evaluation_name
+from student_trainer.metric_names import COUNTS, Metric
+from student_trainer.result_files import Evaluation, Run
 from student_trainer.run_folder import RUN, RunFolder
-
-Metric = Literal["frame_error_rate", "phone_error_rate", "word_error_rate", "cross_entropy", "calibration_error"]
-# Of a run's setup: how many utterances of the corpus it was trained without.
-LEFT_OUT = "utterances_left_out"
-METRICS: tuple[Metric, ...] = (
-    "frame_error_rate",
-    "phone_error_rate",
-    "word_error_rate",
-    "cross_entropy",
-    "calibration_error",
-)
-# Of the rates that are errors among units: the fields of an utterance that count both.
-COUNTS: dict[Metric, tuple[str, str]] = {
-    "frame_error_rate": ("frame_errors", "frames"),
-    "phone_error_rate": ("phone_errors", "phones"),
-    "word_error_rate": ("word_errors", "words"),
-}
-
-
-class _Record(StrictModel):
-    """Keys that a comparison does not need are passed over; NaN stands for a value that is not known."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=True)
-
-
-class UtteranceErrors(_Record):
-    """Phones and words are None where they were not counted."""
-
-    utterance_id: str
-    frames: int
-    frame_errors: int
-    phones: int | None = None
-    phone_errors: int | None = None
-    words: int | None = None
-    word_errors: int | None = None
-
-
-class Evaluation(_Record):
-    """``evaluation-<splits>.json``: rates in percent, cross-entropy in nats per frame.
-
-    Attributes:
-        word_error_rate, graph_digest: None where no words were decoded.
-        left_out: of a dataset's evaluation, the utterances it has no labels for.
-    """
-
-    kind: Literal["student", "ensemble"]
-    name: str
-    splits: tuple[str, ...]
-    corpus_digest: str
-    inventory_digest: str
-    frame_error_rate: float
-    phone_error_rate: float | None
-    word_error_rate: float | None = None
-    graph_digest: str | None = None
-    cross_entropy: float | None
-    calibration_error: float
-    utterances: Annotated[tuple[UtteranceErrors, ...], Field(min_length=1)]
-    left_out: tuple[SkippedUtterance, ...] = ()
-
-    def frames_U(self) -> npt.NDArray[np.float64]:
-        return np.array([utterance.frames for utterance in self.utterances], dtype=np.float64)
-
-
-class DevResult(_Record):
-    frame_error_rate: float
-
-
-class Epoch(_Record):
-    epoch: int
-    dev: DevResult | None = None
-
-
-class Run(_Record):
-    """``run.json``. ``dataset_digest``: a list where teachers were switched."""
-
-    config: TrainConfig
-    corpus_digest: str
-    inventory_digest: str
-    dataset_digest: str | tuple[str, ...] | None
-    num_parameters: int
-    left_out: tuple[SkippedUtterance, ...] = ()
-    history: tuple[Epoch, ...]
-
-    @property
-    def dataset_digests(self) -> tuple[str, ...]:
-        return (self.dataset_digest,) if isinstance(self.dataset_digest, str) else self.dataset_digest or ()
-
-    def setup(self) -> dict[str, Any]:
-        """What decides the result, less the seed, by dotted name. Digests stand for paths."""
-        exclude: dict[str, Any] = {
-            "output": True,
-            "seed": True,
-            "corpus": {"manifest", "inventory"},
-            "training": {"num_threads", "checkpoint_minutes", "device"},
-        }
-        if self.config.soft_labels:
-            exclude["soft_labels"] = {"url", "urls", *CACHE_FIELDS}
-        data = {"corpus_digest": self.corpus_digest, "dataset_digest": self.dataset_digest}
-        return _flat(self.config.model_dump(mode="json", exclude=exclude)) | data | {LEFT_OUT: len(self.left_out)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +53,9 @@ class Arm:
 
     def values(self, metric: Metric) -> list[float] | None:
         """One for each seed; None where the metric is not known."""
-        values = [getattr(evaluation, metric) for evaluation in self.evaluations]
-        return None if None in values else values
+        values = [evaluation.value(metric) for evaluation in self.evaluations]
+        known = [value for value in values if value is not None]
+        return known if len(known) == len(values) else None
 
     def spread(self, metric: Metric) -> Spread | None:
         values = self.values(metric)
@@ -163,14 +64,19 @@ class Arm:
         return Spread(mean=float(np.mean(values)), std=float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
     @property
-    def frame_error(self) -> Spread:
-        """Of the one metric that is always known, percent."""
-        spread = self.spread("frame_error_rate")
+    def leading(self) -> Metric:
+        """Frame error rate or, of CTC, token error rate."""
+        return self.evaluations[0].leading
+
+    @property
+    def error(self) -> Spread:
+        """Of the leading metric, which is always known, percent."""
+        spread = self.spread(self.leading)
         assert spread is not None
         return spread
 
     def errors_U(self, metric: Metric) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
-        """Each utterance's errors, their mean over seeds, and its frames, phones or words, both [U]; None where not known."""
+        """Each utterance's errors, their mean over seeds, and its units (frames, words), both [U]; None where not known."""
         errors, units = (
             [[getattr(utterance, field) for utterance in e.utterances] for e in self.evaluations]
             for field in COUNTS[metric]
@@ -205,9 +111,6 @@ def load_arms(runs: Sequence[str], evaluations: Sequence[str], splits: Sequence[
 
 
 def _load_run(path: Path, splits: Sequence[str]) -> tuple[Run, Evaluation]:
-    # Before the rest, whose errors of frames it does not have.
-    if (path / RUN).exists() and RunFolder(path).config().ctc is not None:
-        raise InputError(f"{path} was trained with CTC: it has no errors of frames, which a comparison is about")
     run = _load(Run, path / RUN, "make a run with: student-trainer train TRAIN.toml")
     epochs = run.config.training.epochs
     if len(run.history) < epochs:
@@ -267,15 +170,22 @@ def _check_alike(evaluations: Mapping[str, Evaluation], splits: Sequence[str]) -
     first_location, first = next(iter(evaluations.items()))
     if first.splits != tuple(splits):
         raise InputError(f"{first_location} was evaluated on {list(first.splits)}, --split says {list(splits)}")
-    frames = {utterance.utterance_id: utterance.frames for utterance in first.utterances}
+    counts = first.counts()
     graphs = ((location, evaluation.graph_digest) for location, evaluation in evaluations.items())
     first_graph = next((found for found in graphs if found[1] is not None), None)
     for location, evaluation in evaluations.items():
         where = f"{first_location} and {location} cannot be compared"
+        if evaluation.leading != first.leading:
+            raise InputError(
+                f"{where}: the one counts errors of {first.counted}, the other of {evaluation.counted}; compare students "
+                "of CTC and of hard labels of frames apart, and evaluate CTC teachers with --ctc"
+            )
         for name, what in (
             ("splits", "splits"),
             ("inventory_digest", "class inventories"),
             ("corpus_digest", "corpora"),
+            ("units", "units of the transcripts"),
+            ("transcripts_digest", "transcripts"),
         ):
             expected, found = getattr(first, name), getattr(evaluation, name)
             if expected != found:
@@ -285,23 +195,17 @@ def _check_alike(evaluations: Mapping[str, Evaluation], splits: Sequence[str]) -
                 f"{first_graph[0]} and {location} cannot be compared: their words were decoded with different graphs "
                 f"({first_graph[1]} and {evaluation.graph_digest}); evaluate both with the same graph"
             )
-        found_frames = {utterance.utterance_id: utterance.frames for utterance in evaluation.utterances}
+        found_counts = evaluation.counts()
         left_out = {entry.utterance_id for entry in evaluation.left_out}
-        wanted_frames = {name: number for name, number in frames.items() if name not in left_out}
-        if list(found_frames.items()) != list(wanted_frames.items()):
-            unlike = sorted(set(wanted_frames.items()) ^ set(found_frames.items()))
+        wanted_counts = {name: number for name, number in counts.items() if name not in left_out}
+        if list(found_counts.items()) != list(wanted_counts.items()):
+            unlike = sorted(set(wanted_counts.items()) ^ set(found_counts.items()))
             raise InputError(
-                f"{where}: {len(wanted_frames)} and {len(found_frames)} utterances, not the same ones or not in the same order"
+                f"{where}: {len(wanted_counts)} and {len(found_counts)} utterances, not the same ones (or not of as "
+                f"many {first.counted}) or not in the same order"
                 + (f" (utterance {unlike[0][0]})" if unlike else "")
                 + "; evaluate both on the same data"
             )
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) else {f"{prefix}{key}": inner}
-    return flat
 
 
 def unlike_settings(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -280,6 +281,8 @@ def sweep(config: str, address: str | None) -> None:
         raise InputError("ray is not installed; this command needs: pip install 'essence-distill[sweep]'")
     from student_trainer.sweep import run_sweep
 
+    # A cluster stops a job with SIGTERM; end as with Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_sweep(config, address=address)
 
 

@@ -21,18 +21,11 @@ from softlabel_schemas.command_line import progress
 from softlabel_schemas.dataset import open_dataset
 from softlabel_schemas.describe import description
 from softlabel_schemas.errors import InputError
-from student_trainer.arms import COUNTS, METRICS, Arm, Evaluation, Metric, load_arms, unlike_settings
+from student_trainer.arms import Arm, load_arms, unlike_settings
+from student_trainer.metric_names import COLUMNS, COUNTS, DIGITS, METRICS, Metric
+from student_trainer.result_files import Evaluation
 from student_trainer.significance import NUM_RESAMPLES, Difference, difference
 
-COLUMNS: dict[Metric, str] = {
-    "frame_error_rate": "frame error %",
-    "phone_error_rate": "phone error %",
-    "word_error_rate": "word error %",
-    "cross_entropy": "cross-entropy",
-    "calibration_error": "calibration error %",
-}
-# Of cross-entropy, in nats; rates are in percent.
-DIGITS: dict[Metric, int] = {"cross_entropy": 3}
 UNKNOWN = "–"
 NO_PAIRS = "no arm with soft labels has a hard-only arm of the same model to be compared with"
 
@@ -42,7 +35,7 @@ class Pair:
     """An arm with soft labels against one with hard labels alone and the same model.
 
     Attributes:
-        differences: of frame errors, and of phone and word errors where both arms have them.
+        differences: of frame, token, phone and word errors, of those that both arms have.
         unlike: settings other than the soft labels that differ, with both values.
     """
 
@@ -80,9 +73,13 @@ class Comparison:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Word error rate only where every arm has it."""
-        without_words = any(arm.values("word_error_rate") is None for arm in self.arms)
-        return tuple(metric for metric in METRICS if not (without_words and metric == "word_error_rate"))
+        """Those that an arm has; word error rate only where every arm has it."""
+
+        def is_shown(metric: Metric) -> bool:
+            are_known = [arm.values(metric) is not None for arm in self.arms]
+            return all(are_known) if metric == "word_error_rate" else any(are_known)
+
+        return tuple(filter(is_shown, METRICS))
 
     def bytes_per_frame(self, arm: Arm) -> float | None:
         """What it was trained with takes, as it is stored, all its datasets together; None where one was not given."""
@@ -252,7 +249,7 @@ def results(comparison: Comparison) -> dict[str, Any]:
         "corpus_digest": first.corpus_digest,
         "inventory_digest": first.inventory_digest,
         "num_utterances": len(first.utterances),
-        "num_frames": int(first.frames_U().sum()),
+        f"num_{first.counted}": first.num_counted,
         "arms": [
             {
                 "name": arm.name,

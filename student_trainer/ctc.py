@@ -8,12 +8,16 @@ frames. What a blank-dominated posterior is worth to a student is the choice of 
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from softlabel_schemas.corpus import Corpus, text_bytes, text_lengths
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.strict import printable
@@ -58,6 +62,16 @@ class Spelling:
         if self.units != "characters":
             return None
         return "".join(self.names[token] for token in tokens).replace(WORD_DELIMITER, " ").split()
+
+
+def transcripts_digest(corpus: Corpus) -> str:
+    """sha256 of the texts in their order; the corpus digest is not over them."""
+    texts = corpus.table["text"]
+    digest = hashlib.sha256(text_lengths(texts))
+    digest.update(text_bytes(texts))
+    # An empty transcript is not a missing one.
+    digest.update(pc.is_null(texts).to_numpy().tobytes())
+    return digest.hexdigest()
 
 
 def check_long_enough(batch: Batch, lengths_B: Tensor) -> None:

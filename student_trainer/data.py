@@ -23,7 +23,8 @@ import torch
 
 from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.front_end import AnyFrontEnd, Fbank, UtteranceReader
+from softlabel_schemas.front_end import AnyFrontEnd, Fbank
+from softlabel_schemas.utterance_reader import UtteranceReader
 from student_trainer.augmentation import Augmenter
 from student_trainer.batch import Batch, Example, collate
 from student_trainer.ctc import Spelling

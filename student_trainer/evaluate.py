@@ -30,6 +30,7 @@ from student_trainer.prefetch import prefetched
 from student_trainer.run_folder import RunFolder, set_threads
 from student_trainer.token_errors import (
     TokenMetrics,
+    against_transcripts,
     check_transcribed,
     load_transcribed_corpus,
     stored_token_metrics,
@@ -63,6 +64,7 @@ def evaluate_run(
         data = TrainingData(corpus, config.front_end, spelling=Spelling(inventory, config.ctc.units))
         with progress("evaluate", len(corpus), "utterances") as advance:
             tokens = token_metrics(model, data, inventory, advance)
+        what |= against_transcripts(corpus, config.ctc.units)
         return _write(tokens, corpus, splits, what, output or str(folder.path / evaluation_name(splits)))
     corpus = load_evaluation_corpus(manifest, splits, inventory)
     words = _word_errors(decoding, inventory, corpus, splits, where=manifest)
@@ -108,6 +110,7 @@ def evaluate_dataset(
         check_labels(corpus, dataset.inventory, splits, where=manifest)
     say_what_is_left_out(left_out, len(whole_corpus), where=output, url=dataset.store.url)
     if units is not None:
+        what |= against_transcripts(whole_corpus, units)
         return _write(stored_token_metrics(dataset, corpus, units), whole_corpus, splits, what, output)
     words = _word_errors(decoding, dataset.inventory, corpus, splits, where=manifest)
     metrics = Metrics(dataset.inventory)

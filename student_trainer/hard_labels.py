@@ -38,6 +38,14 @@ def only_hard_labels_of(corpus: Corpus, splits: Sequence[str], labels: str = "ha
     )
 
 
+def without_frame_labels(corpus: Corpus) -> Corpus:
+    """The same rows, without hard labels of frames, which CTC does not use."""
+    column = corpus.table.schema.get_field_index("hard_labels")
+    field = corpus.table.schema.field(column)
+    table = corpus.table.set_column(column, field, pa.nulls(len(corpus), field.type))
+    return Corpus(table, hard_label_frame_shift_ms=None, inventory_digest=None, base_url=corpus.base_url)
+
+
 def check_something_to_learn(
     corpus: Corpus, soft_labels: SoftLabelConfig | None, labels: str = "hard_labels", *, where: str
 ) -> None:

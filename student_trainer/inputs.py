@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from softlabel_schemas.cache import FileCache
-from softlabel_schemas.corpus import Corpus, check_hard_labels, load_corpus, text_bytes, text_lengths
+from softlabel_schemas.corpus import Corpus, check_hard_labels, load_corpus
 from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.deprecation import warn_if_deprecated
 from softlabel_schemas.errors import InputError
@@ -20,10 +16,10 @@ from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import SkippedUtterance
 from student_trainer.augmentation import Augmenter
 from student_trainer.config import TrainConfig
-from student_trainer.ctc import Spelling
+from student_trainer.ctc import Spelling, transcripts_digest
 from student_trainer.data import TrainingData
 from student_trainer.evaluate import load_evaluation_corpus
-from student_trainer.hard_labels import check_something_to_learn, only_hard_labels_of
+from student_trainer.hard_labels import check_something_to_learn, only_hard_labels_of, without_frame_labels
 from student_trainer.left_out import leave_out_skipped
 from student_trainer.models import ENCODERS
 from student_trainer.soft_labels import SoftLabels
@@ -59,7 +55,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
         corpus, left_out[dataset.store.url] = leave_out_skipped(corpus, dataset)
     spelling, labels = None, "hard_labels"
     if config.ctc is not None:
-        spelling, labels, corpus = Spelling(inventory, config.ctc.units), "text", _without_frame_labels(corpus)
+        spelling, labels, corpus = Spelling(inventory, config.ctc.units), "text", without_frame_labels(corpus)
     check_hard_labels(corpus, inventory, where=where)
     _check_frame_shift(corpus, config)
     if config.corpus.hard_label_splits is not None:
@@ -78,7 +74,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
         datasets=datasets,
         left_out=left_out,
         data=TrainingData(corpus, config.front_end, soft_labels, augmenter, spelling),
-        transcripts_digest=None if config.ctc is None else _transcripts_digest(whole_corpus),
+        transcripts_digest=None if config.ctc is None else transcripts_digest(whole_corpus),
     )
 
 
@@ -109,22 +105,6 @@ def _open_datasets(config: TrainConfig) -> tuple[SoftLabelDataset, ...]:
     for dataset in datasets:
         warn_if_deprecated(dataset.store)
     return datasets
-
-
-def _without_frame_labels(corpus: Corpus) -> Corpus:
-    column = corpus.table.schema.get_field_index("hard_labels")
-    field = corpus.table.schema.field(column)
-    table = corpus.table.set_column(column, field, pa.nulls(len(corpus), field.type))
-    return Corpus(table, hard_label_frame_shift_ms=None, inventory_digest=None, base_url=corpus.base_url)
-
-
-def _transcripts_digest(corpus: Corpus) -> str:
-    texts = corpus.table["text"]
-    digest = hashlib.sha256(text_lengths(texts))
-    digest.update(text_bytes(texts))
-    # An empty transcript is not a missing one.
-    digest.update(pc.is_null(texts).to_numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _check_frame_shift(corpus: Corpus, config: TrainConfig) -> None:

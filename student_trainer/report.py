@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.transforms import ScaledTranslation
 
 from softlabel_schemas.chart import COLOURS, ENSEMBLE_COLOUR, inline_svg
+from softlabel_schemas.html import page_templates
 from softlabel_schemas.object_store import ObjectStore
 from student_trainer.arms import Arm
 from student_trainer.compare import (
@@ -31,6 +31,7 @@ from student_trainer.compare import (
     verdict,
     warnings,
 )
+from student_trainer.metric_names import error_name
 
 # matplotlib's marker -> the same shape as an SVG path in a 12 x 12 box; the shapes tell arms apart without colour.
 _MARKERS = {
@@ -70,20 +71,15 @@ class Plot:
 
 def render(comparison: Comparison) -> str:
     """The page."""
-    environment = Environment(
-        loader=PackageLoader("student_trainer"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = page_templates("student_trainer")
     marks = {arm.name: _mark(arm, index) for index, arm in enumerate(comparison.arms)}
     setups = [(arm.name, _setup(arm)) for arm in comparison.arms if arm.runs]
     first = comparison.evaluation
-    return environment.get_template("report.html.jinja").render(
+    return templates.get_template("report.html.jinja").render(
         splits=", ".join(first.splits),
         num_utterances=len(first.utterances),
-        num_frames=int(first.frames_U().sum()),
+        num_counted=first.num_counted,
+        metrics=comparison.metrics,
         corpus_digest=first.corpus_digest,
         columns=table_columns(comparison),
         rows=list(zip(comparison.arms, table_rows(comparison), strict=True)),
@@ -155,11 +151,11 @@ def _words(settings: Mapping[str, Any]) -> str:
 
 
 def _learning_curves(comparison: Comparison, marks: dict[str, Mark]) -> Plot:
-    title = "Learning curves"
+    title, measured = "Learning curves", error_name(comparison.evaluation.leading)
     curves: list[tuple[Mark, list[int], np.ndarray]] = []
     for arm in comparison.arms:
         epochs = [epoch.epoch for epoch in arm.runs[0].history] if arm.runs else []
-        errors = [[epoch.dev.frame_error_rate for epoch in run.history if epoch.dev] for run in arm.runs]
+        errors = [[epoch.dev.error for epoch in run.history if epoch.dev] for run in arm.runs]
         if epochs and all(len(seed) == len(epochs) for seed in errors):
             curves.append((marks[arm.name], epochs, np.array(errors)))
     if not curves:
@@ -169,20 +165,20 @@ def _learning_curves(comparison: Comparison, marks: dict[str, Mark]) -> Plot:
         for mark, epochs, errors_SE in curves:
             axes.fill_between(epochs, errors_SE.min(axis=0), errors_SE.max(axis=0), color=mark.colour, alpha=0.15, lw=0)
             axes.plot(epochs, errors_SE.mean(axis=0), color=mark.colour, marker=mark.marker, markersize=4)
-        axes.set(xlabel="epoch", ylabel="dev frame error, %")
+        axes.set(xlabel="epoch", ylabel=f"dev {measured}, %")
         axes.xaxis.get_major_locator().set_params(integer=True)
 
     last = [f"{mark.label} {errors.mean(axis=0)[0]:.1f} to {errors.mean(axis=0)[-1]:.1f}" for mark, _, errors in curves]
     return Plot(
         title=title,
-        svg=inline_svg("curves", title, f"Dev frame error in percent, first to last epoch: {'; '.join(last)}.", draw),
+        svg=inline_svg("curves", title, f"Dev {measured} in percent, first to last epoch: {'; '.join(last)}.", draw),
         marks=[mark for mark, _, _ in curves],
-        caption="Frame error on the dev splits after each epoch: mean over seeds; the band spans all seeds.",
+        caption=f"{measured.capitalize()} on the dev splits after each epoch: mean over seeds; the band spans all seeds.",
     )
 
 
 def _error_against_bytes(comparison: Comparison, marks: dict[str, Mark]) -> Plot:
-    title = "Error against storage"
+    title, measured = "Error against storage", error_name(comparison.evaluation.leading)
     points = [(arm, size) for arm in comparison.arms if (size := comparison.bytes_per_frame(arm)) is not None]
     missing = [arm.name for arm in comparison.arms if arm.is_soft and comparison.bytes_per_frame(arm) is None]
     hint = f"Not shown, for want of their dataset (give it with --dataset): {', '.join(missing)}." if missing else ""
@@ -193,7 +189,7 @@ def _error_against_bytes(comparison: Comparison, marks: dict[str, Mark]) -> Plot
 
     def draw(axes: Any) -> None:
         for arm in lines:
-            mark, found = marks[arm.name], arm.frame_error
+            mark, found = marks[arm.name], arm.error
             style = (0, (5, 3)) if mark.dashed else "solid"
             axes.plot(
                 [0, limit],
@@ -205,7 +201,7 @@ def _error_against_bytes(comparison: Comparison, marks: dict[str, Mark]) -> Plot
                 clip_on=False,
             )
         for index, (arm, bytes_per_frame) in enumerate(points):
-            mark, found = marks[arm.name], arm.frame_error
+            mark, found = marks[arm.name], arm.error
             peers = [other for other, (_, size) in enumerate(points) if size == bytes_per_frame]
             # 8 points of type apart.
             right = 8 / 72 * (peers.index(index) - (len(peers) - 1) / 2)
@@ -214,13 +210,13 @@ def _error_against_bytes(comparison: Comparison, marks: dict[str, Mark]) -> Plot
                 bytes_per_frame, found.mean, yerr=found.std or None, color=mark.colour, marker=mark.marker,
                 markersize=6, capsize=4, linestyle="none", transform=axes.transData + shift,
             )  # fmt: skip
-        axes.set(xlabel="bytes per frame", ylabel="frame error, %", xlim=(0, limit))
+        axes.set(xlabel="bytes per frame", ylabel=f"{measured}, %", xlim=(0, limit))
 
-    shown = [f"{arm.name} {arm.frame_error.mean:.2f} percent at {size:.1f} bytes per frame" for arm, size in points]
-    shown += [f"{arm.name} {arm.frame_error.mean:.2f} percent without stored labels" for arm in lines]
+    shown = [f"{arm.name} {arm.error.mean:.2f} percent at {size:.1f} bytes per frame" for arm, size in points]
+    shown += [f"{arm.name} {arm.error.mean:.2f} percent without stored labels" for arm in lines]
     return Plot(
         title=title,
-        svg=inline_svg("bytes", title, f"Frame error: {'; '.join(shown)}.", draw),
+        svg=inline_svg("bytes", title, f"{measured.capitalize()}: {'; '.join(shown)}.", draw),
         marks=[
             marks[arm.name] for arm in comparison.arms if arm in lines or comparison.bytes_per_frame(arm) is not None
         ],

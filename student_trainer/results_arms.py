@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from student_trainer.arms import Metric
+from student_trainer.metric_names import Metric
 from student_trainer.sweep_records import Record, SweepRecords
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from softlabel_schemas.errors import InputError
-from student_trainer.arms import METRICS, Metric
-from student_trainer.compare import COLUMNS, DIGITS, UNKNOWN, signed
+from student_trainer.compare import UNKNOWN, signed
+from student_trainer.metric_names import COLUMNS, DIGITS, METRICS, Metric, error_name, unit_name
 from student_trainer.report import write
 from student_trainer.results_arms import ArmRecords, arms_of
 from student_trainer.results_figure import bytes_figure, error_figure
@@ -75,16 +75,15 @@ that the arm uses, encoded as the dataset is.
 """
 
 
-_ALT_TEXTS = ("Frame error of each arm", "Frame error against bytes per frame")
-
-
 def _section(sweep: SweepRecords, figures: Sequence[str]) -> str:
     arms = arms_of(sweep)
     metrics = [metric for metric in METRICS if any(metric in arm.values for arm in arms)]
+    errors = error_name(sweep.leading)
+    alt_texts = (f"{errors.capitalize()} of each arm", f"{errors.capitalize()} against bytes per frame")
     lines = [
         f"## {sweep.title}",
         "",
-        f"{sweep.num_utterances:,} utterances of {', '.join(sweep.splits)}, {sweep.num_frames:,} frames; corpus "
+        f"{sweep.num_utterances:,} utterances of {', '.join(sweep.splits)}, {sweep.num_counted:,} {sweep.counted}; corpus "
         f"`{sweep.corpus_digest[:12]}`, classes `{sweep.inventory_digest[:12]}`.",
         "",
         *_table(
@@ -92,14 +91,14 @@ def _section(sweep: SweepRecords, figures: Sequence[str]) -> str:
             [_row(arm, metrics) for arm in arms],
         ),
         "",
-        *(f"![{alt}]({figure})\n" for alt, figure in zip(_ALT_TEXTS, figures, strict=False)),
+        *(f"![{alt}]({figure})\n" for alt, figure in zip(alt_texts, figures, strict=False)),
     ]
     by_name = {arm.name: arm for arm in arms}
     if sweep.differences:
         header = ["arm", "against", "errors", "difference", "relative", "95% interval", "p", "seeds"]
         lines += [*_table(header, [_difference_row(found, by_name[found.against]) for found in sweep.differences]), ""]
     if sweep.gains:
-        lines += [*_gains(sweep.gains, by_name), ""]
+        lines += [*_gains(sweep.gains, by_name, sweep.leading), ""]
     return "\n".join(lines)
 
 
@@ -127,7 +126,7 @@ def _difference_row(found: DifferenceRecord, against: ArmRecords) -> list[str]:
     return [
         found.arm,
         found.against,
-        found.metric.removesuffix("_error_rate"),
+        unit_name(found.metric),
         signed(found.difference),
         _relative(found, against),
         f"{signed(found.low)} to {signed(found.high)}",
@@ -142,11 +141,12 @@ def _relative(found: DifferenceRecord, against: ArmRecords) -> str:
     return f"{signed(100 * found.difference / mean)}%" if mean else UNKNOWN
 
 
-def _gains(gains: Sequence[GainRecord], arms: Mapping[str, ArmRecords]) -> list[str]:
+def _gains(gains: Sequence[GainRecord], arms: Mapping[str, ArmRecords], metric: Metric) -> list[str]:
     """Of one baseline and reference."""
     baseline, reference = arms[gains[0].baseline], arms[gains[0].reference]
-    points = baseline.spread("frame_error_rate")[0] - reference.spread("frame_error_rate")[0]
-    said = f"What is kept of the gain of {reference.name} over {baseline.name} in frame error, {signed(points)} points"
+    points = baseline.spread(metric)[0] - reference.spread(metric)[0]
+    gained = f"the gain of {reference.name} over {baseline.name} in {error_name(metric)}"
+    said = f"What is kept of {gained}, {signed(points)} points"
     if any(found.low is None for found in gains):
         said += " (its interval holds zero: the shares have none, and mean little)"
     rows = [[found.arm, _size(arms[found.arm]), *_kept(found)] for found in gains]

@@ -1,5 +1,4 @@
-"""Whether two arms differ, and what share of a gain an arm keeps: a paired bootstrap over utterances, for frame, phone and word
-errors alike."""
+"""Whether two arms differ, and what share of a gain an arm keeps: a paired bootstrap over utterances, for all errors alike."""
 
 from __future__ import annotations
 
@@ -10,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabel_schemas.errors import InputError
-from student_trainer.arms import Arm, Metric
+from student_trainer.arms import Arm
+from student_trainer.metric_names import Metric, unit_name
 
 NUM_RESAMPLES = 10_000
 Float64 = npt.NDArray[np.float64]
@@ -21,7 +21,7 @@ _INDICES_AT_ONCE = 4_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Of two arms' mean error rates over the same utterances, in points (percent of frames, phones or words).
+    """Of two arms' mean error rates over the same utterances, in points (percent of frames, tokens, phones or words).
 
     Attributes:
         points: soft less hard.
@@ -37,8 +37,7 @@ class Difference:
 
     @property
     def unit(self) -> str:
-        """``frame``, ``phone`` or ``word``."""
-        return self.metric.removesuffix("_error_rate")
+        return unit_name(self.metric)
 
 
 def difference(soft: Arm, hard: Arm, metric: Metric) -> Difference | None:
@@ -49,7 +48,7 @@ def difference(soft: Arm, hard: Arm, metric: Metric) -> Difference | None:
     if not np.array_equal(of_soft[1], of_hard[1]):
         raise InputError(
             f"{soft.name} and {hard.name} cannot be compared: their utterances have different numbers of "
-            f"{metric.removesuffix('_error_rate')}s; evaluate both with the same transcripts"
+            f"{unit_name(metric)}s; evaluate both with the same transcripts"
         )
     points, low, high, p_value = paired_bootstrap(of_soft[0], of_hard[0], of_hard[1])
     return Difference(metric=metric, points=points, low=low, high=high, p_value=p_value)
@@ -69,11 +68,11 @@ class GainKept:
 
 
 def gain_kept(arm: Arm, baseline: Arm, reference: Arm) -> GainKept:
-    """(baseline - arm) / (baseline - reference) of the mean frame errors, both differences of the same resampled utterances."""
-    (of_arm_U, frames_U), (of_baseline_U, _), (of_reference_U, _) = map(_frame_errors_U, (arm, baseline, reference))
+    """(baseline - arm) / (baseline - reference) of the mean errors, of frames or of tokens, in the same resamples."""
+    (of_arm_U, units_U), (of_baseline_U, _), (of_reference_U, _) = map(_leading_errors_U, (arm, baseline, reference))
     gains = of_baseline_U - of_arm_U, of_baseline_U - of_reference_U
     own, whole = (float(gain_U.sum()) for gain_U in gains)
-    own_R, whole_R = _resampled(gains, frames_U)
+    own_R, whole_R = _resampled(gains, units_U)
     low, high = np.percentile(whole_R, _INTERVAL)
     interval = None
     if not low <= 0 <= high:
@@ -84,8 +83,8 @@ def gain_kept(arm: Arm, baseline: Arm, reference: Arm) -> GainKept:
     return GainKept(kept=100 * own / whole if whole else None, interval=interval)
 
 
-def _frame_errors_U(arm: Arm) -> tuple[Float64, Float64]:
-    found = arm.errors_U("frame_error_rate")
+def _leading_errors_U(arm: Arm) -> tuple[Float64, Float64]:
+    found = arm.errors_U(arm.leading)
     assert found is not None  # every evaluation counts them
     return found
 
@@ -97,7 +96,7 @@ def paired_bootstrap(errors_a_U: Float64, errors_b_U: Float64, units_U: Float64)
     fixed: the same files give the same interval.
 
     Args:
-        units_U: what the errors are counted among: frames, phones or words of each utterance.
+        units_U: what the errors are counted among: frames, tokens, phones or words of each utterance.
 
     Returns:
         difference, lower and upper end of its 95% percentile interval (points), two-sided p (at least 2 / 10,001).

@@ -15,6 +15,7 @@ from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.shard import LabelledUtterance, encode_columns
 from softlabel_schemas.targets import SoftTargets
 from student_trainer.config import SoftLabelConfig, TrainConfig
+from student_trainer.hard_labels import without_frame_labels
 from student_trainer.soft_labels import SoftLabels
 
 
@@ -35,6 +36,8 @@ def stored_bytes_per_frame(config: TrainConfig) -> float | None:
 
 def _bytes_per_frame(config: TrainConfig, soft_labels: SoftLabelConfig, url: str) -> float:
     corpus = load_corpus(config.corpus.manifest).select_splits(config.corpus.train_splits)
+    if config.ctc is not None:
+        corpus = without_frame_labels(corpus)
     dataset = open_dataset(url)
     labels = SoftLabels(dataset, soft_labels, corpus, dataset.manifest.spec.inventory_digest)
     utterances = {utterance.utterance_id: utterance for utterance in corpus}

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.strict import StrictModel, load_toml, parse, read_toml
-from student_trainer.config import TrainConfig, absolute_paths
+from student_trainer.config import TrainConfig, Units, absolute_paths
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 # What a sweep sets itself for each run.
@@ -70,7 +70,7 @@ class CompareConfig(StrictModel):
     """Attributes:
     pairs: of arms (``ensemble`` is one), to be tested beside each soft arm against the hard-only arms of its model.
     gain: a baseline and a reference arm, such as hard labels alone and all soft outputs with them: of every other arm it is
-        said what share of the reference's gain in frame error it keeps.
+        said what share of the reference's gain in frame (of CTC, token) error it keeps.
     """
 
     pairs: tuple[tuple[str, str], ...] = ()
@@ -122,6 +122,7 @@ class Sweep:
         runs: one for each arm and seed; all arms of the first seed first, so that a table can be had early.
         manifest: corpus manifest of the base, which the ensemble is evaluated on.
         dev_splits: of the base.
+        units: of CTC arms, what transcripts are spelled in; None of arms with hard labels of frames.
         pairs, gain: see :class:`CompareConfig`.
     """
 
@@ -131,6 +132,7 @@ class Sweep:
     runs: tuple[TrainConfig, ...]
     manifest: str
     dev_splits: tuple[str, ...]
+    units: Units | None
     evaluate: EvaluateConfig
     pairs: tuple[tuple[str, str], ...]
     gain: tuple[str, str] | None
@@ -140,7 +142,8 @@ def load_sweep(path: str | Path) -> Sweep:
     """Read a SWEEP.toml and make every run's configuration.
 
     Raises:
-        InputError: the file is not valid; or arms are not, with the problems of them all; or two arms are the same.
+        InputError: the file is not valid; or arms are not, with the problems of them all; or two arms are the same or
+            cannot be compared.
     """
     config = load_toml(SweepConfig, path)
     folder = Path(path).resolve().parent
@@ -182,6 +185,7 @@ def load_sweep(path: str | Path) -> Sweep:
         runs=tuple(runs),
         manifest=corpora.pop(),
         dev_splits=runs[0].corpus.dev_splits,
+        units=_units(arms, config.evaluate, path),
         evaluate=evaluate.model_copy(update=located),
         pairs=config.compare.pairs,
         gain=config.compare.gain,
@@ -236,13 +240,25 @@ def _check_different(seeds: Sequence[int]) -> None:
 
 
 def _check_unlike(arms: Mapping[str, TrainConfig], path: str | Path) -> None:
-    """Raises InputError where two arms are one but for their name, or cannot be compared."""
+    """Raises InputError where two arms are one but for their name."""
     seen: dict[str, str] = {}
     for name, config in arms.items():
-        if config.ctc is not None:
-            raise InputError(
-                f"{path}: the arm '{name}' has [ctc]; a sweep compares errors of frames: train it with 'student-trainer train'"
-            )
         other = seen.setdefault(config.model_copy(update={"name": "arm"}).digest(), name)
         if other != name:
             raise InputError(f"{path}: the arms '{other}' and '{name}' are the same configuration; leave one out")
+
+
+def _units(arms: Mapping[str, TrainConfig], evaluate: EvaluateConfig, path: str | Path) -> Units | None:
+    """See :class:`Sweep`. Raises InputError where the arms' errors are not of the same units, or cannot be counted as asked."""
+    units = {name: None if config.ctc is None else config.ctc.units for name, config in arms.items()}
+    first = next(iter(units))
+    other = next((name for name in units if units[name] != units[first]), None)
+    if other is not None:
+        kinds = ["labels of frames" if units[name] is None else f"[ctc] in {units[name]}" for name in (first, other)]
+        raise InputError(
+            f"{path}: the arms '{first}' and '{other}' have hard labels of two kinds, {kinds[0]} and {kinds[1]}; their errors "
+            "cannot be compared: give each kind a sweep of its own"
+        )
+    if units[first] is not None and evaluate.graph is not None:
+        raise InputError(f"{path}: evaluate.graph decodes the phones of each frame, which [ctc] has not; leave it out")
+    return units[first]

@@ -58,7 +58,8 @@ def run_on_ray(
     with _ray(address):
         if address is None:
             _check_room(runs)
-        remote = ray.remote(task)
+        # A process for each run: what one has left in memory is not in the way of the next.
+        remote = ray.remote(max_calls=1)(task)
         pending = {
             remote.options(
                 num_cpus=_threads(config), num_gpus=_gpus(config), name=config.output.rsplit("/", 1)[-1]

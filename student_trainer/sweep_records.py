@@ -1,7 +1,8 @@
 """``sweep.json``: the numbers of sweeps as flat records, from which a page can be made without the runs.
 
     {"version": 1, "sweeps": [
-      {"title": ..., "splits": [...], "corpus_digest": ..., "inventory_digest": ..., "num_utterances": ..., "num_frames": ...,
+      {"title": ..., "splits": [...], "corpus_digest": ..., "inventory_digest": ..., "num_utterances": ...,
+       "num_frames": ... (of CTC "num_tokens"),
        "records":     [one for each arm, seed and metric],
        "differences": [one for each pair of arms and metric: paired bootstrap over utterances],
        "gains":       [one for each arm but two, where the sweep names a baseline and a reference; else there is no such key]}]}
@@ -21,13 +22,13 @@ from pydantic import Field, model_validator
 from softlabel_schemas.digest import canonical_json, parse_json, sha256_hex
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.strict import StrictModel, parse
-from student_trainer.arms import COUNTS, Arm, Metric, Run
+from student_trainer.arms import Arm
 from student_trainer.compare import Comparison
+from student_trainer.metric_names import COUNTS, NATS, Metric, leading
+from student_trainer.result_files import Run
 from student_trainer.significance import Difference, difference, gain_kept
 from student_trainer.stored_size import changes_size, stored_bytes_per_frame
 from student_trainer.sweep_config import Sweep
-
-_NATS: tuple[Metric, ...] = ("cross_entropy",)
 
 
 class Record(StrictModel):
@@ -81,8 +82,8 @@ class DifferenceRecord(StrictModel):
 
 
 class GainRecord(StrictModel):
-    """What share of the gain in frame error of ``reference`` over ``baseline`` an arm keeps; their difference is among the
-    ``differences``.
+    """What share of the gain of ``reference`` over ``baseline`` in frame (of CTC, token) error an arm keeps; their difference
+    is among the ``differences``.
 
     Attributes:
         kept: percent. None where there is no gain.
@@ -98,12 +99,15 @@ class GainRecord(StrictModel):
 
 
 class SweepRecords(StrictModel):
+    """``num_frames``: with hard labels, in what was evaluated; ``num_tokens``: of CTC, in its place."""
+
     title: str
     splits: tuple[str, ...]
     corpus_digest: str
     inventory_digest: str
     num_utterances: int
-    num_frames: int
+    num_frames: int | None = None
+    num_tokens: int | None = None
     records: tuple[Record, ...]
     differences: tuple[DifferenceRecord, ...]
     gains: tuple[GainRecord, ...] = ()
@@ -115,7 +119,28 @@ class SweepRecords(StrictModel):
         unknown = sorted(named - {record.arm for record in self.records})
         if unknown:
             raise ValueError(f"there are no records of {', '.join(unknown)}, which are among its differences or gains")
+        measured = {record.arm for record in self.records if record.metric == self.leading}
+        without = sorted({record.arm for record in self.records} - measured)
+        if without:
+            raise ValueError(f"there is no {self.leading} of {', '.join(without)}; expected one of every arm")
+        if getattr(self, f"num_{self.counted}") is None:
+            raise ValueError(f"num_{self.counted} is missing; the {self.leading} is of as many")
         return self
+
+    @property
+    def leading(self) -> Metric:
+        """Frame error rate or, of CTC, token error rate: what every arm has."""
+        return leading({record.metric for record in self.records})
+
+    @property
+    def counted(self) -> str:
+        """``frames`` or ``tokens``."""
+        return COUNTS[self.leading][1]
+
+    @property
+    def num_counted(self) -> int:
+        found: int = getattr(self, f"num_{self.counted}")
+        return found
 
 
 class RecordsFile(StrictModel):
@@ -140,7 +165,8 @@ def records_json(sweeps: Sequence[SweepRecords]) -> str:
 
 
 def _sweep_json(sweep: SweepRecords) -> str:
-    fields = sweep.model_dump(mode="json")
+    # One of the numbers, of frames and of tokens, is none.
+    fields = {name: value for name, value in sweep.model_dump(mode="json").items() if value is not None}
     lists = {name: fields.pop(name) for name in ("records", "differences", "gains")}
     if not sweep.gains:
         del lists["gains"]
@@ -174,7 +200,8 @@ def sweep_records(comparison: Comparison, sweep: Sweep) -> SweepRecords:
         corpus_digest=first.corpus_digest,
         inventory_digest=first.inventory_digest,
         num_utterances=len(first.utterances),
-        num_frames=int(first.frames_U().sum()),
+        num_frames=first.num_counted if first.counted == "frames" else None,
+        num_tokens=first.num_counted if first.counted == "tokens" else None,
         records=tuple(record for arm in comparison.arms for record in _records(comparison, arm)),
         differences=tuple(found),
         gains=() if gain is None else tuple(_gains(comparison.arms, by_name[gain[0]], by_name[gain[1]])),
@@ -206,7 +233,7 @@ def _records(comparison: Comparison, arm: Arm) -> list[Record]:
             splits="+".join(comparison.evaluation.splits),
             metric=metric,
             value=of_metric[index],
-            unit="nats per frame" if metric in _NATS else "percent",
+            unit="nats per frame" if metric in NATS else "percent",
             labels=None if run is None else _labels(run),
             num_parameters=None if run is None else run.num_parameters,
             dataset_digest=None if run is None else run.dataset_digest,

@@ -45,7 +45,8 @@ def evaluate_ensemble(sweep: Sweep) -> str | None:
         from student_trainer.tune import tune_dataset
 
         tune_dataset(settings.dev_ensemble, sweep.manifest, sweep.dev_splits, settings.graph, str(decoder))
-    evaluate_dataset(settings.ensemble, sweep.manifest, settings.splits, str(output), _decoding(settings, decoder))
+    decoding = _decoding(settings, decoder)
+    evaluate_dataset(settings.ensemble, sweep.manifest, settings.splits, str(output), decoding, sweep.units)
     return str(output)
 
 

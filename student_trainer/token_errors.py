@@ -20,7 +20,7 @@ from softlabel_schemas.dataset import SoftLabelDataset
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.inventory import ClassInventory
 from student_trainer.config import Units
-from student_trainer.ctc import Spelling
+from student_trainer.ctc import Spelling, transcripts_digest
 from student_trainer.data import TrainingData
 from student_trainer.models import AcousticModel
 from student_trainer.prefetch import prefetched
@@ -89,6 +89,11 @@ def stored_token_metrics(dataset: SoftLabelDataset, corpus: Corpus, units: Units
         tokens_L = spelling.tokens_L(utterance.text, utterance.utterance_id)
         metrics.add(utterance.utterance_id, tokens_L, np.where(top1_T < 0, spelling.blank, top1_T))
     return metrics
+
+
+def against_transcripts(corpus: Corpus, units: Units) -> dict[str, str]:
+    """What an evaluation says of its transcripts: results of others are not compared with it."""
+    return {"units": units, "transcripts_digest": transcripts_digest(corpus)}
 
 
 def greedy(top1_T: npt.NDArray[np.integer], blank: int) -> npt.NDArray[np.integer]:

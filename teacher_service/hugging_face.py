@@ -107,13 +107,18 @@ def import_folder(folder: str, bundle: str | Path, *, name: str | None = None) -
     Raises:
         InputError: it is no CTC model of a kind known here, or a file or a class is missing; says which.
     """
+    if "://" not in folder and not Path(folder).is_dir():
+        raise InputError(
+            f"{folder} is no folder; models are not fetched by name: download it first, such as with "
+            f"'hf download {folder} --local-dir FOLDER'"
+        )
     with _local(folder) as path:
         values = _read_json(Path(path) / "config.json", folder)
         model_type = values.get("model_type")
         if model_type not in _CLASSES:
             raise InputError(
                 f"{folder}/config.json: model_type is {model_type!r}, expected one of {', '.join(_CLASSES)}; other models can "
-                "be exported with torch.export, or made by a factory of yours (see README)"
+                "be exported with torch.export, or made by a factory of yours (see teacher_service/README.md)"
             )
         config_class, model_class = _CLASSES[model_type]
         known = _architecture_fields(config_class)

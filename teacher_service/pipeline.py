@@ -24,10 +24,11 @@ from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.folds import folds_of
 from softlabel_schemas.frame_selection import silence_classes
-from softlabel_schemas.front_end import AnyFrontEnd, UtteranceError, UtteranceReader
+from softlabel_schemas.front_end import AnyFrontEnd
 from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.shard import LabelledUtterance
 from softlabel_schemas.spec import DatasetSpec, StorageSpec
+from softlabel_schemas.utterance_reader import UtteranceError, UtteranceReader
 from teacher_service.batching import batch_rows, batch_rows_by_fold, pad
 from teacher_service.overlap import Behind, ahead
 from teacher_service.teacher import Teacher

@@ -14,13 +14,13 @@ from torch import Tensor
 from softlabel_schemas.byte_budget import keep_within_budget
 from softlabel_schemas.corpus import Utterance
 from softlabel_schemas.frame_selection import frame_weights
-from softlabel_schemas.front_end import UtteranceError
 from softlabel_schemas.narrowing import drop_frames
 from softlabel_schemas.sampling import frame_streams
 from softlabel_schemas.selection import NO_LABEL, ByteBudget, SampledSelection
 from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
 from softlabel_schemas.spec import DatasetSpec
 from softlabel_schemas.targets import SoftTargets
+from softlabel_schemas.utterance_reader import UtteranceError
 from teacher_service.capture import capture
 from teacher_service.ensemble import disagreements
 from teacher_service.selection import Selected, to_soft_targets, top1_targets

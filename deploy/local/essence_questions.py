@@ -234,10 +234,9 @@ QUESTIONS = (
         model=MEMBER,
         seeds=5,
         words=True,
-        arms=(*_ARMS, HEARD, *map(_augmented, _ARMS)),
+        arms=(*_ARMS, *map(_augmented, _ARMS)),
         pairs=(
             ("essence", "all-soft"),
-            ("essence", "essence-heard"),
             ("essence-augmented", "all-soft-augmented"),
             *((arm, "ensemble") for arm in ("hard", "essence", "hard-augmented", "essence-augmented")),
         ),

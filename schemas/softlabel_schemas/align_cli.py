@@ -24,11 +24,12 @@ from softlabel_schemas.command_line import CheckFailedError, needs_extra, progre
 from softlabel_schemas.corpus import Utterance, check_splits, load_corpus, split_url
 from softlabel_schemas.corpus_output import joined, location_below, write_and_summarise
 from softlabel_schemas.frame_labels import middle_of_stack
-from softlabel_schemas.front_end import Fbank, UtteranceError, UtteranceReader
+from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.lexicon import Pronunciation, load_lexicon
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.problems import Problems
 from softlabel_schemas.senones import back_off
+from softlabel_schemas.utterance_reader import UtteranceError, UtteranceReader
 
 _FRONT_END = Fbank(sample_rate=SAMPLE_RATE, frame_shift_ms=FRAME_SHIFT_MS)
 # An utterance takes about a tenth of its duration: larger chunks would leave processes idle at the end.

@@ -115,7 +115,10 @@ class BundleReader:
         try:
             return self.store.read(name)
         except FileNotFoundError as error:
-            raise InputError(f"{self.store.url} is not a teacher bundle: {error}") from None
+            raise InputError(
+                f"{self.store.url} is not a teacher bundle: {error}; 'teacher-service import-hf' and 'student-trainer export' "
+                "make bundles"
+            ) from None
 
     def read_model(self) -> bytes:
         """The model file's bytes. Raises IntegrityError unless they have the digest that teacher.json names."""

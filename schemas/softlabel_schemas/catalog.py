@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from softlabel_schemas import layout
@@ -88,9 +89,12 @@ def read_catalog(url: str) -> Catalog:
     """Every dataset under ``url``, by path; what is damaged or half-made is an entry too, and says so.
 
     Raises:
-        InputError, OSError: the store cannot be used.
+        InputError, OSError: it is no folder, or the store cannot be used.
     """
     store = ObjectStore(url)
+    # A URL has no folders: nothing there is nothing yet.
+    if store.is_local and not Path(store.path("")).is_dir():
+        raise InputError(f"{url} is no folder; give the folder, or the URL, under which datasets lie")
     found = _Found()
     _walk(store, "", found, depth=0)
     names, problems = _names(store, found.homes)

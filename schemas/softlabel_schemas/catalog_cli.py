@@ -55,8 +55,8 @@ def catalog_command(url: str, folder: str | None, as_json: bool) -> None:
         click.echo(json.dumps({"url": catalog.url, "datasets": entries, "problems": catalog.problems}, indent=2))
     elif folder is None:
         lines = [line for entry in catalog.entries for line in entry_lines(entry)]
-        click.echo("\n".join([*lines, *(f"could not be read: {problem}" for problem in catalog.problems)]))
-        click.echo(f"{url}: {len(catalog.entries)} datasets")
+        lines += [f"could not be read: {problem}" for problem in catalog.problems]
+        click.echo("\n".join([*lines, f"{url}: {len(catalog.entries)} datasets"]))
     if folder is not None:
         # Here, since it needs more than what the core installs.
         from softlabel_schemas.catalog_page import catalog_pages

@@ -8,14 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from softlabel_schemas.card import sections
 from softlabel_schemas.catalog import Catalog, Entry
 from softlabel_schemas.dataset import open_dataset
 from softlabel_schemas.describe import selection_words
 from softlabel_schemas.digest import sha256_hex
 from softlabel_schemas.errors import IntegrityError
+from softlabel_schemas.html import page_templates
 from softlabel_schemas.quality_plots import Plot, quality_plots
 from softlabel_schemas.strict import printable
 from softlabel_schemas.version import SOFTWARE
@@ -25,19 +24,13 @@ _INDEX = "index.html"
 
 def catalog_pages(catalog: Catalog) -> Iterator[tuple[str, str]]:
     """File names and their HTML: a page for each published dataset, and ``index.html`` last, when what it links to is there."""
-    environment = Environment(
-        loader=PackageLoader("softlabel_schemas"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = page_templates("softlabel_schemas")
     common = {"software": SOFTWARE, "index": _INDEX}
     pages = {entry.path: _page_name(entry) for entry in catalog.entries if entry.state == "published"}
     for entry in catalog.entries:
         if entry.state == "published":
             plots, problem = _plots(entry)
-            template = environment.get_template("dataset.html.jinja")
+            template = templates.get_template("dataset.html.jinja")
             yield (
                 pages[entry.path],
                 template.render(
@@ -46,7 +39,7 @@ def catalog_pages(catalog: Catalog) -> Iterator[tuple[str, str]]:
             )
     yield (
         _INDEX,
-        environment.get_template("catalog.html.jinja").render(
+        templates.get_template("catalog.html.jinja").render(
             **common, catalog=catalog, pages=pages, selection_words=selection_words
         ),
     )

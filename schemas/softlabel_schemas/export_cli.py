@@ -45,8 +45,12 @@ def export(url: str, form: ExportForm, output: str, corpus: str | None) -> None:
       softlabels export labels --to lhotse --corpus corpus.parquet --output cuts
       softlabels export labels --to parquet --output plain
     """
-    if (form == "lhotse") != (corpus is not None):
-        raise InputError(f"--corpus belongs to --to lhotse, which needs it; found --to {form}")
+    if form == "lhotse" and corpus is None:
+        raise InputError(
+            "--to lhotse needs --corpus, the manifest of the corpus that was labelled: cuts name its audio"
+        )
+    if form != "lhotse" and corpus is not None:
+        raise InputError(f"--corpus belongs to --to lhotse; found --to {form}: leave it out")
     dataset = open_dataset(url)
     with _new_folder(output) as folder, progress("export", dataset.num_shards, "shards") as advance:
         shards = _counted(dataset, advance)

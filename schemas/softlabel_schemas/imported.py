@@ -24,11 +24,12 @@ from softlabel_schemas.corpus import Utterance, split_url
 from softlabel_schemas.corpus_output import location_below
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.frame_labels import AlignedItem, NumFramesError, frames_of_items, middle_of_stack, on_frames
-from softlabel_schemas.front_end import SERIAL_SUBTYPES, Fbank
+from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.problems import Problems
 from softlabel_schemas.read_ahead import read_ahead
+from softlabel_schemas.utterance_reader import SERIAL_SUBTYPES
 
 # Kaldi's extract-segments cuts off what a segment has beyond the recording up to so much, and refuses more.
 _MAX_OVERSHOOT_SECONDS = 0.5

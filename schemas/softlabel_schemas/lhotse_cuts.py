@@ -77,6 +77,8 @@ def _lines(url: str) -> Iterator[str]:
 
 
 def _row(cut: dict[str, Any], alignment: str | None, frame_shift_ms: float) -> ImportedRow:
+    if "type" not in cut:
+        raise _BadCutError("recordings or supervisions, expected cuts ('lhotse cut simple' makes them of both)")
     if cut["type"] != "MonoCut":
         raise _BadCutError(f"cuts of type {printable(cut['type'])}, expected MonoCut (one recording, one channel)")
     sources = cut["recording"]["sources"]

@@ -139,8 +139,11 @@ class ObjectStore(Connection):
 
     def size(self, key: str) -> int:
         """Bytes of the object. Raises FileNotFoundError."""
-        info = self._call("info", key)
-        if info["type"] != "file":
+        try:
+            info = self._call("info", key)
+        except NotADirectoryError:
+            info = None
+        if info is None or info["type"] != "file":
             raise FileNotFoundError(f"{self.describe(key)} does not exist")
         return int(info["size"])
 

@@ -37,7 +37,11 @@ def check_answers(address: str) -> None:
 
 @contextmanager
 def join_limit(address: str) -> Iterator[None]:
-    """End the process if joining takes two minutes: Ray blocks in native code, which no exception reaches."""
+    """End the process if joining takes two minutes: Ray blocks in native code, which no exception reaches.
+
+    Raises:
+        InputError: Ray's own processes did not start in time, for which Ray has no exception of its own.
+    """
 
     def end() -> None:
         message = f"error: joining the Ray cluster at {address} took more than {_JOIN_SECONDS:g} s"
@@ -49,5 +53,11 @@ def join_limit(address: str) -> Iterator[None]:
     timer.start()
     try:
         yield
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise InputError(
+            f"Ray did not start ({address}): {error} If this machine is busy or short of memory, try again when it is not"
+        ) from None
     finally:
         timer.cancel()

@@ -79,7 +79,8 @@ def choose_hours(dataset: SoftLabelDataset, hours: float) -> Choice:
     # With room for the rounding of what was asked for.
     if not 0 < num_frames <= manifest.num_frames * (1 + 1e-9):
         raise InputError(
-            f"{dataset.store.url} has {manifest.num_frames * shift_ms / 3_600_000:g} hours, found {hours:g}"
+            f"--hours must be above 0 and at most the {manifest.num_frames * shift_ms / 3_600_000:g} hours of "
+            f"{dataset.store.url}; found {hours:g}"
         )
     wanted = math.ceil(min(num_frames, manifest.num_frames))
     keys = [

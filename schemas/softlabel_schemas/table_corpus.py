@@ -34,7 +34,8 @@ def read_table(url: str) -> list[ImportedRow]:
     if missing:
         found = ", ".join(table.fieldnames or ())
         raise InputError(
-            f"{url} has no column {' and no column '.join(missing)} (it has {found}); name them in its first line"
+            f"{url} has no column {' and no column '.join(missing)} (it has {found}); name them in its first line, with "
+            f"{'tabs' if is_tsv else 'commas'} between"
         )
     problems, rows = Problems(), []
     for fields in table:

@@ -31,8 +31,9 @@ from torch import Tensor
 
 from softlabel_schemas import ClassInventory
 from softlabel_schemas.bundle import write_bundle
-from softlabel_schemas.front_end import Fbank, UtteranceReader
+from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.plan import plan_shards
+from softlabel_schemas.utterance_reader import UtteranceReader
 from student_trainer.models import build_acoustic_model
 from teacher_service.batching import batch_rows, pad
 from teacher_service.config import TeacherConfig

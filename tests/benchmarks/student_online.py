@@ -14,7 +14,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from softlabel_schemas import ClassInventory
 from softlabel_schemas.bundle import write_bundle
-from softlabel_schemas.front_end import Fbank, UtteranceReader
+from softlabel_schemas.front_end import Fbank
+from softlabel_schemas.utterance_reader import UtteranceReader
 from student_trainer.batch import Batch
 from student_trainer.data import Step
 from student_trainer.models import build_acoustic_model

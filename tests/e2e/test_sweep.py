@@ -1,5 +1,5 @@
 """``student-trainer sweep`` on a real local Ray, words included: interrupted and resumed, as if nothing had been; a failing
-arm."""
+arm; CTC."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from student_trainer.sweep_config import Sweep, load_sweep
 from student_trainer.sweep_records import SweepRecords, load_records, sweep_records
 from student_trainer.sweep_task import LOG, evaluate_ensemble, train_and_evaluate
 from tests.support.processes import descendants, gone, listening_addresses
-from tests.support.sweeps import write_sweep, write_words
+from tests.support.sweeps import write_ctc, write_sweep, write_words
 
 ROOT = Path(__file__).parents[2]
 # Known only once the model is built.
@@ -50,18 +50,18 @@ def start(path: Path) -> subprocess.Popen[str]:
     )
 
 
-def interrupt_in_the_middle(process: subprocess.Popen[str], sweep: Sweep) -> set[int]:
-    """Ctrl-C once a run has trained an epoch; returns the processes there were. They listen on loopback alone."""
+def interrupt_in_the_middle(process: subprocess.Popen[str], sweep: Sweep, how: signal.Signals) -> set[int]:
+    """Once a run has trained an epoch; returns the processes there were. They listen on loopback alone."""
     while process.poll() is None and not any((Path(run.output) / "checkpoint.pt").exists() for run in sweep.runs):
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     processes = descendants(process.pid)
     assert listening_addresses(processes) <= LOOPBACK
     return processes
 
 
-def undisturbed(path: Path) -> SweepRecords:
-    """The same, without Ray and in one go; its records."""
+def without_ray(path: Path) -> SweepRecords:
+    """The same, or what is left of it, in one go; its records."""
     sweep = load_sweep(path)
     for run in sweep.runs:
         train_and_evaluate(run, sweep.evaluate)
@@ -83,7 +83,7 @@ def test_interrupted_and_resumed_with_a_failing_arm(folder: Path) -> None:
     path = write_sweep(folder, "disturbed", arms=FAILING, words=True)
     sweep = load_sweep(path)
     process = start(path)
-    processes = interrupt_in_the_middle(process, sweep)
+    processes = interrupt_in_the_middle(process, sweep, signal.SIGINT)
     printed = process.communicate(timeout=240)[0]
     assert all(gone(pid) for pid in processes)
     assert process.returncode == 130, printed
@@ -108,7 +108,7 @@ def test_interrupted_and_resumed_with_a_failing_arm(folder: Path) -> None:
         ("top-2", "ensemble"),
     }
     # Of the first seed, whose runs were interrupted.
-    expected = undisturbed(write_sweep(folder, "undisturbed", seeds=[0], words=True)).records
+    expected = without_ray(write_sweep(folder, "undisturbed", seeds=[0], words=True)).records
     decoded = [record.arm for record in expected if record.metric == "word_error_rate"]
     assert decoded == ["hard", "top-2", "ensemble"]
     assert tuple(record for record in found.records if record.seed != 1) == expected
@@ -116,3 +116,32 @@ def test_interrupted_and_resumed_with_a_failing_arm(folder: Path) -> None:
         name = Path(run.output).name
         weights = (Path(run.output) / "model.safetensors").read_bytes()
         assert weights == (folder / "undisturbed" / "runs" / name / "model.safetensors").read_bytes()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_ctc_terminated_and_resumed(tmp_path: Path) -> None:
+    """SIGTERM, with which clusters stop a job, is as Ctrl-C; what it leaves is ended without Ray."""
+    write_ctc(tmp_path)
+    path = write_sweep(tmp_path, "sweep", seeds=[0], ctc=True)
+    sweep = load_sweep(path)
+    process = start(path)
+    processes = interrupt_in_the_middle(process, sweep, signal.SIGTERM)
+    printed = process.communicate(timeout=240)[0]
+    assert all(gone(pid) for pid in processes), "Ray is left running"
+    assert process.returncode == 130, printed
+    assert 0 < sum(num_epochs(sweep)) < 2 * sweep.runs[0].training.epochs
+
+    found = without_ray(path)
+    assert [(record.arm, record.seed, record.metric) for record in found.records] == [
+        ("hard", 0, "token_error_rate"),
+        ("top-2", 0, "token_error_rate"),
+        ("ensemble", None, "token_error_rate"),
+    ]
+    for record in found.records:
+        where = "ensemble.json" if record.seed is None else f"runs/{record.arm}-0/evaluation-test.json"
+        assert record.value == json.loads((sweep.output / where).read_bytes())["token_error_rate"]
+    assert [(each.arm, each.against, each.metric) for each in found.differences] == [
+        ("top-2", "hard", "token_error_rate"),
+        ("top-2", "ensemble", "token_error_rate"),
+    ]

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import soundfile
 
 from softlabel_schemas import Corpus, load_corpus
-from softlabel_schemas.front_end import Fbank, UtteranceReader
+from softlabel_schemas.front_end import Fbank
+from softlabel_schemas.utterance_reader import UtteranceReader
 
 RATE = 16_000
 TEXTS = {"anna-1": "one two", "anna-2": "three", "bert-1": "four"}

@@ -1,7 +1,7 @@
-"""KubeRay's custom resources, strictly: the fields of ``ray.io/v1`` (KubeRay 1.4) that manifests here may have, and their
-types.
+"""KubeRay's custom resources, strictly: the fields of ``ray.io/v1`` that manifests here may have, and their types.
 
-After the published API (``ray-operator/apis/ray/v1``); a template of pods is checked against Kubernetes' own schema.
+After the published reference (``docs/reference/api.md`` of KubeRay, at 0057210e); a template of pods is checked against
+Kubernetes' own schema.
 """
 
 from __future__ import annotations

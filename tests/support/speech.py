@@ -121,6 +121,8 @@ def write_soft_labels(
     selection: TopK | Mass | Threshold | None = None,
     skipped: Mapping[str, str] | None = None,
     extra_frames: Mapping[str, int] | None = None,
+    front_end: Fbank = FRONT_END,
+    inventory: ClassInventory = INVENTORY,
     num_shards: int = 3,
     spec: Mapping[str, Any] | None = None,
 ) -> SoftDataset:
@@ -141,11 +143,11 @@ def write_soft_labels(
         if utterance_id in (skipped or {}):
             rows.append(SkippedUtterance(utterance_id=utterance_id, reason=(skipped or {})[utterance_id]))
             continue
-        num_frames = FRONT_END.num_frames(utterance.num_samples) + (extra_frames or {}).get(utterance_id, 0)
+        num_frames = front_end.num_frames(utterance.num_samples) + (extra_frames or {}).get(utterance_id, 0)
         labels_T = np.full(num_frames, -1)
         if utterance.hard_labels is not None and len(utterance.hard_labels) == num_frames:
             labels_T = utterance.hard_labels
-        log_posterior_TV = _random_posterior(rng, labels_T)
+        log_posterior_TV = _random_posterior(rng, labels_T, inventory.num_classes)
         kept_TV = np.zeros(log_posterior_TV.shape, dtype=bool)
         np.put_along_axis(kept_TV, ranking(log_posterior_TV)[:, : min(selection.cap, 3)], True, axis=1)
         if selection.keep_hard_label:
@@ -155,9 +157,9 @@ def write_soft_labels(
         rows.append(LabelledUtterance(utterance_id=utterance_id, targets=targets, stats=stats))
         log_posteriors[utterance_id], all_targets[utterance_id] = log_posterior_TV, targets
     fields = {
-        "inventory_digest": INVENTORY.digest(),
-        "num_classes": INVENTORY.num_classes,
-        "frame_shift_ms": FRAME_SHIFT_MS,
+        "inventory_digest": inventory.digest(),
+        "num_classes": inventory.num_classes,
+        "frame_shift_ms": front_end.output_frame_shift_ms,
         "temperatures": TEMPERATURES,
         "selection": selection,
         "codec": "packed-f32",
@@ -174,15 +176,17 @@ def write_soft_labels(
         ),
     )
     store = ObjectStore(url)
-    begin(store, document, INVENTORY)
+    begin(store, document, inventory)
     for shard_range in cut_evenly(len(rows), num_shards):
         commit_rows(store, document, shard_range, rows)
     publish(store, document)
     return SoftDataset(url=str(url), log_posteriors=log_posteriors, targets=all_targets)
 
 
-def _random_posterior(rng: np.random.Generator, labels_T: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
-    logits_TV = 1.5 * rng.standard_normal((len(labels_T), INVENTORY.num_classes))
+def _random_posterior(
+    rng: np.random.Generator, labels_T: npt.NDArray[np.integer], num_classes: int
+) -> npt.NDArray[np.float32]:
+    logits_TV = 1.5 * rng.standard_normal((len(labels_T), num_classes))
     labelled = np.flatnonzero(labels_T >= 0)
     logits_TV[labelled, labels_T[labelled]] += 3.0
     return np.log(dense_posterior(logits_TV, 1.0)).astype(np.float32)

@@ -17,7 +17,8 @@ import soundfile
 from softlabel_schemas import InputError, Utterance, load_corpus, write_corpus
 from softlabel_schemas.corpus_file import CorpusFile
 from softlabel_schemas.corpus_schema import SCHEMA, VERSION_1
-from softlabel_schemas.front_end import Fbank, UtteranceError, UtteranceReader
+from softlabel_schemas.front_end import Fbank
+from softlabel_schemas.utterance_reader import UtteranceError, UtteranceReader
 
 FBANK = Fbank()
 RATE = 16_000

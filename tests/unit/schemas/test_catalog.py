@@ -83,7 +83,9 @@ def test_a_prefix_of_an_object_store(new_url: Callable[[str], str]) -> None:
 def test_a_dataset_and_nothing(prefix: str, tmp_path: Path) -> None:
     (only,) = json.loads(softlabels("catalog", f"{prefix}/labels-1", "--json").stdout)["datasets"]
     assert (only["path"], only["url"], only["state"]) == ("", f"{prefix}/labels-1", "published")
-    assert softlabels("catalog", str(tmp_path)).stdout == f"\n{tmp_path}: 0 datasets\n"
+    assert softlabels("catalog", str(tmp_path)).stdout == f"{tmp_path}: 0 datasets\n"
+    refused = softlabels("catalog", str(tmp_path / "nowhere"))
+    assert (refused.exit_code, "nowhere is no folder" in refused.stderr) == (2, True)
 
 
 def test_a_damaged_name_is_a_problem_of_the_catalogue(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_verify_says_what_it_checked(written: Written) -> None:
     ("url", "message"),
     [
         ("nothing/here", "nothing/here is not a published dataset (manifest.json does not exist); check the URL"),
+        ("a-file", "a-file is not a published dataset (manifest.json does not exist); check the URL"),
         ("nowhere://labels", "cannot use the URL nowhere://labels: "),
     ],
 )
@@ -76,6 +77,7 @@ def test_a_bad_url_is_one_message(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, url: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("a-file").touch()
     result = softlabels(command, url)
     assert result.exit_code == 2
     assert result.stdout == ""

@@ -252,9 +252,12 @@ class TestLhotse:
             assert not (tmp_path / "cuts").exists()
 
     def test_the_corpus_is_needed_and_for_lhotse_only(self, labels: SoftDataset, tmp_path: Path) -> None:
-        for form, args in (("lhotse", ()), ("zarr", ("--corpus", "c.parquet"))):
+        for form, args, message in (
+            ("lhotse", (), "--to lhotse needs --corpus"),
+            ("zarr", ("--corpus", "c.parquet"), "--corpus belongs to --to lhotse; found --to zarr"),
+        ):
             result = export(labels.url, form, tmp_path / "cuts", *args)
-            assert (result.exit_code, "--corpus belongs to --to lhotse" in result.stderr) == (2, True)
+            assert (result.exit_code, message in result.stderr) == (2, True)
 
 
 class TestFolder:

@@ -136,8 +136,9 @@ def test_what_cannot_be_an_utterance(recordings: Recordings, tmp_path: Path) -> 
     faster = cut_of(recordings, "bert-1").perturb_speed(0.9)
     broken = json.dumps({"id": "no-recording", "type": "MonoCut", "start": 0, "duration": 1})
     write_cuts(cut, command, faster, cut.pad(1.0).with_id("padded"), name="cuts.jsonl")
+    supervision = json.dumps({"id": "a-supervision", "recording_id": "r", "start": 0, "duration": 1, "channel": 0})
     with Path("cuts.jsonl").open("a") as file:
-        file.write(f"{broken}\n")
+        file.write(f"{broken}\n{supervision}\n")
     assert refused("train=cuts.jsonl") == (
         "error: cuts.jsonl cannot be imported:\n"
         "  cuts whose audio is not a file or a URL (commands are not run; cuts.save_audios makes files): 1 (anna-2)\n"
@@ -145,6 +146,7 @@ def test_what_cannot_be_an_utterance(recordings: Recordings, tmp_path: Path) -> 
         "(bert-1_sp0.9)\n"
         "  cuts of type MixedCut, expected MonoCut (one recording, one channel): 1 (padded)\n"
         "  cuts that are malformed: 1 (no-recording: KeyError 'recording')\n"
+        "  recordings or supervisions, expected cuts ('lhotse cut simple' makes them of both): 1 (a-supervision)\n"
     )
     assert not Path("executed").exists()
 

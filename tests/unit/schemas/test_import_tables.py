@@ -80,6 +80,7 @@ class TestTable:
         ("content", "message"),
         [
             ("utt\taudio\n", "rows.tsv has no column utterance_id (it has utt, audio); name them in its first line"),
+            ("utterance_id audio\n", "(it has utterance_id audio); name them in its first line, with tabs between"),
             ("", "rows.tsv has no column utterance_id and no column audio (it has )"),
             ("utterance_id\taudio\n", "rows.tsv has no utterances"),
             ("utterance_id\taudio\na\nb\tc\td\n", "rows that have not 2 values: 2 (line 2, line 3)"),
@@ -195,6 +196,8 @@ class TestWebDataset:
             (tar_of({"a.png": b"x"}), "a.tar has no utterances"),
             (None, "a.tar does not exist"),
         ],
+        # Names of their own: those of the bytes would have the time in them, and differ between processes.
+        ids=["compressed", "text", "cut", "without-utterances", "missing"],
     )
     def test_other_files(self, recordings: Recordings, data: bytes | None, message: str) -> None:
         if data is not None:

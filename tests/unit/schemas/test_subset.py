@@ -155,7 +155,7 @@ def test_hours_are_taken_from_shards_spread_over_the_dataset(dataset: SoftLabelD
     assert indices == sorted(indices)
     assert indices != list(range(len(indices)))
     for hours in (0.0, -1.0, total * 1.01, float("nan")):
-        with pytest.raises(InputError, match="hours, found"):
+        with pytest.raises(InputError, match="--hours must be above 0 and at most"):
             choose_hours(dataset, hours)
 
 

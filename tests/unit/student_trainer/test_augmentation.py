@@ -23,6 +23,7 @@ from student_trainer.evaluate import model_posteriors
 from student_trainer.order import Order
 from student_trainer.soft_labels import SoftLabels
 from student_trainer.train import train
+from tests.support.disturbed import train_until_the_store_fails
 from tests.support.speech import (
     FRONT_END,
     INVENTORY,
@@ -219,17 +220,7 @@ class TestRun:
         plain = train_config(speech, tmp_path / "plain", url=url, training__epochs=2)
         assert train(whole)
         assert train(plain)
-        step = train_module._Trainer._step
-
-        def stopping(self: Any, *args: Any) -> dict[str, float]:
-            if (self.at.epoch, self.at.step) == (1, 2):
-                raise OSError("the store is gone")
-            return step(self, *args)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(train_module._Trainer, "_step", stopping)
-            with pytest.raises(OSError, match="the store is gone"):
-                train(stopped)
+        train_until_the_store_fails(stopped, monkeypatch)
         assert train(stopped)
         assert weights(stopped) == weights(whole)
         assert weights(plain) != weights(whole)

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabel_schemas import open_dataset
-from softlabel_schemas.front_end import UtteranceError
 from softlabel_schemas.targets import SoftTargets, concatenate
+from softlabel_schemas.utterance_reader import UtteranceError
 from student_trainer import data as data_module
 from student_trainer.batch import Batch, Example, collate, sparse_targets
 from student_trainer.config import SoftLabelConfig

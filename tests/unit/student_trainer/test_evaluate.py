@@ -17,9 +17,9 @@ from click.testing import CliRunner, Result
 
 from softlabel_schemas import InputError, Utterance
 from softlabel_schemas.corpus import Corpus
-from softlabel_schemas.front_end import UtteranceReader
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.selection import TopK
+from softlabel_schemas.utterance_reader import UtteranceReader
 from student_trainer.cli import main
 from student_trainer.evaluate import evaluate_dataset, evaluate_run
 from student_trainer.metrics import NUM_BINS, Metrics

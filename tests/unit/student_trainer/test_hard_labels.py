@@ -16,6 +16,7 @@ from student_trainer.config import TrainConfig
 from student_trainer.hard_labels import only_hard_labels_of
 from student_trainer.loss import SparseTargets, hard_and_soft_loss
 from student_trainer.train import train
+from tests.support.disturbed import train_until_the_store_fails
 from tests.support.speech import (
     Speech,
     save_corpus,
@@ -121,17 +122,7 @@ class TestMixedRun:
         settings = {"training__epochs": 2, "training__checkpoint_minutes": 1e-9, **BOTH}
         whole, stopped = (train_config(speech, tmp_path / name, url=url, **settings) for name in ("whole", "stopped"))
         assert train(whole)
-        step = train_module._Trainer._step
-
-        def stopping(self: Any, *args: Any) -> dict[str, float]:
-            if (self.at.epoch, self.at.step) == (1, 2):
-                raise OSError("the store is gone")
-            return step(self, *args)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(train_module._Trainer, "_step", stopping)
-            with pytest.raises(OSError, match="the store is gone"):
-                train(stopped)
+        train_until_the_store_fails(stopped, monkeypatch)
         assert train(stopped)
         assert weights(stopped) == weights(whole)
 

@@ -16,6 +16,7 @@ from student_trainer.config import SoftLabelConfig, TrainConfig, TrainingConfig
 from student_trainer.loss import hard_and_soft_loss
 from student_trainer.schedule import learning_rate, soft_weight
 from student_trainer.train import train
+from tests.support.disturbed import train_until_the_store_fails
 from tests.support.speech import train_config, write_soft_labels, write_speech
 
 
@@ -57,22 +58,12 @@ class TestSoftWeight:
             found.append(weights)
             return hard, soft
 
-        step = train_module._Trainer._step
-
-        def stopping(self: Any, *args: Any) -> dict[str, float]:
-            if (self.at.epoch, self.at.step) == (1, 2):
-                raise OSError("the store is gone")
-            return step(self, *args)
-
         monkeypatch.setattr(train_module, "hard_and_soft_loss", watched)
         settings = {"soft_labels__weight": 1.0, "soft_labels__final_weight": 0.25, "training__epochs": 2}
         # A checkpoint after every step.
         settings["training__checkpoint_minutes"] = 1e-9
         config = train_config(speech, tmp_path / "run", url=url, **settings)
-        with monkeypatch.context() as patch:
-            patch.setattr(train_module._Trainer, "_step", stopping)
-            with pytest.raises(OSError, match="the store is gone"):
-                train(config)
+        train_until_the_store_fails(config, monkeypatch)
         assert train(config)
         steps_done = np.concatenate(
             [np.arange(steps) / steps + epoch for epoch, steps in enumerate(step_counts(config))]

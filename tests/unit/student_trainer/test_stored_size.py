@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from softlabel_schemas import open_dataset
 from softlabel_schemas.selection import TopK
 from student_trainer.stored_size import stored_bytes_per_frame
 from tests.support.speech import Speech, train_config, write_soft_labels, write_speech
+from tests.support.transcripts import CTC_FRONT_END, write_ctc_labels
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,15 @@ def test_a_frame_of_weight_0_keeps_no_entry(speech: Speech) -> None:
     assert agreeing is not None
     assert agreeing < everything
     assert weighed == everything
+
+
+def test_ctc_has_no_use_for_labels_of_frames(speech: Speech, tmp_path: Path) -> None:
+    """Of 30 ms in the corpus, where the soft labels are of 20."""
+    transcribed = [replace(utterance, text="a-1 b-1") for utterance in speech.split("train")]
+    write_ctc_labels(tmp_path / "labels", transcribed)
+    ctc = {"ctc": {"units": "words"}, "front_end": CTC_FRONT_END.model_dump()}
+    config = train_config(speech, "run", url=str(tmp_path / "labels"), **ctc)
+    assert stored_bytes_per_frame(config) == pytest.approx(published(tmp_path / "labels"), rel=0.01)
 
 
 def test_without_soft_labels_there_is_nothing(speech: Speech) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from softlabel_schemas import InputError
 from softlabel_schemas.selection import Mass, TopK
-from student_trainer.config import TrainConfig, load_config
+from student_trainer.config import CtcConfig, TrainConfig, load_config
 from student_trainer.sweep_config import Sweep, load_sweep
 
 BASE = """
@@ -88,6 +88,41 @@ class TestArms:
         threads = '[[arms]]\nname = "two"\ntraining = { num_threads = 2 }\n'
         arms = arms_of(load_sweep(write(tmp_path, HARD + threads)))
         assert [arm.training.num_threads for arm in arms.values()] == [1, 2]
+
+
+class TestCtc:
+    BASE = BASE + "[base.ctc]\n"
+
+    def test_units_are_those_of_the_base(self, tmp_path: Path) -> None:
+        weighed = '[[arms]]\nname = "weighed"\nsoft_labels = { frames = { blank = 0.1 } }\n'
+        sweep = load_sweep(write(tmp_path, HARD + weighed, base=self.BASE))
+        assert [run.ctc for run in sweep.runs] == [CtcConfig(units="characters")] * 4
+        assert sweep.units == "characters"
+        assert load_sweep(write(tmp_path)).units is None
+
+    def test_all_arms_may_have_others(self, tmp_path: Path) -> None:
+        words = '[[arms]]\nname = "{}"\nctc = {{ units = "words" }}\nsoft_labels = {{ weight = 0.{} }}\n'
+        sweep = load_sweep(write(tmp_path, words.format("a", 1) + words.format("b", 2), base=self.BASE))
+        assert sweep.units == "words"
+
+    @pytest.mark.parametrize(
+        ("arms", "message"),
+        [
+            ('[[arms]]\nname = "b"\nctc = false\n', r"'hard' and 'b' .* \[ctc\] in characters and labels of frames;"),
+            (
+                '[[arms]]\nname = "b"\nctc.units = "words"\n',
+                r"\[ctc\] in characters and \[ctc\] in words; .* sweep of its own",
+            ),
+            ('[evaluate]\ngraph = "graph"\n', r"evaluate\.graph decodes the phones of each frame, .* leave it out"),
+            (
+                '[[arms]]\nname = "b"\nsoft_labels.tail = "to_hard_label"\n',
+                r"arm 'b'(.|\n)*with \[ctc\] there are none",
+            ),
+        ],
+    )
+    def test_what_cannot_be_compared(self, tmp_path: Path, arms: str, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            load_sweep(write(tmp_path, HARD + arms, base=self.BASE))
 
 
 class TestRefused:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -28,6 +24,7 @@ from student_trainer.stored_size import stored_bytes_per_frame
 from student_trainer.switching import dataset_of_step
 from student_trainer.train import train
 from tests.support.datasets import write_dataset
+from tests.support.disturbed import train_until_killed
 from tests.support.runs import HARD, write_run
 from tests.support.speech import (
     FRONT_END,
@@ -39,7 +36,6 @@ from tests.support.speech import (
     write_speech,
 )
 
-ROOT = Path(__file__).parents[3]
 ORDERS = [Order(seed=1, batch_seconds=1.5, pool_seconds=seconds) for seconds in (36_000.0, 3.0)]
 TOML = """
 name = "student"
@@ -127,26 +123,7 @@ def test_killed_and_resumed_it_has_the_weights_of_an_undisturbed_run(
     for output in ("killed", "undisturbed"):
         urls = json.dumps([each.url for each in labels])
         (tmp_path / f"{output}.toml").write_text(TOML.format(speech=speech, output=output, urls=urls))
-    code = (
-        "import os, signal, sys\n"
-        "from student_trainer import cli, train\n"
-        "step = train._Trainer._step\n"
-        "def killed(self, *args):\n"
-        "    if (self.at.epoch, self.at.step) == (1, 2):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return step(self, *args)\n"
-        "train._Trainer._step = killed\n"
-        "cli.main(['train', sys.argv[1]])\n"
-    )
-    path = os.pathsep.join([str(ROOT), str(ROOT / "schemas"), os.environ.get("PYTHONPATH", "")])
-    killed = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "killed.toml")],
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    train_until_killed(tmp_path / "killed.toml")
     assert len(json.loads((tmp_path / "killed" / "run.json").read_bytes())["history"]) == 1
     for output in ("killed", "undisturbed"):
         assert train(load_config(tmp_path / f"{output}.toml"))

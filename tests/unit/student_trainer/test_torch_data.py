@@ -170,8 +170,9 @@ class TestUtterances:
 
 
 def test_the_loop_in_the_readme(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of its Python examples, for two epochs."""
-    example = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)[1]
+    """The Python example of the package's page, for two epochs."""
+    page = (ROOT / "student_trainer" / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     tables = config.model_dump(
         mode="json", exclude_none=True, include={"corpus", "soft_labels", "front_end", "training"}
     )

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -26,6 +22,7 @@ from student_trainer.cli import main
 from student_trainer.config import TrainConfig, load_config
 from student_trainer.run_folder import RunFolder
 from student_trainer.train import train
+from tests.support.disturbed import train_until_killed
 from tests.support.speech import (
     INVENTORY,
     SoftDataset,
@@ -37,7 +34,6 @@ from tests.support.speech import (
     write_speech,
 )
 
-ROOT = Path(__file__).parents[3]
 # A checkpoint after every step.
 ALWAYS = {"training__checkpoint_minutes": 1e-9}
 POOLS = {"training__pool_seconds": 1.0}
@@ -351,26 +347,7 @@ class TestResume:
         self, speech: Speech, labels: SoftDataset, uninterrupted: TrainConfig, tmp_path: Path
     ) -> None:
         toml = write_toml(tmp_path, speech, labels.url)
-        code = (
-            "import os, signal, sys\n"
-            "from student_trainer import cli, train\n"
-            "step = train._Trainer._step\n"
-            "def killed(self, *args):\n"
-            "    if (self.at.epoch, self.at.step) == (1, 2):\n"
-            "        os.kill(os.getpid(), signal.SIGKILL)\n"
-            "    return step(self, *args)\n"
-            "train._Trainer._step = killed\n"
-            "cli.main(['train', sys.argv[1]])\n"
-        )
-        path = os.pathsep.join([str(ROOT), str(ROOT / "schemas"), os.environ.get("PYTHONPATH", "")])
-        killed = subprocess.run(
-            [sys.executable, "-c", code, str(toml)],
-            env=os.environ | {"PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        train_until_killed(toml)
         config = load_config(toml)
         progress = checkpoint(config)["progress"]
         assert (progress["epoch"], progress["step"]) == (1, 2)

@@ -93,7 +93,11 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
 def test_from_a_url(folder: Path, tmp_path: Path) -> None:
     here = import_folder(str(folder), tmp_path / "here")
     assert import_folder(f"file://{folder}", tmp_path / "there").digest() == here.digest()
-    for url, message in (("nowhere://model", "cannot be opened"), (f"file://{tmp_path}/none", "has no config.json")):
+    for url, message in (
+        ("nowhere://model", "cannot be opened"),
+        (f"file://{tmp_path}/none", "has no config.json"),
+        ("facebook/wav2vec2-base-960h", "is no folder; models are not fetched by name"),
+    ):
         with pytest.raises(InputError, match=message):
             import_folder(url, tmp_path / "none")
 

@@ -17,10 +17,11 @@ from softlabel_schemas import Corpus, Utterance
 from softlabel_schemas.bundle import write_bundle
 from softlabel_schemas.codec import build_codec
 from softlabel_schemas.containers import CONTAINERS
-from softlabel_schemas.front_end import Fbank, UtteranceError
+from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.plan import ShardRange
 from softlabel_schemas.shard import LabelledUtterance, encode_columns
+from softlabel_schemas.utterance_reader import UtteranceError
 from teacher_service.config import JobConfig, TeacherConfig
 from teacher_service.job import PreparedJob, prepare
 from teacher_service.pipeline import BatchDone, LabelledShard, label_shard

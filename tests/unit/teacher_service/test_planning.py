@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.front_end import UtteranceError
+from softlabel_schemas.utterance_reader import UtteranceError
 from teacher_service import calibration, planning
 from teacher_service.calibration import calibrate
 from teacher_service.cli import main

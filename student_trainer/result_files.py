@@ -1,0 +1,161 @@
+"""``run.json`` and ``evaluation-<splits>.json``, as a comparison reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from softlabel_schemas.manifest import SkippedUtterance
+from softlabel_schemas.strict import StrictModel
+from student_trainer.config import CACHE_FIELDS, TrainConfig, Units
+from student_trainer.metric_names import COUNTS, METRICS, Metric, leading
+
+# Of a run's setup: how many utterances of the corpus it was trained without.
+LEFT_OUT = "utterances_left_out"
+
+
+class _Record(StrictModel):
+    """Keys that a comparison does not need are passed over; NaN stands for a value that is not known."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=True)
+
+
+class MetricValues(_Record):
+    """Rates in percent, cross-entropy in nats per frame; None where an evaluation does not have them."""
+
+    frame_error_rate: float | None = None
+    token_error_rate: float | None = None
+    phone_error_rate: float | None = None
+    word_error_rate: float | None = None
+    cross_entropy: float | None = None
+    calibration_error: float | None = None
+
+    @model_validator(mode="after")
+    def _check_leading(self) -> Self:
+        if self.value(self.leading) is None:
+            raise ValueError("there is no frame_error_rate and, of CTC, no token_error_rate; expected one of them")
+        return self
+
+    def value(self, metric: Metric) -> float | None:
+        found: float | None = getattr(self, metric)
+        return found
+
+    @property
+    def leading(self) -> Metric:
+        return leading([metric for metric in METRICS if self.value(metric) is not None])
+
+    @property
+    def error(self) -> float:
+        """The leading metric's."""
+        found = self.value(self.leading)
+        assert found is not None  # checked above
+        return found
+
+
+class UtteranceErrors(_Record):
+    """What was not counted is None."""
+
+    utterance_id: str
+    frames: int | None = None
+    frame_errors: int | None = None
+    tokens: int | None = None
+    token_errors: int | None = None
+    phones: int | None = None
+    phone_errors: int | None = None
+    words: int | None = None
+    word_errors: int | None = None
+
+
+class Evaluation(MetricValues):
+    """``evaluation-<splits>.json``.
+
+    Attributes:
+        units, transcripts_digest: what CTC is evaluated against; None of labels of frames.
+        graph_digest: None where no words were decoded by a graph.
+        left_out: of a dataset's evaluation, the utterances it has no labels for.
+    """
+
+    kind: Literal["student", "ensemble"]
+    name: str
+    splits: tuple[str, ...]
+    corpus_digest: str
+    inventory_digest: str
+    units: Units | None = None
+    transcripts_digest: str | None = None
+    graph_digest: str | None = None
+    utterances: Annotated[tuple[UtteranceErrors, ...], Field(min_length=1)]
+    left_out: tuple[SkippedUtterance, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> Self:
+        for utterance in self.utterances:
+            for field in COUNTS[self.leading]:
+                if getattr(utterance, field) is None:
+                    raise ValueError(
+                        f"utterance {utterance.utterance_id} has no '{field}', of which the {self.leading} is made"
+                    )
+        return self
+
+    @property
+    def counted(self) -> str:
+        """``frames`` or, of CTC, ``tokens``: what its leading metric counts errors among."""
+        return COUNTS[self.leading][1]
+
+    @property
+    def num_counted(self) -> int:
+        return sum(self.counts().values())
+
+    def counts(self) -> dict[str, int]:
+        """Number of frames, or tokens, by utterance id."""
+        return {utterance.utterance_id: getattr(utterance, self.counted) for utterance in self.utterances}
+
+
+class Epoch(_Record):
+    epoch: int
+    dev: MetricValues | None = None
+
+
+class Run(_Record):
+    """``run.json``.
+
+    Attributes:
+        dataset_digest: a list where teachers were switched.
+        transcripts_digest: None of labels of frames.
+    """
+
+    config: TrainConfig
+    corpus_digest: str
+    inventory_digest: str
+    dataset_digest: str | tuple[str, ...] | None
+    transcripts_digest: str | None = None
+    num_parameters: int
+    left_out: tuple[SkippedUtterance, ...] = ()
+    history: tuple[Epoch, ...]
+
+    @property
+    def dataset_digests(self) -> tuple[str, ...]:
+        return (self.dataset_digest,) if isinstance(self.dataset_digest, str) else self.dataset_digest or ()
+
+    def setup(self) -> dict[str, Any]:
+        """What decides the result, less the seed, by dotted name. Digests stand for paths."""
+        exclude: dict[str, Any] = {
+            "output": True,
+            "seed": True,
+            "corpus": {"manifest", "inventory"},
+            "training": {"num_threads", "checkpoint_minutes", "device"},
+        }
+        if self.config.soft_labels:
+            exclude["soft_labels"] = {"url", "urls", *CACHE_FIELDS}
+        data = {"corpus_digest": self.corpus_digest, "dataset_digest": self.dataset_digest}
+        if self.transcripts_digest is not None:
+            data["transcripts_digest"] = self.transcripts_digest
+        return _flat(self.config.model_dump(mode="json", exclude=exclude)) | data | {LEFT_OUT: len(self.left_out)}
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) else {f"{prefix}{key}": inner}
+    return flat
