@@ -207,7 +207,7 @@ def from_bytes(model: type[ModelT], data: bytes, *, where: str) -> ModelT:
 
 @contextlib.contextmanager
 def _without_collection() -> Iterator[None]:
-    """A manifest is a million objects and no cycle: looking for cycles takes a third of the time to open it."""
+    """A large manifest is many objects and no cycle: looking for cycles takes a tenth of the time to open it."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
