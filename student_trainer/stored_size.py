@@ -47,7 +47,8 @@ def _bytes_per_frame(config: TrainConfig, soft_labels: SoftLabelConfig, url: str
             wanted = [utterances[name] for name in shard.utterance_ids if name in utterances]
             narrowed = _narrowed(labels, wanted)
             num_frames += sum(targets.num_frames for targets in narrowed)
-            num_bytes += _encoded_bytes(dataset, wanted, narrowed)
+            if narrowed:
+                num_bytes += _encoded_bytes(dataset, soft_labels, wanted, narrowed)
             advance(done)
     return num_bytes / max(num_frames, 1)
 
@@ -78,9 +79,14 @@ def _normalized(targets: SoftTargets) -> SoftTargets:
     return replace(targets, log_probs=log_probs, tail_mass=tail_mass)
 
 
-def _encoded_bytes(dataset: SoftLabelDataset, utterances: Sequence[Utterance], targets: Sequence[SoftTargets]) -> int:
+def _encoded_bytes(
+    dataset: SoftLabelDataset, config: SoftLabelConfig, utterances: Sequence[Utterance], targets: Sequence[SoftTargets]
+) -> int:
     manifest = dataset.manifest
-    codec, container = build_codec(manifest.spec), CONTAINERS[manifest.storage.shard_format]
+    # Samples are of one temperature, whatever the dataset has; and a narrow selection needs fewer bytes to count its entries.
+    own = {"selection": config.selection or manifest.spec.selection, "temperatures": targets[0].temperatures}
+    codec = build_codec(manifest.spec.model_copy(update=own))
+    container = CONTAINERS[manifest.storage.shard_format]
     stored = dataset.read_utterances([utterance.utterance_id for utterance in utterances])
-    rows: list[LabelledUtterance] = [replace(row, targets=own) for row, own in zip(stored, targets, strict=True)]
+    rows: list[LabelledUtterance] = [replace(row, targets=each) for row, each in zip(stored, targets, strict=True)]
     return sum(map(len, container.encode(encode_columns(rows, codec), codec.zstd_level).values()))

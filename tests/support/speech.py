@@ -149,10 +149,11 @@ def write_soft_labels(
             labels_T = utterance.hard_labels
         log_posterior_TV = _random_posterior(rng, labels_T, inventory.num_classes)
         kept_TV = np.zeros(log_posterior_TV.shape, dtype=bool)
-        np.put_along_axis(kept_TV, ranking(log_posterior_TV)[:, : min(selection.cap, 3)], True, axis=1)
+        num_kept = selection.k if isinstance(selection, TopK) else 3
+        np.put_along_axis(kept_TV, ranking(log_posterior_TV)[:, :num_kept], True, axis=1)
         if selection.keep_hard_label:
             kept_TV[np.flatnonzero(labels_T >= 0), labels_T[labels_T >= 0]] = True
-        targets = targets_from_dense(log_posterior_TV, kept_TV, TEMPERATURES)
+        targets = targets_from_dense(log_posterior_TV, kept_TV, (spec or {}).get("temperatures", TEMPERATURES))
         stats = UtteranceStats(kept_mass=float(targets.kept_mass_T().mean()), entropy=1.0, agreement=float("nan"))
         rows.append(LabelledUtterance(utterance_id=utterance_id, targets=targets, stats=stats))
         log_posteriors[utterance_id], all_targets[utterance_id] = log_posterior_TV, targets

@@ -11,7 +11,7 @@ import pytest
 from softlabel_schemas import open_dataset
 from softlabel_schemas.selection import TopK
 from student_trainer.stored_size import stored_bytes_per_frame
-from tests.support.speech import Speech, train_config, write_soft_labels, write_speech
+from tests.support.speech import INVENTORY, Speech, train_config, write_soft_labels, write_speech
 from tests.support.transcripts import CTC_FRONT_END, write_ctc_labels
 
 
@@ -38,6 +38,19 @@ def test_as_if_captured_with_the_narrower_selection(speech: Speech, tmp_path: Pa
     write_soft_labels(tmp_path / "narrow", speech.split("train"), selection=TopK(k=k, keep_hard_label=True))
     # Their statistics differ: what each says of its kept mass is a column too.
     assert size(speech, selection=narrow) == pytest.approx(published(tmp_path / "narrow"), rel=0.01)
+
+
+def test_samples_of_a_dataset_of_two_temperatures(speech: Speech, tmp_path: Path) -> None:
+    """They are of one, and so is what is stored of them."""
+    everything = TopK(k=INVENTORY.num_classes)
+    samples = {"temperature": 1.0, "selection": {"policy": "random_sampling", "draws": 3}}
+    sizes = set()
+    for temperatures in ((1.0,), (1.0, 2.0)):
+        url = tmp_path / f"{len(temperatures)}"
+        write_soft_labels(url, speech.split("train"), selection=everything, spec={"temperatures": temperatures})
+        settings = {f"soft_labels__{name}": value for name, value in samples.items()}
+        sizes.add(stored_bytes_per_frame(train_config(speech, "run", url=str(url), **settings)))
+    assert len(sizes) == 1
 
 
 @pytest.mark.parametrize("codec", ["packed-f32", "packed-u8", "mtf-sqrt"])
