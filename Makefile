@@ -23,9 +23,9 @@ speechocean762: $(VENV)/.installed-demo
 essence: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/essence.py $(SPEECHOCEAN762) $(ESSENCE_OUTPUT)
 
-# Four processes for two cores: half of the time is waiting.
+# Four processes for two cores: half of the time is waiting. Files in their order: the long tests, alone in theirs, would come last.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # One table of all figures; it takes an hour and wants the machine for itself. See tests/benchmarks/README.md.
 bench: $(VENV)/.installed-dev
