@@ -102,7 +102,7 @@ def progress(description: str, total: float, unit: str) -> Iterator[Advance]:
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bar:
             task = bar.add_task(description, total=total, note="")
             yield lambda done, note="": bar.update(
-                task, completed=done, note=f"{rate(done):,.1f} {unit}/s {note}".rstrip()
+                task, completed=done, note=f"{_per_second(rate(done), unit)} {note}".strip()
             )
         return
     last_time, last_line = time.monotonic(), ""
@@ -112,10 +112,16 @@ def progress(description: str, total: float, unit: str) -> Iterator[Advance]:
         per_second, now = rate(done), time.monotonic()
         if now - last_time < _SECONDS_BETWEEN_LINES and done < total:
             return
-        remaining = f", {(total - done) / per_second:,.0f} s left" if per_second > 0 and done < total else ""
+        remaining = f"{(total - done) / per_second:,.0f} s left" if per_second > 0 and done < total else ""
         done_of_total = f"{description}: {done:,.0f}/{total:,.0f} {unit}"
         if f"{done_of_total} {note}" != last_line:
-            click.echo(f"{done_of_total}, {per_second:,.1f} {unit}/s{remaining} {note}".rstrip(), err=True)
+            known = "".join(f", {part}" for part in (_per_second(per_second, unit), remaining) if part)
+            click.echo(f"{done_of_total}{known} {note}".rstrip(), err=True)
         last_time, last_line = now, f"{done_of_total} {note}"
 
     yield print_line
+
+
+def _per_second(rate: float, unit: str) -> str:
+    """Empty where it is not known: of what was done before it was first looked at."""
+    return f"{rate:,.1f} {unit}/s" if rate > 0 else ""

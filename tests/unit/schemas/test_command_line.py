@@ -1,11 +1,13 @@
-"""Exit codes and messages that the three commands share."""
+"""Exit codes, messages and progress that the three commands share."""
 
 from __future__ import annotations
+
+import re
 
 import click
 import pytest
 
-from softlabel_schemas.command_line import CheckFailedError, CommandGroup
+from softlabel_schemas.command_line import CheckFailedError, CommandGroup, progress
 from softlabel_schemas.errors import InputError, IntegrityError
 
 
@@ -37,3 +39,14 @@ def test_errors_are_one_message_and_an_exit_code(
     assert "Traceback" not in captured.err
     assert captured.out == ""
     assert isinstance(run, click.Command)
+
+
+def test_progress_says_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    """No rate of what was done before it was first looked at."""
+    with progress("verify", 1, "shards") as advance:
+        advance(1)
+    assert capsys.readouterr().err == "verify: 1/1 shards\n"
+    with progress("verify", 2, "shards") as advance:
+        advance(0)
+        advance(2, "the last")
+    assert re.fullmatch(r"verify: 2/2 shards, [\d,.]+ shards/s the last\n", capsys.readouterr().err)
