@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
@@ -120,6 +121,14 @@ class TestSteps:
     def test_persistent_workers_go_on_to_the_next_epoch(self, config: TrainConfig) -> None:
         loader = StepLoader(StepDataset(config), num_workers=2, persistent_workers=True)
         assert ids([step for _ in range(2) for step in loader]) == ids(reference(config, 2))
+
+    def test_spawned_workers_read_labels_on_s3(self, speech: Speech, new_url: Callable[[str], str]) -> None:
+        """After this process has read some: its S3 client would not outlive a fork."""
+        labels = write_soft_labels(new_url("s3"), speech.split("train"))
+        config = train_config(speech, speech.folder / "run", url=labels.url)
+        expected = ids(reference(config, 1))
+        loader = StepLoader(StepDataset(config), num_workers=2, multiprocessing_context="spawn")
+        assert ids(list(loader)) == expected
 
     def test_its_own_state_without_a_loader_of_ours(self, config: TrainConfig) -> None:
         """What a loader that asks the dataset needs, as torchdata's does."""
