@@ -23,7 +23,8 @@ speechocean762: $(VENV)/.installed-demo
 essence: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/essence.py $(SPEECHOCEAN762) $(ESSENCE_OUTPUT)
 
-# Four processes for two cores: half of the time is waiting. Files in their order: the long tests, alone in theirs, would come last.
+# Four processes for two cores: many tests wait for Ray, S3 and killed processes. Files in their order: the long tests, each
+# alone in its file, would come last otherwise.
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 

@@ -92,7 +92,7 @@ def main(
     teachers: int,
     names: tuple[str, ...],
 ) -> None:
-    """Answer the questions, or those named, with the teachers that these need; all take some four hours on two cores."""
+    """Answer the questions, or those named, with the teachers that these need; all take some six hours on two cores."""
     output.mkdir(parents=True, exist_ok=True)
     if not (output / "corpus.parquet").exists():
         try:

@@ -115,12 +115,22 @@ class TestParquet:
     def test_the_per_utterance_columns_of_any_dataset(self, tmp_path: Path) -> None:
         """Without an export, whatever the codec."""
         duckdb = pytest.importorskip("duckdb", reason="pip install duckdb")
+        polars = pytest.importorskip("polars", reason="pip install polars")
+        pandas = pytest.importorskip("pandas", reason="pip install pandas")
+        datasets = pytest.importorskip("datasets", reason="pip install datasets")
         written = write_dataset(str(tmp_path / "labels"), shard_format="parquet")
+        files, columns = f"{written.url}/shards/*/shard.parquet", ["utterance_id", "num_frames", "num_entries"]
         with duckdb.connect() as connection:
-            found = connection.execute(
-                f"select utterance_id, num_frames, num_entries from '{written.url}/shards/*/shard.parquet' order by filename"
-            ).fetchall()
+            found = connection.execute(f"select {', '.join(columns)} from '{files}' order by filename").fetchall()
         assert found == [(u.utterance_id, u.targets.num_frames, u.targets.num_entries) for u in written.utterances]
+        assert polars.read_parquet(files).select(columns).rows() == found
+        each = [
+            pandas.read_parquet(path, columns=columns)
+            for path in sorted(Path(written.url).glob("shards/*/shard.parquet"))
+        ]
+        assert list(pandas.concat(each).itertuples(index=False, name=None)) == found
+        table = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=tmp_path / "cache")
+        assert [tuple(row[column] for column in columns) for row in table] == found
 
 
 def test_zarr(written: Written, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ from student_trainer.data import TrainingData
 from student_trainer.interrupts import interrupts_held
 from student_trainer.run_folder import RunFolder
 from student_trainer.train import train
+from tests.support.disturbed import train_until_killed
 from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.rgw import s3_environment
 from tests.support.speech import SoftDataset, Speech, train_config, write_soft_labels, write_speech
@@ -395,27 +395,8 @@ class TestFlakyServer:
         assert results(config) == results(undisturbed)
 
     def test_killed_in_the_middle_of_it(self, toml: Path, proxy: FaultProxy, undisturbed: TrainConfig) -> None:
-        code = (
-            "import os, signal, sys\n"
-            "from student_trainer import cli, train\n"
-            "step = train._Trainer._step\n"
-            "def killed(self, *args):\n"
-            f"    if (self.at.epoch, self.at.step) == ({EPOCH}, {STEP}):\n"
-            "        os.kill(os.getpid(), signal.SIGKILL)\n"
-            "    return step(self, *args)\n"
-            "train._Trainer._step = killed\n"
-            "cli.main(['train', sys.argv[1]])\n"
-        )
-        path = os.pathsep.join([str(ROOT), str(ROOT / "schemas"), os.environ.get("PYTHONPATH", "")])
         proxy.share = 0.1
-        killed = subprocess.run(
-            [sys.executable, "-c", code, str(toml)],
-            env=os.environ | {"PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        train_until_killed(toml)
         config = load_config(toml)
         assert progress(config) == (EPOCH, STEP)
         assert student_trainer("train", str(toml)).exit_code == 0
