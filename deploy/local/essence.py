@@ -10,12 +10,12 @@ interrupted and run again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
-from essence_questions import QUESTIONS, TUNINGS, Question
-from essence_settings import chosen
+from essence_questions import MODELS, QUESTIONS, Question, tuning
+from essence_settings import NUM_TRIALS, chosen
 from essence_teachers import ARCHITECTURES, LABELS, Labels, label, train_teachers
 from recipe import Workspace
 from speechocean762 import PARTS, prepare
@@ -35,31 +35,30 @@ def make_graph(workspace: Workspace, lexicon: Path) -> None:
         workspace.command("student-trainer", "graph", *files, *splits, "--min-phone-frames", "2", "--output", "graph")
 
 
-def tuned(questions: Sequence[Question]) -> Iterator[tuple[Question, list[Question]]]:
+def tuned(questions: Sequence[Question], trials: int) -> Iterator[tuple[Question, list[Question]]]:
     """The trials of each model in use, and the questions that take their settings from them."""
-    for tuning in TUNINGS:
-        of_model = [question for question in questions if question.model == tuning.model]
+    for name, model in MODELS.items():
+        of_model = [question for question in questions if question.model == model]
         if of_model:
-            yield tuning, of_model
+            yield tuning(name, model, trials), of_model
 
 
-def labels_of(questions: Sequence[Question]) -> list[Labels]:
-    """What these questions and their trials need."""
-    urls = {url for tuning, of_model in tuned(questions) for each in (tuning, *of_model) for url in each.labels()}
+def labels_of(sweeps: Iterable[Question]) -> list[Labels]:
+    urls = {url for sweep in sweeps for url in sweep.labels()}
     return [labels for labels in LABELS if labels.url in urls]
 
 
-def run(workspace: Workspace, questions: Sequence[Question], *, epochs: int, seeds: int) -> None:
+def run(workspace: Workspace, questions: Sequence[Question], *, epochs: int, seeds: int, trials: int) -> None:
     """On labels that are made; ends with a page of the questions and one of the trials."""
-    asked, trials = [], []
-    for tuning, of_model in tuned(questions):
-        _sweep(workspace, tuning.name, tuning.toml({}, epochs=epochs, seeds=1))
-        settings = chosen(workspace.folder / tuning.name / "sweep.json")
+    asked, tried = [], []
+    for trial, of_model in tuned(questions, trials):
+        _sweep(workspace, trial.name, trial.toml({}, epochs=epochs, seeds=1))
+        settings = chosen(workspace.folder / trial.name / "sweep.json")
         for question in of_model:
             _sweep(workspace, question.name, question.toml(settings, epochs=epochs, seeds=seeds))
         asked += [question.name for question in of_model]
-        trials.append(tuning.name)
-    for page, sweeps in ((PAGE, asked), (SETTINGS_PAGE, trials)):
+        tried.append(trial.name)
+    for page, sweeps in ((PAGE, asked), (SETTINGS_PAGE, tried)):
         records = [f"{name}/sweep.json" for name in sweeps]
         workspace.command("student-trainer", "results", *records, "--output", page)
 
@@ -82,6 +81,13 @@ def _sweep(workspace: Workspace, name: str, text: str) -> None:
     show_default=True,
     help="In each ensemble (fewer for a quick try).",
 )
+@click.option(
+    "--trials",
+    type=click.IntRange(1, NUM_TRIALS),
+    default=NUM_TRIALS,
+    show_default=True,
+    help="Settings tried for each kind of arm (fewer for a quick try).",
+)
 @click.option("--question", "names", multiple=True, type=click.Choice([question.name for question in QUESTIONS]))
 def main(
     corpus: Path,
@@ -90,6 +96,7 @@ def main(
     seeds: int,
     utterances: int | None,
     teachers: int,
+    trials: int,
     names: tuple[str, ...],
 ) -> None:
     """Answer the questions, or those named, with the teachers that these need; all take some six hours on two cores."""
@@ -103,11 +110,12 @@ def main(
     questions = [question for question in QUESTIONS if not names or question.name in names]
     if any(question.words for question in questions):
         make_graph(workspace, corpus / "lexicon.txt")
-    labels, architectures = labels_of(questions), ARCHITECTURES[:teachers]
+    sweeps = [sweep for trial, of_model in tuned(questions, trials) for sweep in (trial, *of_model)]
+    labels, architectures = labels_of(sweeps), ARCHITECTURES[:teachers]
     train_teachers(workspace, labels, architectures, epochs=epochs)
     num_classes = ClassInventory.load(output / "inventory.json").num_classes
     label(workspace, labels, architectures, num_classes=num_classes)
-    run(workspace, questions, epochs=epochs, seeds=seeds)
+    run(workspace, questions, epochs=epochs, seeds=seeds, trials=trials)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ TRIALS: Mapping[Kind, tuple[Settings, ...]] = {
         for weight, temperature in itertools.product((0.5, 0.8, 0.9), _TEMPERATURES)
     ),
 }
+NUM_TRIALS = max(map(len, TRIALS.values()))
 
 
 def trial_name(kind: Kind, settings: Settings) -> str:
@@ -54,6 +55,6 @@ def chosen(sweep: Path) -> dict[Kind, Settings]:
     errors = {row["arm"]: row["value"] for row in found["records"] if row["metric"] == "frame_error_rate"}
     best = {}
     for kind, trials in TRIALS.items():
-        of_kind = [(errors[trial_name(kind, trial)], trial) for trial in trials]
-        best[kind] = min(of_kind, key=lambda found: found[0])[1]
+        made = [trial for trial in trials if trial_name(kind, trial) in errors]
+        best[kind] = min(made, key=lambda trial: errors[trial_name(kind, trial)])
     return best
