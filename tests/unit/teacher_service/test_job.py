@@ -20,11 +20,12 @@ from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.selection import TopK
 from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
-from teacher_service.config import TeacherConfig
+from teacher_service.config import JobConfig, TeacherConfig
 from teacher_service.job import PreparedJob, missing_shards, prepare, publish_job
 from tests.support.datasets import commit_rows
 from tests.support.manifests import SECONDS as SECONDS_EACH
 from tests.support.manifests import write_large_manifest
+from tests.support.memory import in_own_process
 from tests.support.targets import random_targets
 from tests.support.teachers import INVENTORY, LINEAR_FACTORY, Sounds, make_job, write_linear_teacher, write_sounds
 
@@ -249,13 +250,19 @@ def test_a_prepared_job_does_not_grow_with_the_corpus(tmp_path: Path, teacher: T
         config = make_job(
             str(manifest), [teacher], tmp_path / "labels", destination__shard_seconds=num_rows * SECONDS_EACH / 512
         )
-        prepare(config)
-        tracemalloc.start()
-        before = pa.total_allocated_bytes()
-        job = prepare(config)
-        held.append(tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - before)
-        tracemalloc.stop()
-        assert len(job.plan) == 512
-        assert job.corpus.read(num_rows - 1, 1)[0].utterance_id.endswith(f"{num_rows - 1:08d}")
+        num_bytes, num_shards, last_id = in_own_process(held_by_job, config, num_rows - 1)
+        held.append(num_bytes)
+        assert num_shards == 512
+        assert last_id.endswith(f"{num_rows - 1:08d}")
     # Seven more blocks of the manifest, of about 300 bytes each. Its ids alone would take a megabyte.
     assert held[1] < held[0] + 20_000
+
+
+def held_by_job(config: JobConfig, last_row: int) -> tuple[int, int, str]:
+    """Bytes, shards, and the last utterance's id; for a process of its own."""
+    prepare(config)
+    tracemalloc.start()
+    before = pa.total_allocated_bytes()
+    job = prepare(config)
+    held = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - before
+    return held, len(job.plan), job.corpus.read(last_row, 1)[0].utterance_id
