@@ -8,9 +8,6 @@ cluster the folders of the sweep, the corpus and the labels lie on a disk that t
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -32,8 +29,6 @@ from student_trainer.sweep_task import train_and_evaluate
 _POLL_SECONDS = 1.0
 # For the checkpoints of what is interrupted: a step and a write.
 _LEAVING_SECONDS = 60.0
-# Results are None; Ray's default would take a third of the machine's memory.
-_OBJECT_STORE_BYTES = 100 << 20
 
 Task = Callable[[TrainConfig, EvaluateConfig], None]
 
@@ -48,15 +43,15 @@ def run_on_ray(
     """Run all; what failed, as messages by run folder.
 
     Args:
-        address: of a Ray cluster; None starts Ray on this machine.
+        address: of a Ray cluster; None starts Ray on this machine, or joins the cluster that submitted the job.
 
     Raises:
         InputError: Ray cannot be joined, or this machine has too few cores for a run.
         CheckFailedError: Ray itself failed.
         KeyboardInterrupt: after the runs in work have written their checkpoints.
     """
-    with _ray(address):
-        if address is None:
+    with _ray(address) as is_local:
+        if is_local:
             _check_room(runs)
         # A process for each run: what one has left in memory is not in the way of the next.
         remote = ray.remote(max_calls=1)(task)
@@ -144,20 +139,11 @@ def _check_room(runs: Sequence[TrainConfig]) -> None:
 
 
 @contextlib.contextmanager
-def _ray(address: str | None) -> Iterator[None]:
-    where = address or os.environ.get("RAY_ADDRESS") or "local"
-    local = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES} if where == "local" else {}
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    ray_start.check_answers(where)
+def _ray(address: str | None) -> Iterator[bool]:
+    """Yields whether Ray was started on this machine."""
+    with ray_start.joining(address) as options:
+        ray.init(**options)
     try:
-        with ray_start.join_limit(where):
-            ray.init(address=where, log_to_driver=False, logging_level="ERROR", **local)
-    except (RayError, ConnectionError) as error:
-        raise InputError(f"the Ray cluster at {where} cannot be joined: {error}") from None
-    if on_terminate is not None and threading.current_thread() is threading.main_thread():
-        # Ray has put its own handler in place of the command's: one that aborts.
-        signal.signal(signal.SIGTERM, on_terminate)
-    try:
-        yield
+        yield options["address"] == ray_start.LOCAL
     finally:
         ray.shutdown()

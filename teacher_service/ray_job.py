@@ -23,10 +23,7 @@ The actor is then ended and replaced, and its shard made again. Only this module
 from __future__ import annotations
 
 import math
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,8 +58,6 @@ _LOAD_SECONDS = 1800.0
 _ROOM_SECONDS = 1800.0
 # Rounds in a row in which actors failed to start, and none is at work.
 _MAX_FAILED_STARTS = 4
-# Receipts are a few bytes; Ray's default would take a third of the machine's memory.
-_OBJECT_STORE_BYTES = 100 << 20
 
 
 def run_job(job: PreparedJob, *, address: str | None = None) -> tuple[Published, int]:
@@ -98,27 +93,12 @@ def _save_record(job: PreparedJob, record: RunRecord) -> None:
 
 @contextmanager
 def _ray(job: PreparedJob, address: str | None) -> Iterator[None]:
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    ray_start.check_answers(address)
-    try:
-        with ray_start.join_limit(address):
-            ray.init(
-                address=address, log_to_driver=False, logging_level="ERROR", **(local if address == "local" else {})
-            )
-    except (RayError, ConnectionError) as error:
-        raise InputError(
-            f"the Ray cluster at {address} cannot be joined: {error} (a cluster with token authentication needs RAY_AUTH_MODE "
-            "and RAY_AUTH_TOKEN)"
-        ) from None
-    if on_terminate is not None and threading.current_thread() is threading.main_thread():
-        # Ray has put its own handler in place of the command's: one that aborts.
-        signal.signal(signal.SIGTERM, on_terminate)
+    with ray_start.joining(address) as options:
+        ray.init(**options)
     try:
         resources, asked = ray.cluster_resources(), job.config.resources
         for name, each in (("CPU", float(asked.cpus_per_actor)), ("GPU", asked.gpus_per_actor)):
-            if address == "local" and each * asked.num_actors > resources.get(name, 0):
+            if options["address"] == ray_start.LOCAL and each * asked.num_actors > resources.get(name, 0):
                 raise InputError(
                     f"resources: {asked.num_actors} actors with {each:g} {name} each need {each * asked.num_actors:g}, "
                     f"this machine has {resources.get(name, 0):g}"
