@@ -3,19 +3,20 @@
     python deploy/local/essence.py CORPUS_FOLDER OUTPUT_FOLDER
 
 CORPUS_FOLDER is that of ``speechocean762.py``, which says how the corpus is cut. Teachers are trained and run once
-(``essence_teachers.py``); the students' settings are chosen on dev speech (``essence_settings.py``); each question is a
-SWEEP.toml that trains no teacher (``essence_questions.py``). Every step passes over what is done, so the script can be
-interrupted and run again.
+(``essence_teachers.py``); the students' settings are chosen on dev speech (``essence_settings.py``); each question
+(``essence_questions.py``) is a SWEEP.toml that trains no teacher (``essence_arms.py``). Every step passes over what is done, so
+the script can be interrupted and run again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
-from essence_questions import MODELS, QUESTIONS, Question, tuning
-from essence_settings import NUM_TRIALS, chosen
+from essence_arms import Question, trials_of
+from essence_questions import MODELS, QUESTIONS
+from essence_settings import NUM_TRIALS, Kind, Settings, chosen, dev_errors
 from essence_teachers import ARCHITECTURES, LABELS, Labels, label, train_teachers
 from recipe import Workspace
 from speechocean762 import PARTS, prepare
@@ -40,7 +41,7 @@ def tuned(questions: Sequence[Question], trials: int) -> Iterator[tuple[Question
     for name, model in MODELS.items():
         of_model = [question for question in questions if question.model == model]
         if of_model:
-            yield tuning(name, model, trials), of_model
+            yield trials_of(name, model, trials), of_model
 
 
 def labels_of(sweeps: Iterable[Question]) -> list[Labels]:
@@ -50,22 +51,26 @@ def labels_of(sweeps: Iterable[Question]) -> list[Labels]:
 
 def run(workspace: Workspace, questions: Sequence[Question], *, epochs: int, seeds: int, trials: int) -> None:
     """On labels that are made; ends with a page of the questions and one of the trials."""
+
+    def sweep(question: Question, settings: Mapping[Kind, Settings], seeds: int) -> Path:
+        workspace.write(f"{question.name}.toml", question.toml(settings, epochs=epochs, seeds=seeds))
+        workspace.command("student-trainer", "sweep", f"{question.name}.toml")
+        return workspace.folder / question.name / "sweep.json"
+
     asked, tried = [], []
-    for trial, of_model in tuned(questions, trials):
-        _sweep(workspace, trial.name, trial.toml({}, epochs=epochs, seeds=1))
-        settings = chosen(workspace.folder / trial.name / "sweep.json")
+    for tuning, of_model in tuned(questions, trials):
+        settings = chosen(sweep(tuning, {}, 1))
+        tried.append(tuning)
         for question in of_model:
-            _sweep(workspace, question.name, question.toml(settings, epochs=epochs, seeds=seeds))
-        asked += [question.name for question in of_model]
-        tried.append(trial.name)
+            if question.trials is not None:
+                errors = dev_errors(sweep(question.trials, settings, seeds))
+                settings["chosen"] = question.trials.best(errors, settings)
+                tried.append(question.trials)
+            sweep(question, settings, seeds)
+            asked.append(question)
     for page, sweeps in ((PAGE, asked), (SETTINGS_PAGE, tried)):
-        records = [f"{name}/sweep.json" for name in sweeps]
+        records = [f"{each.name}/sweep.json" for each in sweeps]
         workspace.command("student-trainer", "results", *records, "--output", page)
-
-
-def _sweep(workspace: Workspace, name: str, text: str) -> None:
-    workspace.write(f"{name}.toml", text)
-    workspace.command("student-trainer", "sweep", f"{name}.toml")
 
 
 @click.command()
@@ -110,7 +115,7 @@ def main(
     questions = [question for question in QUESTIONS if not names or question.name in names]
     if any(question.words for question in questions):
         make_graph(workspace, corpus / "lexicon.txt")
-    sweeps = [sweep for trial, of_model in tuned(questions, trials) for sweep in (trial, *of_model)]
+    sweeps = [sweep for tuning, of_model in tuned(questions, trials) for sweep in (tuning, *of_model)]
     labels, architectures = labels_of(sweeps), ARCHITECTURES[:teachers]
     train_teachers(workspace, labels, architectures, epochs=epochs)
     num_classes = ClassInventory.load(output / "inventory.json").num_classes

@@ -1,137 +1,12 @@
-"""The questions of the experiment as sweeps: arms that differ in what the question is about and in nothing else.
-
-All arms of a question have the same model, budget, batches and front end, and settings that were chosen with equal effort
-(``essence_settings.py``). Every selection is derived from the stored datasets of all classes.
-"""
+"""The questions of the experiment."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
-from essence_settings import TRIALS, Kind, Settings, trial_name
+from essence_arms import LABELS_TRAIN, Arm, Question
 from essence_teachers import SHARES
-from recipe import Model, inline
-from speechocean762 import MEMBER, PARTS, SMALL
-
-Tables = dict[str, object]
-# Out-of-fold labels of all training speech; an arm may name others.
-_LABELS = "labels-train"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """
-    Attributes:
-        kind: whose settings it takes.
-        soft: keys of its [soft_labels] beside those of its kind.
-        settings: in the place of its kind's.
-        num_epochs: times those of the question.
-    """
-
-    name: str
-    kind: Kind
-    soft: Mapping[str, object] = field(default_factory=dict)
-    corpus: Mapping[str, object] | None = None
-    augmented: bool = False
-    num_epochs: int = 1
-    settings: Settings | None = None
-
-    def tables(self, settings: Mapping[Kind, Settings], epochs: int) -> Tables:
-        own = self.settings or settings[self.kind]
-        tables: Tables = {
-            "soft_labels": {**own.soft, **self.soft} if own.soft else False,
-            "training": {**own.training, "epochs": epochs * self.num_epochs},
-        }
-        if self.corpus:
-            tables["corpus"] = dict(self.corpus)
-        if self.augmented:
-            tables["augmentation"] = {}
-        return tables
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """
-    Attributes:
-        num_epochs: times those of the whole experiment.
-        pairs: tested beside each soft arm against the hard-only ones.
-        gain: baseline and reference arm, of whose gain each other arm keeps a share.
-        words: whether words are decoded too, which takes as long as training a small student.
-        on_dev: evaluated on dev instead of test speech.
-    """
-
-    name: str
-    title: str
-    model: Model
-    arms: tuple[Arm, ...]
-    seeds: int
-    num_epochs: int = 1
-    pairs: tuple[tuple[str, str], ...] = ()
-    gain: tuple[str, str] | None = None
-    words: bool = False
-    on_dev: bool = False
-
-    def toml(self, settings: Mapping[Kind, Settings], *, epochs: int, seeds: int) -> str:
-        arms = dict(self._arms(settings, epochs * self.num_epochs))
-        pairs = [pair for pair in self.pairs if {*pair} <= {*arms, "ensemble"}]
-        corpus = {"manifest": "corpus.parquet", "inventory": "inventory.json", "train_splits": PARTS}
-        lines = [
-            f"title = {inline(self.title)}",
-            f"output = {inline(self.name)}",
-            f"seeds = {inline(list(range(min(self.seeds, seeds))))}",
-            "",
-            "[base]",
-            f"corpus = {inline(corpus)}",
-            f"soft_labels = {inline({'url': _LABELS, 'tail': 'ghost'})}",
-            f"front_end = {inline({'kind': 'fbank', 'num_mel_bins': 40, 'stack': 3})}",
-            f"model = {inline({'architecture': self.model.architecture, 'arguments': self.model.arguments})}",
-            f"training = {inline({'batch_seconds': 40.0, 'precision': 'bfloat16'})}",
-            "",
-            "[evaluate]",
-            f"splits = {inline([self._evaluated.removeprefix('labels-')])}",
-            f"ensemble = {inline(self._evaluated)}",
-            *(['graph = "graph"', 'dev_ensemble = "labels-dev"'] if self.words else []),
-            "",
-            "[compare]",
-            f"pairs = {inline(pairs)}",
-            *([f"gain = {inline(self.gain)}"] if self.gain else []),
-        ]
-        for name, tables in arms.items():
-            lines += ["", "[[arms]]", f"name = {inline(name)}"]
-            lines += [f"{key} = {inline(value)}" for key, value in tables.items()]
-        return "\n".join(lines) + "\n"
-
-    def labels(self) -> set[str]:
-        """The datasets that it needs."""
-        of_arms = {str(arm.soft.get("url", _LABELS)) for arm in self.arms if arm.kind != "hard"}
-        return of_arms | {self._evaluated} | ({"labels-dev"} if self.words else set())
-
-    @property
-    def _evaluated(self) -> str:
-        return "labels-dev" if self.on_dev else "labels-test"
-
-    def _arms(self, settings: Mapping[Kind, Settings], epochs: int) -> Iterator[tuple[str, Tables]]:
-        """Less those that the chosen settings make the same as one before."""
-        seen: list[Tables] = []
-        for arm in self.arms:
-            tables = arm.tables(settings, epochs)
-            if tables not in seen:
-                yield arm.name, tables
-            seen.append(tables)
-
-
-def tuning(name: str, model: Model, num_trials: int) -> Question:
-    """The first ``num_trials`` of every kind of arm, judged on dev speech."""
-    arms = tuple(
-        Arm(name=trial_name(kind, trial), kind=kind, settings=trial)
-        for kind, trials in TRIALS.items()
-        for trial in trials[:num_trials]
-    )
-    return Question(
-        name=f"tuning-{name}", title=f"Settings, chosen on dev speech: {name} student", model=model, arms=arms, seeds=1,
-        on_dev=True,
-    )  # fmt: skip
+from speechocean762 import MEMBER, SMALL
 
 
 def _selected(name: str, **selection: object) -> Arm:
@@ -149,6 +24,14 @@ _AT_1: Mapping[str, object] = {"temperature": 1.0}
 _WIDE = 200
 
 
+def _sampled(draws: int) -> Mapping[str, object]:
+    return {"policy": "random_sampling", "draws": draws}
+
+
+def _at_1(name: str, **soft: object) -> Arm:
+    return Arm(name=name, kind="both", soft={**_AT_1, **soft})
+
+
 def _augmented(arm: Arm) -> Arm:
     return Arm(name=f"{arm.name}-augmented", kind=arm.kind, soft=arm.soft, augmented=True)
 
@@ -156,7 +39,7 @@ def _augmented(arm: Arm) -> Arm:
 def _of_share(share: int) -> tuple[Arm, Arm]:
     """Hard labels of a share of the speakers: alone, heard as often as all speech else; and with soft targets of all speech."""
     hard_splits = SHARES[share]
-    url = _LABELS if share == 100 else f"labels-{share}"
+    url = LABELS_TRAIN if share == 100 else f"labels-{share}"
     return (
         Arm(name=f"hard-{share}", kind="hard", corpus={"train_splits": hard_splits}, num_epochs=100 // share),
         Arm(
@@ -168,6 +51,23 @@ def _of_share(share: int) -> tuple[Arm, Arm]:
     )
 
 
+_BUDGET: Mapping[str, object] = {"policy": "byte_budget", "bytes_per_frame": 8, "max_entries": _WIDE}
+_NO_SILENCE: Mapping[str, object] = {"frames": {"silence": 0.0}}
+EIGHT_BYTES = Question(
+    name="eight-bytes",
+    title="Eight bytes per frame, chosen on dev speech",
+    model=SMALL,
+    seeds=3,
+    on_dev=True,
+    arms=(
+        _at_1("budget-ghost", selection=_BUDGET),
+        _at_1("budget-uniform", selection=_BUDGET, tail="uniform"),
+        _at_1("budget-renormalize", selection=_BUDGET, tail="renormalize"),
+        _at_1("budget-without-silence", selection={**_BUDGET, **_NO_SILENCE}),
+        _at_1("sampled-13", selection=_sampled(13)),
+        _at_1("sampled-20-without-silence", selection={**_sampled(20), **_NO_SILENCE}),
+    ),
+)
 _ARMS = (HARD, ALL_SOFT, ESSENCE)
 _GAIN = (HARD.name, BOTH.name)
 QUESTIONS = (
@@ -188,10 +88,8 @@ QUESTIONS = (
                 kind="both",
                 soft={"num_heads": 2, "decoding_head": "soft", **TOP_20},
             ),
-            Arm(name="essence-at-1", kind="both", soft={**_AT_1, **TOP_20}),
-            Arm(
-                name="sampled-50", kind="both", soft={**_AT_1, "selection": {"policy": "random_sampling", "draws": 50}}
-            ),
+            _at_1("essence-at-1", **TOP_20),
+            _at_1("sampled-50", selection=_sampled(50)),
             HEARD,
         ),
         gain=_GAIN,
@@ -220,13 +118,16 @@ QUESTIONS = (
                 _selected(f"{size}-bytes", policy="byte_budget", bytes_per_frame=size, max_entries=_WIDE)
                 for size in (4, 8, 16, 32)
             ),
+            Arm(name="8-bytes-chosen", kind="chosen"),
             Arm(name="agreeing-frames", kind="both", soft={"frames": {"disagreeing": 0.0}}),
             Arm(name="less-silence", kind="both", soft={"frames": {"silence": 0.2}}),
         ),
         gain=_GAIN,
         pairs=tuple(
-            (arm, "all-soft-and-hard") for arm in ("4-bytes", "8-bytes", "16-bytes", "agreeing-frames", "less-silence")
+            (arm, "all-soft-and-hard")
+            for arm in ("4-bytes", "8-bytes", "8-bytes-chosen", "16-bytes", "agreeing-frames", "less-silence")
         ),
+        trials=EIGHT_BYTES,
     ),
     Question(
         name="pass-the-teachers",
@@ -253,6 +154,14 @@ QUESTIONS = (
             ("essence-augmented", "hard-augmented"),
             *((arm, "ensemble") for arm in ("hard", "essence", "hard-augmented", "essence-augmented")),
         ),
+    ),
+    Question(
+        name="longer-small",
+        title="Does the essence help a small student more, with three times the budget?",
+        model=SMALL,
+        seeds=3,
+        num_epochs=3,
+        arms=(HARD, ESSENCE),
     ),
     Question(
         name="unlabelled",

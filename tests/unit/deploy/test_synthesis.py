@@ -1,13 +1,11 @@
 """The synthesised demo corpus: reproducible, labelled without gaps, and split without overlap."""
 
 import hashlib
-import importlib.util
 import os
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,23 +14,11 @@ import pytest
 pytest.importorskip("espeakng_loader", reason="the demo corpus is synthesised with the package espeakng-loader")
 pytest.importorskip("soxr", reason="the demo corpus is resampled with the package soxr")
 
-MODULE_PATH = Path(__file__).resolve().parents[3] / "deploy" / "local" / "synthesis.py"
+import synthesis
+
 SPLITS = ("train", "dev", "test")
 # Two sentences for each voice, so that reproducibility is checked for every voice that the corpus uses.
 SMALL = {"num_train_sentences": 12, "num_dev_sentences": 4, "num_test_sentences": 6}
-
-
-def load_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("synthesis", MODULE_PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-synthesis: Any = load_module()
 
 
 def digest(utterances: list[Any]) -> str:
@@ -64,7 +50,7 @@ def digest_of_run() -> str:
 
 def test_fresh_processes_and_a_used_one_give_identical_bytes() -> None:
     program = (
-        f"import sys, time; time.sleep(1.1); sys.path.insert(0, {str(Path(__file__).parent)!r});"
+        f"import sys, time; time.sleep(1.1); sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r};"
         " import test_synthesis; print(test_synthesis.digest_of_run())"
     )
     # The processes start in different seconds and fill freed memory with different bytes, so that neither the clock nor
