@@ -72,8 +72,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of_page(folder: Path, stem: str) -> dict[str, bytes]:
-    """All files of a page, by name."""
-    return {path.name: path.read_bytes() for path in folder.glob(f"{stem}[.-]*")}
+    """All files of a page, by name; not those of ``STEM-settings.md``."""
+    return {path.name: path.read_bytes() for names in (".*", "-[0-9]*") for path in folder.glob(stem + names)}
 
 
 def check_that_it_is_made_again(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
