@@ -10,7 +10,7 @@ the script can be interrupted and run again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -44,8 +44,10 @@ def tuned(questions: Sequence[Question], trials: int) -> Iterator[tuple[Question
             yield trials_of(name, model, trials), of_model
 
 
-def labels_of(sweeps: Iterable[Question]) -> list[Labels]:
-    urls = {url for sweep in sweeps for url in sweep.labels()}
+def labels_of(questions: Sequence[Question], trials: int) -> list[Labels]:
+    """What these questions and their trials need."""
+    sweeps = [each for tuning, of_model in tuned(questions, trials) for each in (tuning, *of_model)]
+    urls = {url for each in sweeps for url in each.labels()}
     return [labels for labels in LABELS if labels.url in urls]
 
 
@@ -115,8 +117,7 @@ def main(
     questions = [question for question in QUESTIONS if not names or question.name in names]
     if any(question.words for question in questions):
         make_graph(workspace, corpus / "lexicon.txt")
-    sweeps = [sweep for tuning, of_model in tuned(questions, trials) for sweep in (tuning, *of_model)]
-    labels, architectures = labels_of(sweeps), ARCHITECTURES[:teachers]
+    labels, architectures = labels_of(questions, trials), ARCHITECTURES[:teachers]
     train_teachers(workspace, labels, architectures, epochs=epochs)
     num_classes = ClassInventory.load(output / "inventory.json").num_classes
     label(workspace, labels, architectures, num_classes=num_classes)

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import essence
+import essence_questions as questions
+import essence_settings as settings
 import pytest
+from essence_arms import Question, trials_of
+from essence_questions import EIGHT_BYTES
+from essence_settings import Kind, Settings
+from essence_teachers import LABELS
 
 from student_trainer.config import TrainConfig
 from student_trainer.sweep_config import Sweep, load_sweep
 from teacher_service.config import load_job
 
-LOCAL = Path(__file__).resolve().parents[3] / "deploy" / "local"
-MODULES = ("essence", "essence_questions", "essence_settings", "essence_teachers", "recipe", "speechocean762")
 EPOCHS = 12
+Kinds = dict[Kind, Settings]
 
 
-@pytest.fixture
-def essence(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(LOCAL))
-    for name in MODULES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return importlib.import_module("essence")
-
-
-@pytest.fixture
-def questions(essence: ModuleType) -> ModuleType:
-    return sys.modules["essence_questions"]
-
-
-@pytest.fixture
-def settings(essence: ModuleType) -> ModuleType:
-    return sys.modules["essence_settings"]
-
-
-def trials_file(tmp_path: Path, settings: ModuleType, best: dict[str, int]) -> Path:
+def trials_file(tmp_path: Path, best: dict[str, int]) -> Path:
     """A ``sweep.json`` in which the trial of that index is the best of its kind."""
     rows = [
         {"arm": settings.trial_name(kind, trial), "metric": metric, "value": value}
@@ -50,40 +35,44 @@ def trials_file(tmp_path: Path, settings: ModuleType, best: dict[str, int]) -> P
     return path
 
 
-def loaded(tmp_path: Path, question: object, chosen: object) -> Sweep:
-    path = tmp_path / f"{question.name}.toml"  # type: ignore[attr-defined]
-    path.write_text(question.toml(chosen, epochs=EPOCHS, seeds=5), encoding="utf-8")  # type: ignore[attr-defined]
+def with_chosen(name: str, settings: Kinds) -> Kinds:
+    """``name``: of the trial of eight bytes that is the best."""
+    errors = {arm.name: float(arm.name != name) for arm in EIGHT_BYTES.arms}
+    return settings | {"chosen": EIGHT_BYTES.best(errors, settings)}
+
+
+def loaded(tmp_path: Path, question: Question, chosen: Kinds) -> Sweep:
+    path = tmp_path / f"{question.name}.toml"
+    path.write_text(question.toml(chosen, epochs=EPOCHS, seeds=5), encoding="utf-8")
     return load_sweep(path)
 
 
 @pytest.fixture
-def sweeps(questions: ModuleType, settings: ModuleType, tmp_path: Path) -> dict[str, Sweep]:
-    chosen = settings.chosen(trials_file(tmp_path, settings, {"hard": 3, "soft": 1, "both": 3}))
+def sweeps(tmp_path: Path) -> dict[str, Sweep]:
+    chosen = settings.chosen(trials_file(tmp_path, {"hard": 3, "soft": 1, "both": 3}))
+    chosen = with_chosen("sampled-20-without-silence", chosen)
     return {question.name: loaded(tmp_path, question, chosen) for question in questions.QUESTIONS}
 
 
-def test_settings_of_each_kind_are_those_of_its_best_trial(settings: ModuleType, tmp_path: Path) -> None:
+def test_settings_of_each_kind_are_those_of_its_best_trial(tmp_path: Path) -> None:
     best = {"hard": 3, "soft": 1, "both": 5}
-    chosen = settings.chosen(trials_file(tmp_path, settings, best))
+    chosen = settings.chosen(trials_file(tmp_path, best))
     assert chosen == {kind: settings.TRIALS[kind][index] for kind, index in best.items()}
 
 
-def test_every_kind_has_the_same_number_of_trials_all_on_dev_speech(
-    questions: ModuleType, settings: ModuleType, tmp_path: Path
-) -> None:
+def test_every_kind_has_the_same_number_of_trials_all_on_dev_speech(tmp_path: Path) -> None:
     assert len({len(trials) for trials in settings.TRIALS.values()}) == 1
-    for tuning in questions.TUNINGS:
+    tunings = [trials_of(name, model, settings.NUM_TRIALS) for name, model in questions.MODELS.items()]
+    for tuning in tunings:
         sweep = loaded(tmp_path, tuning, {})
         assert sweep.evaluate.splits == ("dev",)
         assert len(sweep.arms) == len(sweep.runs) == sum(map(len, settings.TRIALS.values()))
-    tuned = [tuning.model for tuning in questions.TUNINGS]
+    tuned = [tuning.model for tuning in tunings]
     assert all(question.model in tuned for question in questions.QUESTIONS)
 
 
-def test_every_question_is_a_valid_sweep_on_stored_labels(
-    essence: ModuleType, sweeps: dict[str, Sweep], tmp_path: Path
-) -> None:
-    stored = {str(tmp_path / labels.url) for labels in sys.modules["essence_teachers"].LABELS}
+def test_every_question_is_a_valid_sweep_on_stored_labels(sweeps: dict[str, Sweep], tmp_path: Path) -> None:
+    stored = {str(tmp_path / labels.url) for labels in LABELS}
     for sweep in sweeps.values():
         assert sweep.evaluate.splits == ("test",)
         assert sweep.evaluate.ensemble == str(tmp_path / "labels-test")
@@ -99,7 +88,7 @@ def test_arms_of_a_question_have_equal_budgets_and_models(sweeps: dict[str, Swee
     """Epochs are of a run's own speech, of a quarter of the speakers say; all parts are as large."""
     for name, sweep in sweeps.items():
         heard = {run.training.epochs * len(run.corpus.train_splits) for run in sweep.runs}
-        assert heard == {4 * EPOCHS * (2 if name == "longer" else 1)}
+        assert heard == {4 * EPOCHS * {"longer": 2, "longer-small": 3}.get(name, 1)}
         assert len({run.model.model_dump_json() for run in sweep.runs}) == 1
         assert {run.training.precision for run in sweep.runs} == {"bfloat16"}
 
@@ -140,40 +129,64 @@ def test_arms_are_what_their_names_say(sweeps: dict[str, Sweep]) -> None:
 
 
 def test_an_arm_that_the_chosen_settings_make_the_same_as_another_is_left_out(
-    questions: ModuleType, settings: ModuleType, sweeps: dict[str, Sweep], tmp_path: Path
+    sweeps: dict[str, Sweep], tmp_path: Path
 ) -> None:
     assert "essence-at-1" in sweeps["does-it-help"].arms
-    chosen = settings.chosen(trials_file(tmp_path, settings, {"hard": 0, "soft": 0, "both": 2}))
+    chosen = settings.chosen(trials_file(tmp_path, {"hard": 0, "soft": 0, "both": 2}))
     assert chosen["both"].soft["temperature"] == 1
     sweep = loaded(tmp_path, questions.QUESTIONS[0], chosen)
     assert "essence-at-1" not in sweep.arms
     assert ("sampled-50", "essence-at-1") not in sweep.pairs
+    (how_much,) = [question for question in questions.QUESTIONS if question.trials]
+    assert "8-bytes-chosen" in loaded(tmp_path, how_much, with_chosen("sampled-13", chosen)).arms
+    chosen["both"] = Settings(soft={"weight": 0.8, "temperature": 1.0})
+    assert "8-bytes-chosen" not in loaded(tmp_path, how_much, with_chosen("budget-ghost", chosen)).arms
 
 
-def test_only_what_the_chosen_questions_need_is_labelled(essence: ModuleType, questions: ModuleType) -> None:
+def test_only_what_the_chosen_questions_need_is_labelled() -> None:
     def needed(*names: str) -> list[str]:
         chosen = [question for question in questions.QUESTIONS if question.name in names]
-        return [labels.url for labels in essence.labels_of(chosen)]
+        return [labels.url for labels in essence.labels_of(chosen, 1)]
 
     whole = ["labels-train", "labels-heard", "labels-dev", "labels-test", "labels-25", "labels-50"]
-    assert [labels.url for labels in essence.labels_of(questions.QUESTIONS)] == whole
+    assert [labels.url for labels in essence.labels_of(questions.QUESTIONS, 6)] == whole
     assert needed("how-much") == ["labels-train", "labels-dev", "labels-test"]
     assert needed("unlabelled") == [url for url in whole if url != "labels-heard"]
     assert needed("does-it-help", "how-much") == whole[:4]
 
 
-def test_a_question_finds_all_its_labels(essence: ModuleType, questions: ModuleType, sweeps: dict[str, Sweep]) -> None:
+def test_a_question_finds_all_its_labels(sweeps: dict[str, Sweep]) -> None:
     for question in questions.QUESTIONS:
         sweep = sweeps[question.name]
         used = {url for run in sweep.runs if run.soft_labels for url in run.soft_labels.locations}
         used |= {url for url in (sweep.evaluate.ensemble, sweep.evaluate.dev_ensemble) if url}
-        assert {Path(url).name for url in used} == question.labels()
+        assert {Path(url).name for url in used} | ({"labels-dev"} if question.trials else set()) == question.labels()
 
 
-def test_every_labelling_job_is_valid(essence: ModuleType, tmp_path: Path) -> None:
-    for labels in sys.modules["essence_teachers"].LABELS:
+def test_every_labelling_job_is_valid(tmp_path: Path) -> None:
+    for labels in LABELS:
         path = tmp_path / f"{labels.url}.toml"
         path.write_text(labels.job(essence.ARCHITECTURES, 638), encoding="utf-8")
         config = load_job(path)
         assert len(config.teachers) == 3 * len(labels.groups)
         assert config.targets.temperatures == (1.0, 2.0)
+
+
+def test_trials_are_judged_by_their_mean_over_seeds(tmp_path: Path) -> None:
+    """The lowest mean over seeds of the frame error."""
+    rows = [("a", 3.0), ("a", 1.0), ("b", 1.9), ("b", 1.9)]
+    records = [{"arm": arm, "metric": "frame_error_rate", "value": value} for arm, value in rows]
+    records.append({"arm": "a", "metric": "phone_error_rate", "value": 0.0})
+    (tmp_path / "sweep.json").write_text(json.dumps({"sweeps": [{"records": records}]}))
+    assert settings.dev_errors(tmp_path / "sweep.json") == {"a": 2.0, "b": 1.9}
+
+
+def test_the_trials_of_a_question_are_on_dev_speech(tmp_path: Path) -> None:
+    both = Settings(soft={"weight": 0.9, "temperature": 2.0}, training={"learning_rate": 1e-3})
+    sweep = loaded(tmp_path, EIGHT_BYTES, {"both": both})
+    assert sweep.evaluate.splits == ("dev",)
+    assert len(sweep.runs) == 3 * len(EIGHT_BYTES.arms)
+    assert {run.training.learning_rate for run in sweep.runs} == {1e-3}
+    chosen = with_chosen("budget-uniform", {"both": both})["chosen"]
+    assert chosen.training == both.training
+    assert chosen.soft == {"weight": 0.9, "temperature": 1.0, **EIGHT_BYTES.arms[1].soft}
