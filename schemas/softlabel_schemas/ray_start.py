@@ -81,5 +81,5 @@ def _check_answers(address: str) -> None:
         return
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise InputError(f"no Ray cluster answers at {address}: {error}") from None

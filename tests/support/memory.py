@@ -1,4 +1,4 @@
-"""Memory that a function allocates."""
+"""For functions that trace their memory."""
 
 from __future__ import annotations
 
