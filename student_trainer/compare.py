@@ -10,6 +10,7 @@ All numbers come from files that ``student-trainer train`` and ``student-trainer
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,6 +29,8 @@ from student_trainer.significance import NUM_RESAMPLES, Difference, difference
 
 UNKNOWN = "–"
 NO_PAIRS = "no arm with soft labels has a hard-only arm of the same model to be compared with"
+# Of pairs, one by one.
+_MOST_WARNINGS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,9 +200,28 @@ def warning(pair: Pair) -> str | None:
     return f"{pair.soft.name} and {pair.hard.name} were not trained alike: {'; '.join(pair.unlike)}"
 
 
+def _unequal(pairs: Sequence[Pair]) -> list[str]:
+    """The pairs that were not trained alike; many of them by what differs, with one pair as an example."""
+    lines = [line for line in map(warning, pairs) if line]
+    if len(lines) <= _MOST_WARNINGS:
+        return lines
+    example: dict[str, tuple[Pair, str]] = {}
+    counts: Counter[str] = Counter()
+    for pair in pairs:
+        for line in pair.unlike:
+            setting, _, values = line.partition(": ")
+            example.setdefault(setting, (pair, values))
+            counts[setting] += 1
+    return [
+        f"{counts[setting]} of {len(pairs)} pairs were not trained alike in {setting}, "
+        f"as {pair.soft.name} and {pair.hard.name}: {values}"
+        for setting, (pair, values) in example.items()
+    ]
+
+
 def warnings(comparison: Comparison) -> list[str]:
     """What a reader must know before believing the numbers."""
-    lines = [line for line in map(warning, comparison.pairs) if line]
+    lines = _unequal(comparison.pairs)
     without_words = [arm.name for arm in comparison.arms if arm.values("word_error_rate") is None]
     if 0 < len(without_words) < len(comparison.arms):
         lines.append(

@@ -134,6 +134,17 @@ def test_unequal_budgets_are_named(tmp_path: Path, runs: list[str]) -> None:
     assert f"<strong>Not an equal comparison.</strong> {line}</p>" in render(found)
 
 
+def test_many_unequal_budgets_are_one_line_for_each_setting(tmp_path: Path, runs: list[str]) -> None:
+    hard = [
+        write_run(tmp_path / f"{epochs}", f"hard-{epochs}", HARD[0], training={"epochs": epochs}, num_epochs=epochs)
+        for epochs in range(4, 11)
+    ]
+    found = [
+        line for line in text(compare([*hard, runs[0], runs[3]], [], [], ["test"])).splitlines() if "alike" in line
+    ]
+    assert found == ["warning: 7 of 8 pairs were not trained alike in training.epochs, as soft and hard-4: 3 against 4"]
+
+
 def test_missing_files_say_which_command_makes_them(tmp_path: Path, runs: list[str]) -> None:
     with pytest.raises(InputError, match=r"nowhere/run\.json does not exist; .* student-trainer train TRAIN\.toml"):
         compare([str(tmp_path / "nowhere")], [], [], ["test"])
