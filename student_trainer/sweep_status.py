@@ -22,7 +22,8 @@ class SweepStatus:
     """One line on stderr: renewed in place on a terminal, printed every ten seconds where it changed elsewhere.
 
     What runs have done is read from the history in their folders. The time left is that of their epochs still to come, each as
-    long as those of its arm so far (of all arms, where that has none), shared out among the runs in work.
+    long as those of its arm so far (of all arms, where that has none), and for every run what the finished ones took besides,
+    evaluation above all; shared out among the runs in work.
     """
 
     def __init__(self, runs: Sequence[TrainConfig]) -> None:
@@ -30,6 +31,10 @@ class SweepStatus:
         self._seconds: dict[str, list[float]] = {config.output: _epoch_seconds(config) for config in runs}
         self._epochs_before = self._num_epochs()
         self._done: set[str] = set()
+        # Of runs that were begun here: when, and the seconds of each finished one that were not of an epoch.
+        self._resumed = {config.output for config in runs if Path(config.output).exists()}
+        self._begun: dict[str, float] = {}
+        self._besides: list[float] = []
         self._started = time.monotonic()
         self._last_time, self._last_line = -_SECONDS_BETWEEN, ""
         self._stack = ExitStack()
@@ -50,6 +55,9 @@ class SweepStatus:
         """Finished or failed: nothing more is expected of it."""
         self._seconds[config.output] = _epoch_seconds(config)
         self._done.add(config.output)
+        if config.output in self._begun:
+            taken = time.monotonic() - self._begun[config.output]
+            self._besides.append(max(taken - sum(self._seconds[config.output]), 0.0))
 
     def show(self, *, num_slots: int, num_failed: int) -> None:
         now = time.monotonic()
@@ -57,7 +65,10 @@ class SweepStatus:
         if now - self._last_time < _SECONDS_BETWEEN and not all_done:
             return
         self._last_time = now
-        self._seconds |= {config.output: _epoch_seconds(config) for config in self._left()}
+        for config in self._left():
+            self._seconds[config.output] = _epoch_seconds(config)
+            if config.output not in self._resumed and Path(config.output).exists():
+                self._begun.setdefault(config.output, now)
         line = self.line(num_slots=num_slots, num_failed=num_failed, seconds=now - self._started)
         if line != self._last_line:
             self._write(line)
@@ -93,7 +104,7 @@ class SweepStatus:
         everything = [seconds for of_arm in by_arm.values() for seconds in of_arm]
         if not everything:
             return None
-        remaining = 0.0
+        remaining = len(self._left()) * sum(self._besides) / max(len(self._besides), 1)
         for config in self._left():
             known = by_arm[config.name] or everything
             num_epochs = config.training.epochs - len(self._seconds[config.output])

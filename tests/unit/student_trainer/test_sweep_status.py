@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from student_trainer import sweep_status
 from student_trainer.run_folder import RUN, RunFolder
 from student_trainer.sweep_config import Sweep, load_sweep
 from student_trainer.sweep_status import SweepStatus
@@ -38,6 +40,24 @@ def test_the_time_left_is_that_of_each_arms_epochs(sweep: Sweep) -> None:
     line = status.line(num_slots=2, num_failed=1, seconds=60)
     # (10 * 20 + 12 * 10 + 12 * 20) s on two slots; what was trained before the start is not in the rate.
     assert line == "sweep: 1/4 runs done, 2 in work, 1 waiting, 1 failed, 2.0 epochs/min, 5 min left"
+
+
+def test_evaluation_counts_too(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(sweep_status, "time", SimpleNamespace(monotonic=lambda: now))
+    # Begun and finished before: how long it was at work is not known.
+    trained(sweep, 0, [10.0] * 12)
+    status = SweepStatus(sweep.runs)
+    status.done(sweep.runs[0])
+    trained(sweep, 1, [])
+    now = 20.0
+    status.show(num_slots=1, num_failed=0)
+    trained(sweep, 1, [10.0] * 12)
+    now = 20.0 + 12 * 10 + 90
+    status.done(sweep.runs[1])
+    line = status.line(num_slots=1, num_failed=0, seconds=now)
+    # Two runs of 12 epochs at 10 s and 90 s besides.
+    assert line == "sweep: 2/4 runs done, 1 in work, 1 waiting, 3.1 epochs/min, 7 min left"
 
 
 def test_all_done(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
