@@ -6,19 +6,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 DEMO_OUTPUT ?= demo-output
 SPEECHOCEAN762 ?= ../shared/data/speechocean762
-SPEECHOCEAN762_OUTPUT ?= speechocean762-output
 ESSENCE_OUTPUT ?= essence-output
 
 KILLS ?= 100
 SEED ?= 1
 
-.PHONY: demo speechocean762 essence test bench storm lint format clean
+.PHONY: demo essence test bench storm lint format clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/demo.py $(DEMO_OUTPUT)
-
-speechocean762: $(VENV)/.installed-demo
-	$(BIN)/python deploy/local/speechocean762.py $(SPEECHOCEAN762) $(SPEECHOCEAN762_OUTPUT)
 
 essence: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/essence.py $(SPEECHOCEAN762) $(ESSENCE_OUTPUT)

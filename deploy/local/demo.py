@@ -5,7 +5,7 @@
 eSpeak NG speaks made-up sentences in several voices; its phoneme events give the hard labels (three states per phone, 30 ms
 frames). Voices of train, dev and test are disjoint. Then: three different teachers, a labelled dataset, students with hard
 labels only and with essence + hard labels, and the report. It shows the steps; synthetic speech proves nothing about real
-speech (see ``speechocean762.py`` for that).
+speech (see ``essence.py`` for that).
 """
 
 from __future__ import annotations

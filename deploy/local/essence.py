@@ -110,7 +110,7 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     if not (output / "corpus.parquet").exists():
         try:
-            prepare(corpus, output, num_utterances=utterances, parts=PARTS)
+            prepare(corpus, output, num_utterances=utterances)
         except InputError as error:
             raise click.UsageError(str(error)) from None
     workspace = Workspace(output)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from essence_arms import LABELS_TRAIN, Arm, Question
-from essence_teachers import SHARES
-from speechocean762 import MEMBER, SMALL
+from essence_teachers import MEMBER, SHARES
+from recipe import Model
+
+SMALL = Model(architecture="conv_glu", arguments={"hidden": 64, "num_layers": 4, "kernel_size": 3})
 
 
 def _selected(name: str, **selection: object) -> Arm:

@@ -67,7 +67,6 @@ class Model:
 class Teacher:
     name: str
     model: Model
-    num_mel_bins: int = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +127,7 @@ class Recipe:
         return teachers
 
     def _make_teacher(self, teacher: Teacher) -> str:
-        run = self._train(teacher.name, teacher.model, 0, self.teacher_training, None, teacher.num_mel_bins)
+        run = self._train(teacher.name, teacher.model, 0, self.teacher_training, None)
         if not self.workspace.exists(f"bundles/{teacher.name}/teacher.json"):
             self.workspace.command("student-trainer", "export", run, f"bundles/{teacher.name}")
         self._evaluate(run)
@@ -137,19 +136,19 @@ class Recipe:
     def _make_student(self, arm_and_seed: tuple[Arm, int]) -> str:
         arm, seed = arm_and_seed
         name = f"{arm.name}-{seed}"
-        run = self._train(name, arm.model, seed, self.student_training, arm.soft_labels, 40, arm.name)
+        run = self._train(name, arm.model, seed, self.student_training, arm.soft_labels, arm.name)
         self._evaluate(run)
         return run
 
     def _train(
-        self, name: str, model: Model, seed: int, training: str, soft: str | None, mel_bins: int, arm: str | None = None
+        self, name: str, model: Model, seed: int, training: str, soft: str | None, arm: str | None = None
     ) -> str:
         soft_labels = f'[soft_labels]\nurl = "labels-train"\n{soft}\n' if soft else ""
         self.workspace.write(
             f"{name}.toml",
             f'name = "{arm or name}"\noutput = "runs/{name}"\nseed = {seed}\n\n'
             '[corpus]\nmanifest = "corpus.parquet"\ninventory = "inventory.json"\n\n'
-            f'{soft_labels}[front_end]\nkind = "fbank"\nnum_mel_bins = {mel_bins}\nstack = 3\n\n'
+            f'{soft_labels}[front_end]\nkind = "fbank"\nnum_mel_bins = 40\nstack = 3\n\n'
             f"{model.toml()}\n[training]\n{training}\n",
         )
         self.workspace.command("student-trainer", "train", f"{name}.toml")

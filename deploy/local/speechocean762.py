@@ -1,10 +1,7 @@
-"""The speechocean762 experiment: three teachers, essence + hard against hard only, three seeds, equal budgets.
+"""The corpus of the experiment: speechocean762, with its senone alignments as hard labels.
 
-    python deploy/local/speechocean762.py CORPUS_FOLDER OUTPUT_FOLDER
-
-CORPUS_FOLDER holds ``utterances.tsv``, ``alignments.parquet`` (senone and phone of every 10 ms frame, by pocketsphinx' en-us
-model) and ``flac/``. Every step is one of the three commands; what is done already is passed over, so the script can be
-interrupted and run again.
+Its folder holds ``utterances.tsv``, ``alignments.parquet`` (senone and phone of every 10 ms frame, by pocketsphinx' en-us
+model) and ``flac/``.
 
 Targets are senones at a frame shift of 30 ms (the label of the middle one of three frames). Senones with fewer than
 30 frames in the training speech are backed off to the most frequent senone of the same phone (``senones.py``). Speakers of
@@ -15,15 +12,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
-import click
 import numpy as np
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import soundfile
-from recipe import Arm, Model, Recipe, Teacher, Workspace
 
 from softlabel_schemas import InputError, Utterance, write_corpus
 from softlabel_schemas.front_end import Fbank
@@ -31,16 +25,15 @@ from softlabel_schemas.senones import back_off
 
 NUM_DEV_SPEAKERS = 15
 FRONT_END = Fbank(stack=3)
+# Splits of the training speech, of equally many speakers each, for what learns from a share of it.
+PARTS = ("train-1", "train-2", "train-3", "train-4")
 
 
-def prepare(
-    source: Path, output: Path, *, num_utterances: int | None = None, parts: Sequence[str] = ("train",)
-) -> None:
+def prepare(source: Path, output: Path, *, num_utterances: int | None = None) -> None:
     """Write ``corpus.parquet`` and ``inventory.json``.
 
     Args:
         num_utterances: limits each split (for tests).
-        parts: splits of the training speech, of equally many speakers each.
     """
     for name in ("utterances.tsv", "alignments.parquet", "flac"):
         if not (source / name).exists():
@@ -54,7 +47,7 @@ def prepare(
     shuffled = np.random.default_rng(762).permutation(speakers).tolist()
     split_of = dict.fromkeys(shuffled[:NUM_DEV_SPEAKERS], "dev")
     heard = shuffled[NUM_DEV_SPEAKERS:]
-    split_of |= {speaker: parts[index * len(parts) // len(heard)] for index, speaker in enumerate(heard)}
+    split_of |= {speaker: PARTS[index * len(PARTS) // len(heard)] for index, speaker in enumerate(heard)}
     taken: Counter[str] = Counter()
     chosen = []
     for row in rows:
@@ -69,7 +62,7 @@ def prepare(
         senones = np.array(alignments[row["utt"]]["senone"], dtype=np.int64)
         middle = np.minimum(3 * np.arange(FRONT_END.num_frames(info.frames)) + 1, len(senones) - 1)
         frames[row["utt"]] = senones[middle], np.array(alignments[row["utt"]]["phone"])[middle]
-    classes = back_off([frames[row["utt"]] for row in chosen if row["split"] in parts])
+    classes = back_off([frames[row["utt"]] for row in chosen if row["split"] in PARTS])
 
     write_corpus(
         output / "corpus.parquet",
@@ -91,55 +84,3 @@ def prepare(
         hard_label_frame_shift_ms=FRONT_END.output_frame_shift_ms,
     )
     (output / "inventory.json").write_bytes(classes.inventory.to_json())
-
-
-# Splits of the training speech by speaker, for what learns from a share of it.
-PARTS = ("train-1", "train-2", "train-3", "train-4")
-MEMBER = Model(architecture="conv_glu")
-SMALL = Model(architecture="conv_glu", arguments={"hidden": 64, "num_layers": 4, "kernel_size": 3})
-ESSENCE = 'weight = 0.8\ntail = "ghost"\n'
-TRAINING = "epochs = {epochs}\nbatch_seconds = 40.0\nnum_threads = 1\n"
-
-
-def recipe(output: Path, *, epochs: int, seeds: tuple[int, ...]) -> Recipe:
-    training = TRAINING.format(epochs=epochs)
-    return Recipe(
-        workspace=Workspace(output),
-        teachers=(
-            Teacher(name="tdnn", model=Model(architecture="tdnn")),
-            Teacher(name="blstm", model=Model(architecture="blstm", arguments={"hidden": 112})),
-            Teacher(name="conv_glu", model=Model(architecture="conv_glu"), num_mel_bins=64),
-        ),
-        arms=(
-            Arm(name="member-hard", model=MEMBER),
-            Arm(name="member-essence", model=MEMBER, soft_labels=ESSENCE),
-            Arm(name="small-hard", model=SMALL),
-            Arm(name="small-essence", model=SMALL, soft_labels=ESSENCE),
-        ),
-        seeds=seeds,
-        selection='policy = "mass"\nmass = 0.95\nmax_entries = 20\nkeep_hard_label = true\n',
-        teacher_training=training,
-        student_training=training,
-        shard_seconds=600.0,
-    )
-
-
-@click.command()
-@click.argument("corpus", type=click.Path(path_type=Path))
-@click.argument("output", type=click.Path(path_type=Path))
-@click.option("--epochs", default=15, show_default=True, help="For every model: equal budgets.")
-@click.option("--seeds", default=3, show_default=True, help="Students per arm.")
-@click.option("--utterances", type=int, help="Use only so many utterances of each split (for a quick try).")
-def main(corpus: Path, output: Path, epochs: int, seeds: int, utterances: int | None) -> None:
-    """Run the whole experiment; about an hour on two cores."""
-    output.mkdir(parents=True, exist_ok=True)
-    if not (output / "corpus.parquet").exists():
-        try:
-            prepare(corpus, output, num_utterances=utterances)
-        except InputError as error:
-            raise click.UsageError(str(error)) from None
-    recipe(output, epochs=epochs, seeds=tuple(range(seeds))).run()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""On-line distillation, what stored targets save: the teachers of deploy/local/speechocean762.py run in the student's loop."""
+"""On-line distillation, what stored targets save: three teachers of a member's size run in the student's loop."""
 
 from __future__ import annotations
 

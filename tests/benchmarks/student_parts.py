@@ -33,7 +33,7 @@ FRONT_END = Fbank(stack=3)
 STORED = Precomputed(num_features=FRONT_END.num_features, frame_shift_ms=FRONT_END.output_frame_shift_ms)
 BATCH_SECONDS = 40.0
 TOP_K = 20
-# As in deploy/local/speechocean762.py.
+# As in deploy/local/essence_questions.py.
 STUDENTS: dict[str, dict[str, Any]] = {"small": {"hidden": 64, "num_layers": 4, "kernel_size": 3}, "member": {}}
 # Of each: utterances have between half and one and a half of it.
 _MEAN_SECONDS = 4.0
