@@ -13,18 +13,8 @@ from softlabel_schemas import IntegrityError, open_dataset
 from student_trainer.config import TrainConfig
 from student_trainer.run_folder import RunFolder
 from student_trainer.train import train
-from tests.support.speech import INVENTORY, SoftDataset, Speech, train_config, write_soft_labels, write_speech
+from tests.support.speech import INVENTORY, SoftDataset, Speech, train_config
 from tests.support.trainings import checkpoint
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory: pytest.TempPathFactory) -> Speech:
-    return write_speech(tmp_path_factory.mktemp("train") / "speech")
-
-
-@pytest.fixture(scope="module")
-def labels(speech: Speech) -> SoftDataset:
-    return write_soft_labels(speech.folder / "labels", speech.split("train"))
 
 
 @pytest.fixture(scope="module")

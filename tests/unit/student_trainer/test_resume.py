@@ -19,22 +19,12 @@ from student_trainer.config import TrainConfig, load_config
 from student_trainer.run_folder import RunFolder
 from student_trainer.train import train
 from tests.support.disturbed import train_until_killed
-from tests.support.speech import SoftDataset, Speech, save_corpus, train_config, write_soft_labels, write_speech
+from tests.support.speech import SoftDataset, Speech, save_corpus, train_config, write_soft_labels
 from tests.support.trainings import checkpoint, history, model_bytes, write_toml
 
 # A checkpoint after every step.
 ALWAYS = {"training__checkpoint_minutes": 1e-9}
 POOLS = {"training__pool_seconds": 1.0}
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory: pytest.TempPathFactory) -> Speech:
-    return write_speech(tmp_path_factory.mktemp("train") / "speech")
-
-
-@pytest.fixture(scope="module")
-def labels(speech: Speech) -> SoftDataset:
-    return write_soft_labels(speech.folder / "labels", speech.split("train"))
 
 
 @pytest.fixture(scope="module")

@@ -25,19 +25,8 @@ from tests.support.speech import (
     train_config,
     without_labels,
     write_soft_labels,
-    write_speech,
 )
 from tests.support.trainings import checkpoint, history, model_bytes
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory: pytest.TempPathFactory) -> Speech:
-    return write_speech(tmp_path_factory.mktemp("train") / "speech")
-
-
-@pytest.fixture(scope="module")
-def labels(speech: Speech) -> SoftDataset:
-    return write_soft_labels(speech.folder / "labels", speech.split("train"))
 
 
 class _StoppedError(Exception):
