@@ -122,6 +122,11 @@ def _load_run(path: Path, splits: Sequence[str]) -> tuple[Run, Evaluation]:
     evaluation = _load(Evaluation, path / evaluation_name(splits), f"make it with: {made_by}")
     if evaluation.inventory_digest != run.inventory_digest:
         raise InputError(f"{path}: trained and evaluated with different class inventories; run: {made_by}")
+    weights = RunFolder(path).weights_digest()
+    if None not in (weights, evaluation.weights_digest) and weights != evaluation.weights_digest:
+        raise InputError(
+            f"{path}: its evaluation is of other weights, from before its training went on; run: {made_by}"
+        )
     return run, evaluation
 
 

@@ -57,7 +57,7 @@ def evaluate_run(
     model, config, inventory = folder.load_model()
     set_threads(config.training.num_threads)
     model = model.to(evaluation_device(config.training.device))
-    what = {"kind": "student", "name": config.name, "run": str(run)}
+    what = {"kind": "student", "name": config.name, "run": str(run), "weights_digest": folder.weights_digest()}
     if config.ctc is not None:
         check_no_graph(decoding)
         corpus = load_transcribed_corpus(manifest, splits)

@@ -73,6 +73,7 @@ class Evaluation(MetricValues):
 
     Attributes:
         units, transcripts_digest: what CTC is evaluated against; None of labels of frames.
+        weights_digest: of the student that was evaluated; None of an ensemble, and of students before it was written.
         graph_digest: None where no words were decoded by a graph.
         left_out: of a dataset's evaluation, the utterances it has no labels for.
     """
@@ -82,6 +83,7 @@ class Evaluation(MetricValues):
     splits: tuple[str, ...]
     corpus_digest: str
     inventory_digest: str
+    weights_digest: str | None = None
     units: Units | None = None
     transcripts_digest: str | None = None
     graph_digest: str | None = None

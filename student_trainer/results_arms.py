@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,11 +16,11 @@ class ArmRecords:
     """
     Attributes:
         first: any record of the arm; all but its seed, metric and value are those of the whole arm.
-        values: one for each seed.
+        values: by seed; the ensemble has one, of the seed None.
     """
 
     first: Record
-    values: dict[Metric, list[float]] = field(default_factory=dict)
+    values: dict[Metric, dict[int | None, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -36,8 +37,33 @@ class ArmRecords:
 
     def spread(self, metric: Metric) -> tuple[float, float | None]:
         """Mean and sample standard deviation (ddof = 1), None for a single value."""
-        values = self.values[metric]
-        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+        values = list(self.values[metric].values())
+        return float(np.mean(values)), _deviation(values)
+
+    def seeds_with(self, other: ArmRecords, metric: Metric) -> list[tuple[float, float]]:
+        """Values of both, for each seed that both have; the ensemble's stands beside every seed."""
+        own, others = self.values.get(metric, {}), other.values.get(metric, {})
+        if other.is_ensemble:
+            return [(value, *others.values()) for value in own.values()]
+        return [(value, others[seed]) for seed, value in own.items() if seed in others]
+
+
+def spread_of_difference(arm: ArmRecords, against: ArmRecords, metric: Metric) -> float | None:
+    """Sample standard deviation of ``arm`` less ``against`` over seeds: how much of it is the luck of a seed."""
+    return _deviation([own - other for own, other in arm.seeds_with(against, metric)])
+
+
+def shares_of_gain(arm: ArmRecords, baseline: ArmRecords, reference: ArmRecords, metric: Metric) -> list[float]:
+    """In percent, of each seed that all three have; no list where the reference gains nothing in one of them."""
+    own, none, whole = (each.values[metric] for each in (arm, baseline, reference))
+    seeds = [seed for seed in own if seed in none and seed in whole]
+    if any(none[seed] <= whole[seed] for seed in seeds):
+        return []
+    return [100 * (none[seed] - own[seed]) / (none[seed] - whole[seed]) for seed in seeds]
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def arms_of(sweep: SweepRecords) -> list[ArmRecords]:
@@ -45,5 +71,5 @@ def arms_of(sweep: SweepRecords) -> list[ArmRecords]:
     arms: dict[str, ArmRecords] = {}
     for record in sweep.records:
         arm = arms.setdefault(record.arm, ArmRecords(first=record))
-        arm.values.setdefault(record.metric, []).append(record.value)
+        arm.values.setdefault(record.metric, {})[record.seed] = record.value
     return list(arms.values())

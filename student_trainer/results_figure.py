@@ -32,7 +32,7 @@ def error_figure(sweep: SweepRecords, *, salt: str) -> str:
             mean, std = arm.spread(metric)
             colour = _colour(arm)
             axes.errorbar(mean, row, xerr=std, fmt="o", capsize=3, color=colour)
-            axes.plot(arm.values[metric], [row] * arm.num_seeds, "|", color=colour, alpha=0.6)
+            axes.plot(list(arm.values[metric].values()), [row] * arm.num_seeds, "|", color=colour, alpha=0.6)
         for arm in arms_of(sweep):
             if arm.is_ensemble:
                 mean, _ = arm.spread(metric)

@@ -15,7 +15,7 @@ from softlabel_schemas.errors import InputError
 from student_trainer.compare import UNKNOWN, signed
 from student_trainer.metric_names import COLUMNS, DIGITS, METRICS, Metric, error_name, unit_name
 from student_trainer.report import write
-from student_trainer.results_arms import ArmRecords, arms_of
+from student_trainer.results_arms import ArmRecords, arms_of, shares_of_gain, spread_of_difference
 from student_trainer.results_figure import bytes_figure, error_figure
 from student_trainer.sweep_records import DifferenceRecord, GainRecord, SweepRecords, load_records, records_json
 
@@ -69,9 +69,11 @@ def _read(path: str | Path) -> str:
 
 _HOW_TO_READ = """\
 Mean ± standard deviation over seeds. A difference is that of the mean error rates of two arms over the same utterances, in
-points, and in percent of the second arm's rate (relative); its interval (95%) and p-value are from a paired bootstrap over
-utterances, and "seeds" says in how many of them the first arm has the lower error. Bytes per frame are those of the soft labels
-that the arm uses, encoded as the dataset is.
+points, and in percent of the second arm's rate (relative). Its interval (95%) and p-value are from a paired bootstrap over
+utterances: they say what other utterances would show, with the seeds as they are. What other seeds would show is said by ±, the
+standard deviation of the difference over seeds, and by "seeds", in how many of them the first arm has the lower error; of what
+is kept of a gain, by the smallest and the largest share of any seed. Bytes per frame are those of the soft labels that the arm
+uses, encoded as the dataset is.
 """
 
 
@@ -96,7 +98,7 @@ def _section(sweep: SweepRecords, figures: Sequence[str]) -> str:
     by_name = {arm.name: arm for arm in arms}
     if sweep.differences:
         header = ["arm", "against", "errors", "difference", "relative", "95% interval", "p", "seeds"]
-        lines += [*_table(header, [_difference_row(found, by_name[found.against]) for found in sweep.differences]), ""]
+        lines += [*_table(header, [_difference_row(found, by_name) for found in sweep.differences]), ""]
     if sweep.gains:
         lines += [*_gains(sweep.gains, by_name, sweep.leading), ""]
     return "\n".join(lines)
@@ -122,12 +124,14 @@ def _spread(arm: ArmRecords, metric: Metric) -> str:
     return f"{mean:.{digits}f}" if std is None else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
-def _difference_row(found: DifferenceRecord, against: ArmRecords) -> list[str]:
+def _difference_row(found: DifferenceRecord, arms: Mapping[str, ArmRecords]) -> list[str]:
+    against = arms[found.against]
+    spread = spread_of_difference(arms[found.arm], against, found.metric)
     return [
         found.arm,
         found.against,
         unit_name(found.metric),
-        signed(found.difference),
+        signed(found.difference) + ("" if spread is None else f" ± {spread:.2f}"),
         _relative(found, against),
         f"{signed(found.low)} to {signed(found.high)}",
         "< 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}",
@@ -149,13 +153,21 @@ def _gains(gains: Sequence[GainRecord], arms: Mapping[str, ArmRecords], metric: 
     said = f"What is kept of {gained}, {signed(points)} points"
     if any(found.low is None for found in gains):
         said += " (its interval holds zero: the shares have none, and mean little)"
-    rows = [[found.arm, _size(arms[found.arm]), *_kept(found)] for found in gains]
-    return [f"{said}:", "", *_table(["arm", "bytes/frame", "gain kept %", "95% interval"], rows)]
+    shares = (shares_of_gain(arms[found.arm], baseline, reference, metric) for found in gains)
+    rows = [
+        [found.arm, _size(arms[found.arm]), *_kept(found), _range(of_seeds)]
+        for found, of_seeds in zip(gains, shares, strict=True)
+    ]
+    return [f"{said}:", "", *_table(["arm", "bytes/frame", "gain kept %", "95% interval", "of any seed"], rows)]
 
 
 def _kept(found: GainRecord) -> tuple[str, str]:
     interval = UNKNOWN if found.low is None or found.high is None else f"{found.low:.1f} to {found.high:.1f}"
     return UNKNOWN if found.kept is None else f"{found.kept:.1f}", interval.replace("-", "−")
+
+
+def _range(shares: Sequence[float]) -> str:
+    return f"{min(shares):.0f} to {max(shares):.0f}".replace("-", "−") if shares else UNKNOWN
 
 
 def _size(arm: ArmRecords) -> str:

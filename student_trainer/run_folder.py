@@ -110,6 +110,16 @@ class RunFolder:
     def inventory(self) -> ClassInventory:
         return ClassInventory.load(self.path / INVENTORY)
 
+    def weights_digest(self) -> str | None:
+        """Of the model as its file names it, which :meth:`load_model` verifies; None where there is no model."""
+        try:
+            with safetensors.safe_open(self.path / MODEL, framework="pt") as file:
+                return (file.metadata() or {}).get(_DIGEST)
+        except FileNotFoundError:
+            return None
+        except safetensors.SafetensorError as error:
+            raise IntegrityError(f"{self.path / MODEL} cannot be read: {error}") from None
+
     def load_model(self) -> tuple[AcousticModel, TrainConfig, ClassInventory]:
         """The trained model in evaluation mode, on the CPU. Raises InputError, IntegrityError."""
         config, inventory = self.config(), self.inventory()

@@ -24,7 +24,8 @@ def stored_bytes_per_frame(config: TrainConfig) -> float | None:
     together; None without soft labels.
 
     Measured, not estimated: they are encoded with the dataset's codec and container, in its shards. A frame whose weight is 0
-    keeps no entry. As for a published dataset, the index and the manifest are not counted.
+    keeps no entry. A selection has the tail masses that it needs, at temperature 1 and at the run's own; without one, all that
+    is stored counts. As for a published dataset, the index and the manifest are not counted.
 
     Raises:
         InputError, IntegrityError: as training does.
@@ -68,6 +69,16 @@ def _narrowed(labels: SoftLabels, utterances: Sequence[Utterance]) -> list[SoftT
     return found
 
 
+def _at_temperatures(targets: SoftTargets, wanted: set[float]) -> SoftTargets:
+    """With the tail masses of these temperatures alone."""
+    kept = [index for index, temperature in enumerate(targets.temperatures) if temperature in wanted]
+    return replace(
+        targets,
+        temperatures=tuple(targets.temperatures[index] for index in kept),
+        tail_mass=np.ascontiguousarray(targets.tail_mass[:, kept]),
+    )
+
+
 def _normalized(targets: SoftTargets) -> SoftTargets:
     """Kept and tail mass sum to 1 again, as they do at capture: those that were decoded are off by the codec's error, more
     than is encoded a second time."""
@@ -83,7 +94,9 @@ def _encoded_bytes(
     dataset: SoftLabelDataset, config: SoftLabelConfig, utterances: Sequence[Utterance], targets: Sequence[SoftTargets]
 ) -> int:
     manifest = dataset.manifest
-    # Samples are of one temperature, whatever the dataset has; and a narrow selection needs fewer bytes to count its entries.
+    if config.selection is not None:
+        targets = [_at_temperatures(each, {1.0, config.temperature}) for each in targets]
+    # A narrow selection needs fewer bytes to count its entries, too.
     own = {"selection": config.selection or manifest.spec.selection, "temperatures": targets[0].temperatures}
     codec = build_codec(manifest.spec.model_copy(update=own))
     container = CONTAINERS[manifest.storage.shard_format]

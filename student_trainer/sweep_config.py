@@ -204,14 +204,16 @@ def _base(base: str | Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return _merged(one_thread, {key: value for key, value in tables.items() if key not in _OWN_KEYS})
 
 
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any], *, tables: bool = True) -> dict[str, Any]:
+    """``tables``: whether the keys are those of TRAIN.toml's tables, of which ``false`` removes one, there or not; further in
+    it may be a value, such as a model's argument."""
     merged = dict(base)
     for key, value in changes.items():
         before = merged.get(key)
-        if value is False and (before is None or isinstance(before, Mapping)):
+        if value is False and (isinstance(before, Mapping) or (before is None and tables)):
             merged.pop(key, None)
         elif isinstance(value, Mapping) and isinstance(before, Mapping) and not _other_kind(before, value):
-            merged[key] = _merged(before, value)
+            merged[key] = _merged(before, value, tables=tables and key == "soft_labels")
         else:
             merged.pop(_EITHER.get(key, ""), None)
             merged[key] = value

@@ -24,15 +24,14 @@ def train_and_evaluate(config: TrainConfig, settings: EvaluateConfig) -> None:
     """Raises what training and evaluation raise; all that they print goes to ``log.txt`` in the run's folder."""
     folder = Path(config.output)
     with _logged(folder / LOG):
-        trained = train(config)
-        if settings.graph is not None and (trained or not (folder / DECODER).exists()):
+        if not train(config) and _is_evaluated(RunFolder(folder), settings):
+            return
+        if settings.graph is not None:
             from student_trainer.tune import tune_run
 
             tune_run(folder, config.corpus.manifest, config.corpus.dev_splits, settings.graph, None)
-        evaluation = folder / evaluation_name(settings.splits)
-        if trained or not _is_evaluated(evaluation, settings):
-            decoding = _decoding(settings, folder / DECODER)
-            evaluate_run(folder, config.corpus.manifest, settings.splits, None, decoding)
+        decoding = _decoding(settings, folder / DECODER)
+        evaluate_run(folder, config.corpus.manifest, settings.splits, None, decoding)
 
 
 def evaluate_ensemble(sweep: Sweep) -> str | None:
@@ -54,11 +53,14 @@ def _decoding(settings: EvaluateConfig, decoder: Path) -> WordDecoding | None:
     return None if settings.graph is None else WordDecoding(graph=settings.graph, settings=str(decoder))
 
 
-def _is_evaluated(path: Path, settings: EvaluateConfig) -> bool:
-    """Words included, where the sweep asks for them."""
-    if not path.exists():
+def _is_evaluated(folder: RunFolder, settings: EvaluateConfig) -> bool:
+    """With the weights that the run ended with, and words included, where the sweep asks for them."""
+    name = evaluation_name(settings.splits)
+    if not (folder.path / name).exists():
         return False
-    evaluation = RunFolder(path.parent).read_json(path.name)
+    evaluation = folder.read_json(name)
+    if evaluation.get("weights_digest") != folder.weights_digest():
+        return False
     return settings.graph is None or evaluation.get("word_error_rate") is not None
 
 

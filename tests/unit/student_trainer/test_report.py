@@ -20,7 +20,7 @@ from softlabel_schemas.errors import InputError
 from student_trainer.cli import main
 from student_trainer.compare import Comparison, compare, results, text
 from student_trainer.report import render
-from student_trainer.run_folder import RunFolder
+from student_trainer.run_folder import RunFolder, build_model
 from tests.support.datasets import INVENTORY, Written, random_rows, write_dataset
 from tests.support.runs import ENSEMBLE, HARD, SOFT, evaluation, write_run
 
@@ -195,6 +195,18 @@ def test_a_wrong_split_in_the_file_is_refused(runs: list[str]) -> None:
     edit(Path(runs[0]) / "evaluation-test.json", splits=["dev"])
     with pytest.raises(InputError, match=r"hard-0 was evaluated on \['dev'\], --split says \['test'\]"):
         compare(runs[:1], [], [], ["test"])
+
+
+def test_an_evaluation_from_before_training_went_on_is_refused(runs: list[str]) -> None:
+    folder = RunFolder(runs[3])
+    folder.write_model(build_model(folder.config(), INVENTORY))
+    edit(folder.path / "evaluation-test.json", weights_digest=folder.weights_digest())
+    assert compare(runs, [], [], ["test"]).arms
+    edit(folder.path / "evaluation-test.json", weights_digest="0" * 64)
+    command = f"student-trainer evaluate {runs[3]} --corpus corpus.parquet --split test"
+    with pytest.raises(InputError, match=re.escape(f"{runs[3]}: its evaluation is of other weights")) as error:
+        compare(runs, [], [], ["test"])
+    assert str(error.value).endswith(f"run: {command}")
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from student_trainer.cli import main
+from student_trainer.results_arms import arms_of, shares_of_gain
 from student_trainer.results_figure import bytes_figure, error_figure
 from student_trainer.sweep_records import GainRecord, SweepRecords, records_json
 from tests.support.records import difference_record, make_records
@@ -135,20 +136,38 @@ def test_an_introduction_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_differences_are_also_in_percent_of_the_other_arm(page: Path) -> None:
     rows = table_rows(page.read_text(encoding="utf-8"), "| arm | against | errors | difference | relative |")
-    # Of a mean of 65 and of 54.5.
+    # Of a mean of 65 and of 54.5. Over seeds −2 and −3.5; +7.5 and +8; there are no records of words.
     assert [row[:5] for row in rows] == [
-        ["8-bytes", "hard", "frame", "−2.75", "−4.23%"],
-        ["8-bytes", "ensemble", "frame", "+7.75", "+14.22%"],
+        ["8-bytes", "hard", "frame", "−2.75 ± 1.06", "−4.23%"],
+        ["8-bytes", "ensemble", "frame", "+7.75 ± 0.35", "+14.22%"],
         ["8-bytes", "hard", "word", "−2.00", "–"],
     ]
+
+
+def test_seeds_are_paired_by_their_number() -> None:
+    """Not by their order: an arm may have others than the rest."""
+    records = make_records({"a": (1.0, 2.0, 4.0), "b": (10.0, 20.0, 30.0), "c": (0.5, 1.0, 3.0)}, {})
+    of_a = [record for record in records.records if record.arm == "a" and record.seed != 0]
+    others = [record for record in records.records if record.arm != "a"]
+    a, b, c = arms_of(records.model_copy(update={"records": (*of_a, *others[::-1])}))[:3]
+    b, c = (b, c) if b.name == "b" else (c, b)
+    assert sorted(a.seeds_with(b, "frame_error_rate")) == [(2.0, 20.0), (4.0, 30.0)]
+    # Of b's gain of 18 and 26 over it.
+    assert sorted(shares_of_gain(b, b, a, "frame_error_rate")) == [0.0, 0.0]
+    assert sorted(shares_of_gain(c, b, a, "frame_error_rate")) == [
+        pytest.approx(100 * 27 / 26),
+        pytest.approx(100 * 19 / 18),
+    ]
+    assert shares_of_gain(c, a, b, "frame_error_rate") == []
 
 
 def test_how_much_of_a_gain_is_kept(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert "What is kept of the gain of all over hard in frame error, +3.50 points:" in text
     assert table_rows(text, "| arm | bytes/frame | gain kept % |") == [
-        ["8-bytes", "7.9", "78.6", "−3.2 to 105.0"],
-        ["4-bytes", "4.1", "42.9", "12.0 to 60.0"],
+        # 2 of 3 points in the one seed, 3.5 of 4 in the other; 1 of 3 and 2 of 4.
+        ["8-bytes", "7.9", "78.6", "−3.2 to 105.0", "67 to 88"],
+        ["4-bytes", "4.1", "42.9", "12.0 to 60.0", "33 to 50"],
     ]
 
 
@@ -156,7 +175,7 @@ def test_a_gain_that_may_be_none(tmp_path: Path) -> None:
     unknown = GainRecord(arm="essence", baseline="essence", reference="hard", kept=0.0, low=None, high=None)
     text = write_page(tmp_path, SMALL.model_copy(update={"gains": (unknown,)}))
     assert "−3.50 points (its interval holds zero: the shares have none, and mean little):" in text
-    assert table_rows(text, "| arm | bytes/frame | gain kept % |") == [["essence", "7.9", "0.0", "–"]]
+    assert table_rows(text, "| arm | bytes/frame | gain kept % |") == [["essence", "7.9", "0.0", "–", "–"]]
 
 
 def texts(svg: str) -> set[str]:

@@ -53,6 +53,19 @@ def test_samples_of_a_dataset_of_two_temperatures(speech: Speech, tmp_path: Path
     assert len(sizes) == 1
 
 
+@pytest.mark.parametrize(("temperature", "needed"), [(1.0, (1.0,)), (2.0, (1.0, 2.0))])
+def test_a_selection_has_the_tails_that_the_run_needs(
+    speech: Speech, tmp_path: Path, temperature: float, needed: tuple[float, ...]
+) -> None:
+    """As samples have: what two arms take to store can be compared."""
+    for name, selection, temperatures in (("wide", TopK(k=5), (1.0, 2.0, 4.0)), ("narrow", TopK(k=1), needed)):
+        spec = {"temperatures": temperatures}
+        write_soft_labels(tmp_path / name, speech.split("train"), selection=selection, spec=spec)
+    settings = {"soft_labels__temperature": temperature, "soft_labels__selection": {"policy": "top_k", "k": 1}}
+    found = stored_bytes_per_frame(train_config(speech, "run", url=str(tmp_path / "wide"), **settings))
+    assert found == pytest.approx(published(tmp_path / "narrow"), rel=0.01)
+
+
 @pytest.mark.parametrize("codec", ["packed-f32", "packed-u8", "mtf-sqrt"])
 def test_all_that_is_stored(speech: Speech, tmp_path: Path, codec: str) -> None:
     write_soft_labels(tmp_path / "labels", speech.split("train"), spec={"codec": codec})

@@ -55,6 +55,21 @@ class TestArms:
         assert soft is not None
         assert (soft.url, soft.weight, soft.selection) == (str(tmp_path / "labels"), 0.5, None)
 
+    def test_false_is_a_value_among_the_arguments_of_a_model(self, tmp_path: Path) -> None:
+        """Which have no tables: ``false`` there switches something off, whether or not the base says anything of it."""
+        off = '[[arms]]\nname = "off"\nmodel = { arguments = { causal = false, hidden = 32 } }\n'
+        base = BASE + "[base.model.arguments]\nhidden = 64\n"
+        assert arms_of(load_sweep(write(tmp_path, off, base=base)))["off"].model.arguments == {
+            "causal": False,
+            "hidden": 32,
+        }
+
+    def test_a_table_that_is_not_there_can_be_removed(self, tmp_path: Path) -> None:
+        none = '[[arms]]\nname = "none"\nctc = false\nsoft_labels = { frames = false }\n'
+        arm = arms_of(load_sweep(write(tmp_path, none)))["none"]
+        assert arm.soft_labels is not None
+        assert (arm.ctc, arm.soft_labels.frames) == (None, None)
+
     def test_a_selection_of_the_same_policy_is_merged_another_replaces_it(self, tmp_path: Path) -> None:
         same = '[[arms]]\nname = "same"\nsoft_labels = { selection = { mass = 0.8 } }\n'
         other = '[[arms]]\nname = "other"\nsoft_labels = { selection = { policy = "top_k", k = 5 } }\n'

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from student_trainer.config import TrainConfig
+from student_trainer.run_folder import RunFolder
 from student_trainer.sweep_config import EvaluateConfig, Sweep, load_sweep
 from student_trainer.sweep_task import evaluate_ensemble, train_and_evaluate
 from tests.support.sweeps import write_sweep, write_words
@@ -49,6 +50,16 @@ def test_what_is_done_is_passed_over(sweep: Sweep, run: TrainConfig) -> None:
     before = written(run)
     train_and_evaluate(run, sweep.evaluate)
     assert written(run) == before
+
+
+def test_what_was_evaluated_before_training_went_on_is_evaluated_again(sweep: Sweep, run: TrainConfig) -> None:
+    """Someone looks at a run that is not done; it is then trained to its end, and killed before its evaluation."""
+    right = read(run, "evaluation-test.json")
+    RunFolder(run.output).write_json(
+        "evaluation-test.json", right | {"weights_digest": "0" * 64, "frame_error_rate": 99.0}
+    )
+    train_and_evaluate(run, sweep.evaluate)
+    assert read(run, "evaluation-test.json") == right
 
 
 def test_words_that_were_not_asked_for_before_are_decoded_later(sweep: Sweep) -> None:
