@@ -44,7 +44,7 @@ class ArmRecords:
         """Values of both, for each seed that both have; the ensemble's stands beside every seed."""
         own, others = self.values.get(metric, {}), other.values.get(metric, {})
         if other.is_ensemble:
-            return [(value, *others.values()) for value in own.values()]
+            others = {seed: value for seed in own for value in others.values()}
         return [(value, others[seed]) for seed, value in own.items() if seed in others]
 
 

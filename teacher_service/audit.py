@@ -22,7 +22,7 @@ from softlabel_schemas.shard import LabelledUtterance, decode_columns, encode_co
 from softlabel_schemas.targets import SoftTargets
 from teacher_service.job import PreparedJob
 from teacher_service.pipeline import label_shard
-from teacher_service.teacher import load_teachers
+from teacher_service.teacher import check_gpu, load_teachers
 
 # Of frames and of entries: what may fall on the other side of a tie, or of the end of a selection.
 _SHARE_ALIKE = 0.99
@@ -156,10 +156,11 @@ def audit(
         on_seconds: told the seconds of speech of each batch when it is done.
 
     Raises:
-        InputError: the job is not the dataset's.
+        InputError: the job is not the dataset's, or labels on GPUs and this machine has none.
         IntegrityError, OSError: a bundle, the corpus or the dataset cannot be read.
     """
     check_job(dataset, job)
+    check_gpu(job.config)
     spec, storage = dataset.manifest.spec, dataset.manifest.storage
     torch.set_num_threads(job.config.resources.cpus_per_actor)
     teachers, codec, found = load_teachers(job.config, job.document.spec), build_codec(spec), Audit(tolerance=tolerance)

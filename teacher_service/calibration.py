@@ -31,7 +31,7 @@ from softlabel_schemas.shard import LabelledUtterance
 from softlabel_schemas.utterance_index import ENTRY
 from teacher_service.job import PreparedJob
 from teacher_service.pipeline import BatchDone, LabelledShard, batches_of, label_shard
-from teacher_service.teacher import Teacher, load_teachers
+from teacher_service.teacher import Teacher, check_gpu, load_teachers
 
 # Each is read for its durations: more say little more of the padding.
 _MAX_SHARDS = 16
@@ -91,11 +91,7 @@ def calibrate(job: PreparedJob, num_batches: int, on_seconds: Callable[[float], 
         InputError: the teachers cannot be loaded or no utterance of the sample could be labelled.
         UtteranceError: an utterance cannot be labelled and the job would fail.
     """
-    if job.config.resources.gpus_per_actor > 0 and not torch.cuda.is_available():
-        raise InputError(
-            "resources.gpus_per_actor: the job labels on GPUs and this machine has none; plan on a machine of the kind "
-            "that is to label"
-        )
+    check_gpu(job.config)
     began = time.monotonic()
     teachers = load_teachers(job.config, job.document.spec)
     startup_seconds = time.monotonic() - began

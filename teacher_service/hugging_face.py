@@ -6,7 +6,8 @@ are taken (others could name code to be fetched and run).
 **Padding.** Models whose first convolution is followed by a group norm (``feat_extract_norm = "group"``: wav2vec2-base,
 hubert-base) take means over time and were trained without an attention mask: padding would change what they say. They run
 one utterance at a time. Those with layer norm run as a padded batch with an attention mask, which gives each utterance what
-it would get alone, up to rounding.
+it would get alone, up to rounding. Not so HuBERT with ``conv_pos_batch_norm``: its batch norm makes other numbers of the zeros
+behind an utterance before a convolution reads them (logits of the tests' model differ by up to 3.8), and it runs one at a time.
 
 Shape suffixes: B utterances, N samples, T frames, V classes.
 """
@@ -30,7 +31,7 @@ from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.front_end import Waveform
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.object_store import refuse_credentials
-from softlabel_schemas.strict import parse
+from softlabel_schemas.strict import parse, shortened
 
 try:
     from transformers import HubertConfig, HubertForCTC, Wav2Vec2Config, Wav2Vec2ForCTC
@@ -55,7 +56,9 @@ class CtcModel(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.is_masked = model.config.feat_extract_norm == "layer"
+        # A setting of HuBERT alone.
+        has_batch_norm = getattr(model.config, "conv_pos_batch_norm", False)
+        self.is_masked = model.config.feat_extract_norm == "layer" and not has_batch_norm
         self.shortest = shortest(model.config)
 
     def forward(self, features_BN1: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +195,8 @@ def _front_end(path: Path, folder: str) -> Waveform:
         values = _read_json(path / name, folder)
     else:
         # Written by processors of transformers 5.
-        values = _read_json(path / "processor_config.json", folder).get("feature_extractor", {})
+        name = "processor_config.json"
+        values = _object(_read_json(path / name, folder), "feature_extractor", where=f"{folder}/{name}")
     expected = "Wav2Vec2FeatureExtractor"
     if values.get("feature_extractor_type", expected) != expected or values.get("feature_size", 1) != 1:
         raise InputError(
@@ -211,8 +215,7 @@ def _inventory(path: Path, config: Any, folder: str) -> ClassInventory:
     if (path / "added_tokens.json").exists():
         vocabulary = _read_json(path / "added_tokens.json", folder) | vocabulary
     if (path / "tokenizer_config.json").exists():
-        added = _read_json(path / "tokenizer_config.json", folder).get("added_tokens_decoder", {})
-        vocabulary = {entry["content"]: int(number) for number, entry in added.items()} | vocabulary
+        vocabulary = _added_tokens(path / "tokenizer_config.json", folder) | vocabulary
     if not all(isinstance(number, int) for number in vocabulary.values()):
         raise InputError(
             f"{folder}/vocab.json: expected one vocabulary, a number for each token; found several or none"
@@ -230,6 +233,28 @@ def _inventory(path: Path, config: Any, folder: str) -> ClassInventory:
         )
     tokens = tuple(names[number] for number in range(config.vocab_size))
     return ClassInventory(names=tokens, blank=tokens[config.pad_token_id])
+
+
+def _added_tokens(path: Path, folder: str) -> dict[str, int]:
+    """The number of each token that the tokenizer's configuration adds."""
+    found = dict[str, int]()
+    where = f"{folder}/{path.name}"
+    for number, entry in _object(_read_json(path, folder), "added_tokens_decoder", where=where).items():
+        if not number.isdecimal() or not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+            raise InputError(
+                f'{where}: added_tokens_decoder: expected numbers, each with an object that has a string "content", found '
+                f"{shortened({number: entry})}"
+            )
+        found[entry["content"]] = int(number)
+    return found
+
+
+def _object(values: dict[str, Any], key: str, *, where: str) -> dict[str, Any]:
+    """The object at ``key``; empty where there is no such key."""
+    found = values.get(key, {})
+    if not isinstance(found, dict):
+        raise InputError(f"{where}: {key}: expected an object, found {type(found).__name__}")
+    return found
 
 
 def _read_json(path: Path, folder: str) -> dict[str, Any]:

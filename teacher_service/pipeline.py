@@ -193,8 +193,7 @@ def _done(rows: Sequence[Utterance], batch: _Batch, results: Results, teacher_se
 
 
 def _run_batch(rows: Sequence[Utterance], batch: _Batch) -> tuple[list[Outputs], Results, float]:
-    """Run the teachers on one padded batch; the seconds it took come last. On a GPU too: the reading of the lengths, in
-    ``Teacher.logits``, waits for it."""
+    """Run the teachers on one padded batch; the seconds it took come last. On a GPU too: ``Teacher.logits`` waits for it."""
     began = time.monotonic()
     outputs, errors = _outputs(rows, batch)
     return outputs, errors, time.monotonic() - began

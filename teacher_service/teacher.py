@@ -42,7 +42,7 @@ class Teacher:
     autocast: bool
 
     def logits(self, features_BTD: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits float [B, T', V] on the teacher's device and lengths int64 [B].
+        """Logits float [B, T', V] on the teacher's device, ready for any of its streams, and lengths int64 [B].
 
         Raises:
             InputError: the model does not take these features or does not give what a bundle promises; both shapes are named.
@@ -57,6 +57,11 @@ class Teacher:
             raise InputError(
                 f"teacher '{self.name}' refuses features of shape {tuple(features_BTD.shape)}: {error}"
             ) from None
+        if self.device.type == "cuda":
+            # Capture reads the logits on a stream of its own. The reading of the lengths, below, waits for them only where they
+            # are on the GPU: pad_packed_sequence gives them on the CPU. Waited for here and not by capture's stream, since
+            # capture begins when the next batch's model may be queued behind this one, and would wait for both.
+            torch.cuda.current_stream(self.device).synchronize()
         if not isinstance(outputs, tuple | list) or [isinstance(each, Tensor) for each in outputs] != [True, True]:
             raise InputError(f"teacher '{self.name}' gives no pair of tensors, expected logits and their lengths")
         logits_BTV, lengths_B = outputs
@@ -77,6 +82,18 @@ class Teacher:
                 f"teacher '{self.name}' gives lengths from {low} to {high} for logits of {logits_BTV.shape[1]} frames"
             )
         return logits_BTV, lengths_B
+
+
+def check_gpu(config: JobConfig) -> None:
+    """Raises InputError where the job labels on GPUs and this machine has none.
+
+    Not for actors: there it is a fault of one node, the driver tries another, and an InputError would end the job.
+    """
+    if config.resources.gpus_per_actor > 0 and not torch.cuda.is_available():
+        raise InputError(
+            f"resources.gpus_per_actor is {config.resources.gpus_per_actor:g}: the job labels on GPUs, and torch "
+            f"{torch.__version__} finds none here; use a machine of the kind that labels"
+        )
 
 
 def load_teachers(config: JobConfig, spec: DatasetSpec) -> list[Teacher]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -98,8 +99,8 @@ def _captured(
 ) -> Selected:
     """On a stream of its own where the device has streams: what is copied does not wait for the next batch's model."""
     device = logits[0].device
-    # The reading of the lengths, in ``Teacher.logits``, has waited for the logits.
-    with torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext():  # type: ignore[no-untyped-call]
+    # It need not wait for the logits, ``Teacher.logits`` has. Nor can they be freed under it: ``to_cpu`` waits for it.
+    with torch.cuda.stream(_capture_stream(device)) if device.type == "cuda" else nullcontext():
         return capture(
             logits,
             num_frames,
@@ -110,6 +111,12 @@ def _captured(
             torch.from_numpy(labels_N),
             streams_NW,
         ).to_cpu()
+
+
+@lru_cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures: memory is reused on its own stream alone, and new streams are 32 different ones in turn."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _hard_labels(row: Utterance, num_frames: int, num_classes: int) -> np.ndarray:

@@ -69,7 +69,7 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class Catalog:
     """Attributes:
-    problems: what could not be read beside the datasets, such as a damaged name.
+    problems: what could not be read beside the datasets, such as a damaged name or a folder of somebody else's.
     """
 
     url: str
@@ -79,17 +79,18 @@ class Catalog:
 
 @dataclass(slots=True)
 class _Found:
-    """What a walk meets. ``homes``: folders that hold names."""
+    """What a walk meets. ``homes``: folders that hold names; ``problems``: of folders that cannot be listed."""
 
     datasets: list[str] = field(default_factory=list)
     homes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 def read_catalog(url: str) -> Catalog:
     """Every dataset under ``url``, by path; what is damaged or half-made is an entry too, and says so.
 
     Raises:
-        InputError, OSError: it is no folder, or the store cannot be used.
+        InputError, OSError: it is no folder, or cannot be listed.
     """
     store = ObjectStore(url)
     # A URL has no folders: nothing there is nothing yet.
@@ -104,7 +105,7 @@ def read_catalog(url: str) -> Catalog:
             lambda path: read_entry(store, path, tuple(names[path])), found.datasets, num_parallel=_DATASETS_AT_ONCE
         )
     ]
-    return Catalog(store.url, tuple(entries), tuple(problems))
+    return Catalog(store.url, tuple(entries), (*found.problems, *problems))
 
 
 def read_entry(store: ObjectStore, path: str, names: tuple[str, ...] = ()) -> Entry:
@@ -128,12 +129,19 @@ def read_entry(store: ObjectStore, path: str, names: tuple[str, ...] = ()) -> En
             about=read_about(own),
             deprecation=read_deprecation(own),
         )
-    except (InputError, IntegrityError) as error:
+    except (InputError, IntegrityError, OSError) as error:
         return Entry(url=url, path=path, names=names, state="damaged", problem=printable(str(error), _MAX_PROBLEM))
 
 
 def _walk(store: ObjectStore, folder: str, found: _Found, *, depth: int) -> None:
-    folders, files = store.children(folder)
+    try:
+        folders, files = store.children(folder)
+    except OSError as error:
+        if not depth:
+            raise
+        # One folder of many, such as a disk's lost+found, which is root's.
+        found.problems.append(printable(str(error), _MAX_PROBLEM))
+        return
     if layout.SPEC in files or layout.MANIFEST in files:
         found.datasets.append(folder)
         return
@@ -154,7 +162,7 @@ def _names(store: ObjectStore, homes: list[str]) -> tuple[defaultdict[str, list[
         try:
             for record in list_names(ObjectStore(url)):
                 names[f"{home}/{record.path}" if home else record.path].append(f"{record.name}:{record.version}")
-        except IntegrityError as error:
+        except (IntegrityError, OSError) as error:
             problems.append(printable(str(error), _MAX_PROBLEM))
     return names, problems
 

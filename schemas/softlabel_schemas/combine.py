@@ -38,6 +38,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabel_schemas.errors import InputError
+from softlabel_schemas.selection import NO_LABEL
 from softlabel_schemas.spec import Combination
 from softlabel_schemas.targets import SoftTargets, offsets_of, segment_sum
 
@@ -87,12 +88,14 @@ class Estimate:
                 even_T = np.where((kept_T > 0) & (tail_T < 1), powered_T, even_T)
         return np.asarray(np.maximum(even_T, _MIN_LOG_PROB))
 
-    def log_prob_T(self, class_ids_T: npt.NDArray[np.integer]) -> Float64:
-        """ln q of one class of each frame, float64 [T]."""
-        found_T = self.log_outside_T(1.0)
-        keys_T = np.arange(self._targets.num_frames) * self._targets.num_classes + class_ids_T
-        _, entries, frames = np.intersect1d(self.keys_E, keys_T, assume_unique=True, return_indices=True)
-        found_T[frames] = self.log_probs_E[entries]
+    def log_prob_T(self, labels_T: npt.NDArray[np.integer]) -> Float64:
+        """ln q of the hard label of each frame, float64 [T]; NaN where a frame has none."""
+        found_T = np.where(labels_T == NO_LABEL, np.nan, self.log_outside_T(1.0))
+        # A key of NO_LABEL, which is -1, would be that of the last class of the frame before.
+        labelled = np.flatnonzero(labels_T != NO_LABEL)
+        keys = labelled * self._targets.num_classes + labels_T[labelled]
+        _, entries, positions = np.intersect1d(self.keys_E, keys, assume_unique=True, return_indices=True)
+        found_T[labelled[positions]] = self.log_probs_E[entries]
         return found_T
 
 

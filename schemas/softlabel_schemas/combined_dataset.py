@@ -165,7 +165,7 @@ def check_inputs(inputs: Sequence[SoftLabelDataset], method: Combination) -> Non
                     "datasets are combined that label the same corpus alike"
                 )
         spec = data.manifest.spec
-        if len(_members(spec)) > 1 and spec.combination != method:
+        if _is_ensemble(spec) and spec.combination != method:
             raise InputError(
                 f"{data.store.url} is a '{spec.combination}' ensemble already, it cannot be a member of a '{method}' one; "
                 "combine the datasets of single teachers"
@@ -186,9 +186,9 @@ def check_inputs(inputs: Sequence[SoftLabelDataset], method: Combination) -> Non
             )
 
 
-def _members(spec: DatasetSpec) -> list[int]:
-    """Positions of the teachers that labelled one utterance: of all, or of the first fold."""
-    return [index for index, teacher in enumerate(spec.teachers) if teacher.fold == spec.teachers[0].fold]
+def _is_ensemble(spec: DatasetSpec) -> bool:
+    """Whether some utterance was labelled by several teachers: by all of them, or by those of one fold."""
+    return max(Counter(teacher.fold for teacher in spec.teachers).values()) > 1
 
 
 def _spec(inputs: Sequence[SoftLabelDataset], weights: Sequence[float], method: Combination, top_k: int) -> DatasetSpec:

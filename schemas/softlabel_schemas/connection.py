@@ -109,6 +109,9 @@ class Connection:
                 where = f"the bucket or folder of {where}"
             raise FileNotFoundError(f"{where} does not exist") from None
         except PermissionError as error:
+            if self.is_local:
+                # A disk has no credentials; its message names the file.
+                raise
             raise PermissionError(
                 f"{where}: access was refused ({error_code(error) or error}); credentials may be missing, expired or not meant "
                 "for this: renew them where the process gets them from, and run again"
@@ -132,7 +135,11 @@ def refuse_credentials(url: str) -> None:
     for each in url.split("::"):
         if "://" not in each:
             continue
-        parts = urlsplit(each)
+        try:
+            parts = urlsplit(each)
+        except ValueError:
+            # Its message has what stands before the host, too.
+            raise InputError("a URL is malformed between :// and the path; expected a host or a bucket there") from None
         user, separator, _ = parts.netloc.rpartition("@")
         # To HTTP servers a token can be the user; for others "container@account" is an address.
         in_user = separator and (":" in user or parts.scheme in ("http", "https"))

@@ -32,7 +32,7 @@ from softlabel_schemas.corpus_schema import (
 )
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.inventory import ClassInventory
-from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.object_store import ObjectStore, refuse_credentials
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +138,7 @@ class Corpus:
         return digest.hexdigest()
 
     def resolve(self, location: str) -> tuple[str, str]:
-        """Folder URL and name of an audio or feature file."""
+        """Folder URL and name of an audio or feature file. Raises InputError where the location holds a credential."""
         if "://" not in location and not location.startswith("/"):
             location = f"{self.base_url}/{location}"
         return split_url(location)
@@ -156,7 +156,13 @@ def rows_of_splits(table: pa.Table, splits: Sequence[str]) -> pa.Table:
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """Folder URL and name of a file. Directly under a scheme or the root, the folder is that: ``memory://``, ``/``."""
+    """Folder URL and name of a file. Directly under a scheme or the root, the folder is that: ``memory://``, ``/``.
+
+    Raises:
+        InputError: the URL holds a credential; does not show it.
+    """
+    # That of a signed URL is in the name, which an ObjectStore of the folder does not see.
+    refuse_credentials(url)
     folder, slash, name = url.rpartition("/")
     if folder.endswith(":/") or not folder:
         folder += slash

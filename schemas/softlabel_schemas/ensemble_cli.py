@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 
 import click
 
@@ -15,6 +16,10 @@ from softlabel_schemas.deprecation import warn_if_deprecated
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.fit_weights import fit_weights
 from softlabel_schemas.spec import Combination
+
+# EM brings the weight of a teacher that adds nothing ever nearer to 0, and at last to 0 itself, which is no weight to combine
+# with. Without a teacher of a weight below this one no probability of the ensemble is off by more than this.
+_LEAST_WEIGHT = 1e-6
 
 
 @click.command()
@@ -77,7 +82,15 @@ def fit_weights_command(urls: tuple[str, ...], corpus: str, split: str, as_json:
     click.echo(f"  {'fitted':<{width}}  {found.fitted:8.4f}")
     if found.num_skipped:
         click.echo(f"left out: {found.num_skipped:,} utterances that a dataset skipped")
-    click.echo(f"softlabels combine ... --weights {','.join(f'{weight:.4g}' for weight in found.weights)}")
+    click.echo("to combine these datasets, or others of the same teachers in their place:")
+    kept = dict[str, float]()
+    for url, weight in zip(urls, found.weights, strict=True):
+        if weight >= _LEAST_WEIGHT:
+            kept[url] = weight
+        else:
+            click.echo(f"  without {url}, whose weight is below {_LEAST_WEIGHT:g}")
+    weights = ",".join(f"{weight / sum(kept.values()):.4g}" for weight in kept.values())
+    click.echo(f"softlabels combine {shlex.join(kept)} --weights {weights} --top-k K --output OUTPUT")
 
 
 def _numbers(text: str) -> list[float]:

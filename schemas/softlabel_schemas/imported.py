@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from softlabel_schemas.errors import InputError
 from softlabel_schemas.frame_labels import AlignedItem, NumFramesError, frames_of_items, middle_of_stack, on_frames
 from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.inventory import ClassInventory
-from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.object_store import ObjectStore, refuse_credentials
 from softlabel_schemas.problems import Problems
 from softlabel_schemas.read_ahead import read_ahead
 from softlabel_schemas.utterance_reader import SERIAL_SUBTYPES
@@ -95,6 +96,15 @@ def read_text(url: str) -> str:
         raise InputError(f"{url} is not UTF-8 text: {error}") from None
 
 
+def array_of_npy(data: bytes) -> npt.NDArray[Any]:
+    """The array of a ``.npy`` file. Raises ValueError."""
+    try:
+        # np.load would also take zip archives.
+        return np.asarray(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False))
+    except Exception as error:  # noqa: BLE001 - of a damaged header NumPy's parser may raise anything
+        raise ValueError(f"not a .npy array: {type(error).__name__} {error}") from None
+
+
 def utterances_of(
     rows: Sequence[ImportedRow], frames: Frames, inventory: ClassInventory | None, *, output: str, where: str
 ) -> tuple[list[Utterance], ClassInventory | None]:
@@ -111,6 +121,11 @@ def utterances_of(
     for row in rows:
         if row.split is None:
             problems.add("utterances without a split (give it as SPLIT=SOURCE)", row.utterance_id)
+        try:
+            # Before any message has the location.
+            refuse_credentials(row.audio)
+        except InputError as error:
+            problems.add(f"audio where {error}", row.utterance_id)
     problems.raise_if_any(f"{where} cannot be imported")
     inventory = inventory or _inventory_of(rows)
     id_of_name = {name: index for index, name in enumerate(inventory.names)} if inventory else {}
@@ -183,8 +198,8 @@ def _utterance(
     output: str,
     problems: Problems,
 ) -> Utterance | None:
-    if not math.isfinite(row.start + (row.duration or 0.0)):
-        problems.add("segments whose times are no finite numbers", row.utterance_id)
+    if not all(math.isfinite(seconds * audio.sample_rate) for seconds in (row.start, row.duration or 0.0)):
+        problems.add("segments whose times are no finite numbers of samples", row.utterance_id)
         return None
     start = round(row.start * audio.sample_rate)
     duration = audio.num_samples - start if row.duration is None else round(row.duration * audio.sample_rate)

@@ -16,7 +16,6 @@ from softlabel_schemas.errors import InputError
 from softlabel_schemas.imported import ImportedRow, read_text
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.problems import Problems
-from softlabel_schemas.strict import shortened
 
 Int32 = npt.NDArray[np.int32]
 # "file.ark:1234", and "file.ark:1234[0:10]" of a part.
@@ -84,11 +83,15 @@ def _read_table(store: ObjectStore, name: str, problems: Problems) -> dict[str, 
     if not store.exists(name):
         return None
     found: dict[str, str] = {}
-    for line in read_text(f"{store.url}/{name}").splitlines():
+    # Other ends of lines that str.splitlines() knows, such as U+2028, may stand in transcripts.
+    for number, line in enumerate(read_text(f"{store.url}/{name}").split("\n"), start=1):
+        if not line.strip():
+            continue
         key, *value = line.split(maxsplit=1)
         # A transcript may be empty.
         if not value and name != "text":
-            problems.add(f"lines of {name} that have no value", shortened(line))
+            # Not the line itself: of wav.scp it may be a URL with a credential.
+            problems.add(f"lines of {name} that have no value", f"line {number}")
         elif key in found:
             problems.add(f"ids that occur more than once in {name}", key)
         else:

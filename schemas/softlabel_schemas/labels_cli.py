@@ -97,6 +97,8 @@ def _lines(path: str) -> list[str]:
         lines = [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give a file with one name on each line") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}") from None
     if not lines:
         raise InputError(f"{path} is empty; give one name on each line")
     return [line.removesuffix("\r") for line in lines]

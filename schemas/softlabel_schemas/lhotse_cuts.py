@@ -7,8 +7,8 @@ unpickles arrays stored as "memory_raw". https://lhotse.readthedocs.io/en/latest
 from __future__ import annotations
 
 import gzip
-import io
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from softlabel_schemas.corpus_output import joined
 from softlabel_schemas.digest import parse_json
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.frame_labels import AlignedItem, class_ids_of
-from softlabel_schemas.imported import ImportedRow, read_source
+from softlabel_schemas.imported import ImportedRow, array_of_npy, read_source
 from softlabel_schemas.problems import Problems
 from softlabel_schemas.shard import LabelledUtterance
-from softlabel_schemas.strict import printable, shortened
+from softlabel_schemas.strict import printable
 from softlabel_schemas.targets import SoftTargets
 
 # Of labels, beyond what the duration has room for: a frame is begun, and edges may be padded.
@@ -54,12 +54,15 @@ def read_cuts(url: str, alignment: str | None, frame_shift_ms: float) -> list[Im
             cut = parse_json(line.encode())
             name = str(cut["id"])
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{url}, line {number}: not a cut of a Lhotse manifest: {shortened(line)}") from None
+            # The line is not shown: it may have a URL with a credential.
+            raise InputError(
+                f'{url}, line {number}: not a cut of a Lhotse manifest, a JSON object with an "id"'
+            ) from None
         try:
             rows.append(_row(cut, alignment, frame_shift_ms))
         except _BadCutError as error:
             problems.add(str(error), name)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             problems.add("cuts that are malformed", f"{name}: {type(error).__name__} {printable(str(error))}")
     if alignment is not None and rows and all(row.class_ids is None and row.items is None for row in rows):
         raise InputError(f"{url}: no cut has the custom field or the alignment '{alignment}'")
@@ -71,9 +74,10 @@ def _lines(url: str) -> Iterator[str]:
     data = read_source(url)
     try:
         text = (gzip.decompress(data) if url.endswith(".gz") else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{url} is not a Lhotse manifest of JSON lines: {error}") from None
-    return (line for line in text.splitlines() if line.strip())
+    # Other ends of lines that str.splitlines() knows, such as U+2028, may stand in JSON strings.
+    return (line for line in text.split("\n") if line.strip())
 
 
 def _row(cut: dict[str, Any], alignment: str | None, frame_shift_ms: float) -> ImportedRow:
@@ -86,13 +90,16 @@ def _row(cut: dict[str, Any], alignment: str | None, frame_shift_ms: float) -> I
         raise _BadCutError(
             "cuts whose audio is not a file or a URL (commands are not run; cuts.save_audios makes files)"
         )
+    if not isinstance(sources[0]["source"], str):
+        raise _BadCutError("cuts whose source of the audio is not text, expected a path or a URL")
     if cut["recording"].get("transforms"):
         raise _BadCutError(
             "cuts with transforms of the audio, such as another speed or rate (cuts.save_audios makes files)"
         )
     supervisions = sorted(cut.get("supervisions") or (), key=lambda each: float(each["start"]))
     texts = [each["text"] for each in supervisions if each.get("text") is not None]
-    speakers = {each.get("speaker") for each in supervisions}
+    # LibriSpeech's are numbers.
+    speakers = {None if each.get("speaker") is None else str(each["speaker"]) for each in supervisions}
     class_ids, items = (None, None) if alignment is None else _hard_labels(cut, supervisions, alignment, frame_shift_ms)
     return ImportedRow(
         utterance_id=str(cut["id"]),
@@ -139,7 +146,7 @@ def _load_array(manifest: dict[str, Any], cut: dict[str, Any], frame_shift_ms: f
             f"arrays with frames of {manifest['frame_shift'] * 1000:g} ms, expected {frame_shift_ms:g} (--frame-shift-ms)"
         )
     data = read_source(f"{array['storage_path']}/{array['storage_key']}")
-    values = np.load(io.BytesIO(data), allow_pickle=False)
+    values = array_of_npy(data)
     first = round((cut["start"] - manifest["start"]) / manifest["frame_shift"])
     if first < 0:
         raise _BadCutError("cuts that begin before their array")

@@ -72,24 +72,26 @@ def write_zarr(dataset: SoftLabelDataset, shards: Iterable[Shard], folder: Path)
         "tail_mass": ((manifest.num_frames, num_temperatures), np.float32),
     }
     arrays = {name: _array(group, name, shape, dtype) for name, (shape, dtype) in shapes.items()}
+    # The manifest does not say how long the ids are.
+    id_bytes = _array(group, "utterance_id_bytes", (0,), np.uint8)
     # How much is written of each; what begins with a zero has one element more than that.
-    num_utterances = num_frames = num_entries = 0
-    ids: list[bytes] = []
+    num_utterances = num_frames = num_entries = num_id_bytes = 0
     for shard in shards:
         targets, own = shard.targets, len(shard)
         utterances = slice(num_utterances + 1, num_utterances + own + 1)
         frames = slice(num_frames, num_frames + targets.num_frames)
         entries = slice(num_entries, num_entries + targets.num_entries)
+        ids = [utterance_id.encode() for utterance_id in shard.utterance_ids]
+        id_offsets = offsets_of([len(each) for each in ids])
+        arrays["utterance_id_offsets"][utterances] = id_offsets[1:] + num_id_bytes
+        id_bytes.append(np.frombuffer(b"".join(ids), dtype=np.uint8))
         arrays["frame_offsets"][utterances] = shard.frame_offsets[1:] + num_frames
         arrays["entry_offsets"][frames.start + 1 : frames.stop + 1] = targets.offsets[1:] + num_entries
         arrays["class_ids"][entries] = targets.class_ids.astype(_id_type(targets.num_classes))
         arrays["log_probs"][entries] = targets.log_probs
         arrays["tail_mass"][frames] = targets.tail_mass
-        ids += [utterance_id.encode() for utterance_id in shard.utterance_ids]
         num_utterances, num_frames, num_entries = num_utterances + own, frames.stop, entries.stop
-    arrays["utterance_id_offsets"][:] = offsets_of([len(each) for each in ids])
-    joined = np.frombuffer(b"".join(ids), dtype=np.uint8)
-    _array(group, "utterance_id_bytes", joined.shape, np.uint8)[:] = joined
+        num_id_bytes += int(id_offsets[-1])
 
 
 def _facts(dataset: SoftLabelDataset) -> dict[str, Any]:
@@ -136,7 +138,8 @@ def _lists(values: npt.NDArray[Any], inner: npt.NDArray[np.int32], outer: npt.ND
 
 
 def _array(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
-    chunks = (max(1, min(shape[0], _CHUNK)), *shape[1:])
+    # An empty one may grow.
+    chunks = (min(shape[0] or _CHUNK, _CHUNK), *shape[1:])
     return group.create_array(
         name, shape=shape, dtype=dtype, chunks=chunks, compressors=ZstdCodec(level=3, checksum=True), fill_value=0
     )

@@ -17,6 +17,9 @@ from softlabel_schemas.imported import ImportedRow, read_text
 from softlabel_schemas.problems import Problems
 
 _NEEDED = ("utterance_id", "audio")
+# Of a value: an alignment of a day of 10 ms frames, with six digits and a space for each, has 60 million. csv's own limit,
+# 131,072, is three minutes of such.
+_MAX_CHARACTERS = 64 << 20
 
 
 def read_table(url: str) -> list[ImportedRow]:
@@ -25,14 +28,27 @@ def read_table(url: str) -> list[ImportedRow]:
     Raises:
         InputError: not such a table, or rows with values that are missing or are no numbers; all of them, by what is wrong.
     """
+    folder, _ = split_url(url)
     if not url.endswith((".tsv", ".csv")):
         raise InputError(f"{url} is neither .tsv (tab-separated) nor .csv (comma-separated)")
     text = io.StringIO(read_text(url), newline="")
     is_tsv = url.endswith(".tsv")
     table = csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.DictReader(text)
+    # It is one for the whole process.
+    limit = csv.field_size_limit(_MAX_CHARACTERS)
+    try:
+        return _rows(table, url, folder, is_tsv=is_tsv)
+    except csv.Error as error:
+        raise InputError(f"{url}, line {table.line_num + 1}: not a row of a table: {error}") from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _rows(table: csv.DictReader[str], url: str, folder: str, *, is_tsv: bool) -> list[ImportedRow]:
     missing = [name for name in _NEEDED if name not in (table.fieldnames or ())]
     if missing:
-        found = ", ".join(table.fieldnames or ())
+        # Without a header line they are values, and a URL among them may hold a credential.
+        found = ", ".join("a URL" if "://" in name else name for name in table.fieldnames or ())
         raise InputError(
             f"{url} has no column {' and no column '.join(missing)} (it has {found}); name them in its first line, with "
             f"{'tabs' if is_tsv else 'commas'} between"
@@ -49,7 +65,7 @@ def read_table(url: str) -> list[ImportedRow]:
             problems.add(f"rows without {name}", where)
         if not empty:
             try:
-                rows.append(_row(fields, split_url(url)[0]))
+                rows.append(_row(fields, folder))
             except (ValueError, OverflowError):
                 problems.add("rows with a start, duration or alignment that is no number", fields["utterance_id"])
     problems.raise_if_any(f"{url} cannot be imported")

@@ -16,14 +16,12 @@ import tarfile
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from softlabel_schemas.corpus import split_url
 from softlabel_schemas.corpus_blocks import RangeFile
 from softlabel_schemas.digest import parse_json
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.frame_labels import class_ids_of
-from softlabel_schemas.imported import ImportedRow
+from softlabel_schemas.imported import ImportedRow, array_of_npy
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.problems import Problems
 
@@ -74,6 +72,11 @@ def _add(samples: dict[str, _Sample], archive: tarfile.TarFile, member: tarfile.
     extension = extension.lower()
     if not stem or extension not in (*AUDIO, *_TEXT):
         return
+    try:
+        member.name.encode()
+    except UnicodeEncodeError:
+        problems.add("members whose names are not UTF-8", member.name)
+        return
     sample = samples.setdefault(f"{folder}{slash}{stem}", _Sample())
     if extension in AUDIO:
         sample.audio.append((member.offset_data, member.size))
@@ -82,7 +85,7 @@ def _add(samples: dict[str, _Sample], archive: tarfile.TarFile, member: tarfile.
     assert content is not None, "a regular file"
     try:
         sample.values.update(_values(extension, content.read()))
-    except (ValueError, EOFError):
+    except ValueError:
         problems.add(f"members .{extension} that are not readable", member.name)
 
 
@@ -95,4 +98,4 @@ def _values(extension: str, data: bytes) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError("not an object")
         return {name: str(found[name]) for name in ("text", "speaker") if found.get(name) is not None}
-    return {"class_ids": class_ids_of(np.load(io.BytesIO(data), allow_pickle=False))}
+    return {"class_ids": class_ids_of(array_of_npy(data))}

@@ -68,6 +68,7 @@ class UtteranceReader:
 
         Raises:
             UtteranceError: the file is missing, unreadable, or not what its row says; both values are given.
+            InputError: the location holds a credential, or this machine cannot use it; no reason to skip the utterance.
         """
         data: dict[str, bytes] = {}
         samples: Float32 | None = None
@@ -97,7 +98,7 @@ class UtteranceReader:
 
     def _read(self, utterance: Utterance, location: str, front_end: AnyFrontEnd) -> bytes:
         """The file, once its sha256 is as the row says."""
-        is_part = isinstance(front_end, Fbank) and utterance.start_sample is not None
+        is_part = not isinstance(front_end, Precomputed) and utterance.start_sample is not None
         key = (location, utterance.audio_offset, utterance.audio_bytes)
         kept = self._recordings.get(key) if is_part else None
         if kept is None:
@@ -123,7 +124,10 @@ class UtteranceReader:
         else:
             max_bytes = utterance.num_samples * _MAX_BYTES_PER_SAMPLE
         max_bytes += _MAX_HEADER_BYTES
-        folder, name = self._corpus.resolve(location)
+        try:
+            folder, name = self._corpus.resolve(location)
+        except InputError as error:
+            raise InputError(f"utterance {utterance.utterance_id}: {error}") from None
         try:
             if "\0" in location:
                 raise FileNotFoundError

@@ -17,7 +17,7 @@ import soundfile
 from softlabel_schemas import InputError, Utterance, load_corpus, write_corpus
 from softlabel_schemas.corpus_file import CorpusFile
 from softlabel_schemas.corpus_schema import SCHEMA, VERSION_1
-from softlabel_schemas.front_end import Fbank
+from softlabel_schemas.front_end import Fbank, Waveform
 from softlabel_schemas.utterance_reader import UtteranceError, UtteranceReader
 
 FBANK = Fbank()
@@ -80,17 +80,19 @@ def test_a_member_of_an_archive_is_a_range_of_bytes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found[1], SAMPLES[-100:])
 
 
-def test_a_recording_is_read_once_for_all_its_segments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("front_end", [FBANK, Waveform()], ids=lambda front_end: front_end.kind)
+def test_a_recording_is_read_once_for_all_its_segments(tmp_path: Path, front_end: Fbank | Waveform) -> None:
     (tmp_path / "a.wav").write_bytes(encoded(SAMPLES))
     write_corpus(tmp_path / "c.parquet", [segment("u1"), segment("u2", start_sample=0), segment("u3", sha256="0" * 64)])
     corpus = load_corpus(tmp_path / "c.parquet")
     reader = UtteranceReader(corpus)
-    reader.samples(corpus[0], FBANK)
+    reader.features(corpus[0], [front_end])
     (tmp_path / "a.wav").unlink()
-    np.testing.assert_array_equal(reader.samples(corpus[1], FBANK), SAMPLES[:4_000])
+    expected = front_end.compute(SAMPLES[:4_000].astype(np.float32))
+    np.testing.assert_array_equal(reader.features(corpus[1], [front_end])[0], expected)
     # Each row's digest is compared all the same.
     with pytest.raises(UtteranceError, match="the corpus manifest says 0000000000000000"):
-        reader.samples(corpus[2], FBANK)
+        reader.features(corpus[2], [front_end])
 
 
 @pytest.mark.parametrize(

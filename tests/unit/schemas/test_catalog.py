@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from markdown_it import MarkdownIt
 
 from softlabel_schemas import open_dataset
@@ -94,6 +99,70 @@ def test_a_damaged_name_is_a_problem_of_the_catalogue(tmp_path: Path) -> None:
     found = json.loads(softlabels("catalog", str(tmp_path), "--json").stdout)
     assert [entry["state"] for entry in found["datasets"]] == ["published"]
     assert "names/english/1.json: not a sealed JSON document" in found["problems"][0]
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Refuses what is at or under a path as a disk does, also to root, for whom permissions do not count."""
+
+    def refuse(path: str) -> None:
+        for name in ("ls", "open"):
+            method = getattr(LocalFileSystem, name)
+
+            def refusing(self: LocalFileSystem, asked: str, *args: Any, method: Any = method, **kwargs: Any) -> Any:
+                if asked.rstrip("/") == path or asked.startswith(f"{path}/"):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), asked.rstrip("/"))
+                return method(self, asked, *args, **kwargs)
+
+            monkeypatch.setattr(LocalFileSystem, name, refusing)
+
+    return refuse
+
+
+def test_a_folder_that_cannot_be_read_is_a_problem_of_the_catalogue(
+    prefix: str, unreadable: Callable[[str], None]
+) -> None:
+    before = json.loads(softlabels("catalog", prefix, "--json").stdout)
+    refused = [f"{prefix}/deep/er", f"{prefix}/names/english/2.json"]
+    for path in refused:
+        unreadable(path)
+    found = json.loads(softlabels("catalog", prefix, "--json").stdout)
+    assert found["problems"] == [f"[Errno 13] Permission denied: '{path}'" for path in refused]
+    states = [(entry["path"], entry["state"]) for entry in before["datasets"] if entry["path"] != "deep/er/labels-3"]
+    assert [(entry["path"], entry["state"]) for entry in found["datasets"]] == states
+    unreadable(prefix)
+    nothing = softlabels("catalog", prefix)
+    assert (nothing.exit_code, f"Permission denied: '{prefix}'" in nothing.stderr) == (2, True)
+
+
+def test_a_dataset_that_cannot_be_read_is_an_entry(prefix: str, unreadable: Callable[[str], None]) -> None:
+    path = f"{prefix}/labels-1/manifest.json"
+    unreadable(path)
+    found = json.loads(softlabels("catalog", prefix, "--json").stdout)
+    entries = {entry["path"]: entry for entry in found["datasets"]}
+    assert (entries["labels-1"]["state"], entries["labels-1"]["names"]) == ("damaged", ["english:1"])
+    # And nothing of credentials, which a disk does not have.
+    assert entries["labels-1"]["problem"] == f"[Errno 13] Permission denied: '{path}'"
+    assert (entries["labels-2"]["state"], len(entries), found["problems"]) == ("published", 5, [])
+    text = softlabels("catalog", prefix)
+    assert (text.exit_code, f"damaged: [Errno 13] Permission denied: '{path}'" in text.stdout) == (0, True)
+
+
+def test_a_store_that_refuses_says_what_to_do(new_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    base = new_url("memory")
+    for name in ("a", "b"):
+        write_dataset(f"{base}/{name}", shard_format="parquet", num_shards=1)
+    read = MemoryFileSystem.cat_file
+
+    def refusing(self: MemoryFileSystem, path: str, *args: Any, **kwargs: Any) -> Any:
+        if path.endswith("/a/manifest.json"):
+            raise PermissionError("AccessDenied")
+        return read(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", refusing)
+    first, second = json.loads(softlabels("catalog", base, "--json").stdout)["datasets"]
+    assert (first["state"], second["state"]) == ("damaged", "published")
+    assert f"{base}/a/manifest.json: access was refused (AccessDenied); credentials may be missing" in first["problem"]
 
 
 def front_matter(text: str) -> dict[str, object]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from softlabel_schemas import InputError
 from softlabel_schemas.combine import Estimate, combine_targets
+from softlabel_schemas.selection import NO_LABEL
 from softlabel_schemas.spec import Combination
 from softlabel_schemas.targets import SoftTargets
 from tests.support.targets import dense_posterior, random_log_posterior, ranking, targets_from_dense
@@ -193,3 +194,12 @@ def test_probability_of_a_class_in_each_frame() -> None:
     classes_T = np.arange(NUM_FRAMES) * 2
     found_T = Estimate(targets).log_prob_T(classes_T)
     np.testing.assert_allclose(np.exp(found_T), spread(targets)[np.arange(NUM_FRAMES), classes_T], rtol=1e-5)
+
+
+@pytest.mark.parametrize("k", [5, NUM_CLASSES])
+def test_a_frame_without_a_label_is_not_taken_for_the_last_class_of_the_frame_before(k: int) -> None:
+    targets = stored(posteriors(4, 1)[0], k, (1.0,))
+    labels_T = np.where(np.arange(NUM_FRAMES) % 2 == 0, NUM_CLASSES - 1, NO_LABEL)
+    found_T = Estimate(targets).log_prob_T(labels_T)
+    np.testing.assert_allclose(np.exp(found_T[::2]), spread(targets)[::2, NUM_CLASSES - 1], rtol=1e-5)
+    assert np.isnan(found_T[1::2]).all()

@@ -17,6 +17,7 @@ from softlabel_schemas.combine import combine_targets
 from softlabel_schemas.combined_dataset import CombinedDataset
 from softlabel_schemas.frame_selection import FrameSelection
 from softlabel_schemas.selection import RandomSampling, TopK
+from softlabel_schemas.spec import TeacherSpec
 from softlabel_schemas.verification import verify
 from tests.support.datasets import NUM_CLASSES
 from tests.support.members import member_rows, write_member
@@ -98,6 +99,36 @@ def test_ensembles_can_be_combined(urls: list[str], tmp_path: Path) -> None:
     result = combine([str(tmp_path / "log_linear"), third], tmp_path / "other")
     assert result.exit_code == 2
     assert "is a 'log_linear' ensemble already, it cannot be a member of a 'arithmetic' one" in result.stderr
+
+
+def folds_of_teachers(*folds: int) -> dict[str, Any]:
+    """Fields of a spec; one teacher for each fold that is given, and equal weights within a fold."""
+    return {
+        "teachers": tuple(
+            TeacherSpec(name=f"t{index}", digest=format(index, "064x"), weight=1 / folds.count(fold), fold=fold)
+            for index, fold in enumerate(folds)
+        ),
+        "num_folds": 2,
+        "speakers_digest": "d" * 64,
+    }
+
+
+@pytest.mark.parametrize("folds", [(0, 1, 1), (0, 0, 1)])
+def test_an_ensemble_of_the_other_kind_in_any_fold(tmp_path: Path, folds: tuple[int, ...]) -> None:
+    single = write_member(tmp_path / "single", member_rows(1), **folds_of_teachers(0, 1))
+    other = write_member(
+        tmp_path / "other", member_rows(2), **folds_of_teachers(*folds) | {"combination": "log_linear"}
+    )
+    result = combine([single, other], tmp_path / "both")
+    assert result.exit_code == 2
+    assert f"{other} is a 'log_linear' ensemble already" in result.stderr
+    assert combine([single, other], tmp_path / "both", "--method", "log_linear").exit_code == 0
+
+
+def test_one_teacher_for_each_fold_is_no_ensemble(tmp_path: Path) -> None:
+    fields = folds_of_teachers(0, 1) | {"combination": "log_linear"}
+    inputs = [write_member(tmp_path / str(seed), member_rows(seed), **fields) for seed in (1, 2)]
+    assert combine(inputs, tmp_path / "both").exit_code == 0
 
 
 def test_killed_and_resumed_it_has_the_same_bytes(urls: list[str], tmp_path: Path) -> None:

@@ -107,6 +107,22 @@ class TestManifest:
     def test_folder_and_name(self, url: str, folder: str, name: str) -> None:
         assert split_url(url) == (folder, name)
 
+    @pytest.mark.parametrize(
+        ("location", "message"),
+        [
+            ("https://host/a.wav?sv=2024&sig=planted", "the https:// URL holds a credential"),
+            ("https://planted@host", "the https:// URL holds a credential"),
+            ("zip://a.wav::https://host/a.zip?X-Amz-Signature=planted", "the https:// URL holds a credential"),
+            ("https://planted@[host/a.wav", "a URL is malformed between :// and the path"),
+        ],
+    )
+    def test_a_location_with_a_credential(self, tmp_path: Path, location: str, message: str) -> None:
+        corpus = write_and_load(tmp_path / "c.parquet")
+        for use in (corpus.resolve, split_url, load_corpus):
+            with pytest.raises(InputError, match=message) as caught:
+                use(location)
+            assert "planted" not in str(caught.value)
+
     def test_row_groups(self, tmp_path: Path) -> None:
         """A reader holds one at a time."""
         utterances = tuple(replace(UTTERANCES[1], utterance_id=str(index)) for index in range(4097))

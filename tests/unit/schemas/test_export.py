@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from softlabel_schemas.cli import main
 from softlabel_schemas.commit import begin, commit_shard, publish
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.plain_export import write_zarr
 from softlabel_schemas.plan import ShardRange
-from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
+from softlabel_schemas.shard import LabelledUtterance, Shard, UtteranceStats
 from softlabel_schemas.spec import DatasetSpec
 from tests.support.datasets import INVENTORY, TEMPERATURES, Written, make_document, random_rows, write_dataset
 from tests.support.speech import FRAME_SHIFT_MS, SoftDataset, Speech, write_soft_labels, write_speech
@@ -166,6 +168,22 @@ def test_zarr(written: Written, tmp_path: Path) -> None:
         np.testing.assert_array_equal(targets.tail_mass, expected.targets.tail_mass)
 
 
+def test_zarr_is_written_shard_by_shard(written: Written, tmp_path: Path) -> None:
+    """Nothing waits in memory for the last shard; there are as many ids as utterances."""
+    dataset = open_dataset(written.url)
+
+    def watched() -> Iterator[Shard]:
+        ids = b""
+        for shard in dataset.iter_shards():
+            yield shard
+            ids += "".join(shard.utterance_ids).encode()
+            arrays = dict(zarr.open_group(tmp_path / "plain", mode="r").arrays())
+            assert arrays["utterance_id_bytes"][:].tobytes() == ids  # type: ignore[union-attr]
+            assert arrays["utterance_id_offsets"][:].max() == len(ids)  # type: ignore[union-attr]
+
+    write_zarr(dataset, watched(), tmp_path / "plain")
+
+
 def test_more_classes_than_16_bits_hold(tmp_path: Path) -> None:
     inventory = ClassInventory(names=tuple(f"token-{index}" for index in range(70_000)))
     document = make_document(1, shard_format="parquet", codec="packed-f32", num_shards=1)
@@ -207,15 +225,16 @@ class TestKaldi:
                 assert [class_id for class_id, _ in pairs] == [class_id for class_id, _ in kept]
                 assert [prob for _, prob in pairs] == pytest.approx([np.exp(log_prob) / mass for _, log_prob in kept])
 
-    def test_an_id_with_a_space(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("utterance_id", ["a b", "a\x01b"])
+    def test_an_id_with_a_space(self, tmp_path: Path, utterance_id: str) -> None:
         pytest.importorskip("kaldi_native_io", reason="pip install '.[kaldi]'")
         first, *others = random_rows()
         assert isinstance(first, LabelledUtterance)
-        spaced = LabelledUtterance(utterance_id="a b", targets=first.targets, stats=first.stats)
+        spaced = LabelledUtterance(utterance_id=utterance_id, targets=first.targets, stats=first.stats)
         write_dataset(str(tmp_path / "labels"), shard_format="parquet", rows=[spaced, *others])
         result = export(str(tmp_path / "labels"), "kaldi", tmp_path / "post")
         assert (result.exit_code, list(tmp_path.iterdir())) == (2, [tmp_path / "labels"])
-        assert "utterance id 'a b' has spaces" in result.stderr
+        assert f"utterance id {utterance_id!r} has spaces or control characters" in result.stderr
 
 
 class TestLhotse:

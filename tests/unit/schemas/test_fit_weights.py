@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from softlabel_schemas.cli import main
 from softlabel_schemas.combine import Estimate
 from softlabel_schemas.fit_weights import mixture_weights
 from softlabel_schemas.shard import LabelledUtterance
-from tests.support.datasets import INVENTORY, NUM_CLASSES
+from tests.support.datasets import INVENTORY, NUM_CLASSES, Row
 from tests.support.members import member_rows, write_member
 
 
@@ -74,7 +76,9 @@ def labels_of(seed: int) -> dict[str, np.ndarray | None]:
     found: dict[str, np.ndarray | None] = {
         f"utt-{index}": rng.integers(-1, NUM_CLASSES, 5 + index).astype(np.int32) for index in range(9)
     }
-    return found | {"utt-4": None}
+    # A frame without a label behind one of the last class: -1 follows in the numbering of all classes of all frames.
+    gaps_T = np.where(np.arange(10) % 2 == 0, NUM_CLASSES - 1, -1).astype(np.int32)
+    return found | {"utt-4": None, "utt-5": gaps_T}
 
 
 def test_from_stored_targets(tmp_path: Path) -> None:
@@ -105,13 +109,49 @@ def test_from_stored_targets(tmp_path: Path) -> None:
 
 
 def test_it_says_how_to_go_on(tmp_path: Path) -> None:
-    urls = [write_member(tmp_path / str(seed), member_rows(seed), name="t" * seed) for seed in (1, 2)]
+    urls = [write_member(tmp_path / f"seed {seed}", member_rows(seed), name="t" * seed) for seed in (1, 2)]
     corpus = corpus_of(tmp_path / "corpus.parquet", labels_of(3))
     result = CliRunner().invoke(main, ["fit-weights", *urls, "--corpus", corpus, "--split", "dev"])
     assert result.exit_code == 0
     assert result.stdout.startswith("log-likelihood of ")
-    weights = result.stdout.splitlines()[-1].removeprefix("softlabels combine ... --weights ").split(",")
-    assert sum(map(float, weights)) == pytest.approx(1, abs=1e-3)
+    assert "without" not in result.stdout
+    args = shlex.split(result.stdout.splitlines()[-1])
+    assert args[:5] == ["softlabels", "combine", *urls, "--weights"]
+    assert sum(map(float, args[5].split(","))) == pytest.approx(1, abs=1e-3)
+    assert args[6:] == ["--top-k", "K", "--output", "OUTPUT"]
+
+
+def test_a_teacher_that_adds_nothing_is_left_out_of_what_is_said(tmp_path: Path) -> None:
+    """Its weight is 0 in the end, with which ``combine`` refuses it."""
+    labels = labels_of(3)
+    urls = [
+        write_member(tmp_path / "1", member_rows(1), name="t"),
+        write_member(tmp_path / "wrong", [always_wrong(row, labels) for row in member_rows(2)], name="wrong"),
+        write_member(tmp_path / "3", member_rows(3), name="ttt"),
+    ]
+    options = ["--corpus", corpus_of(tmp_path / "corpus.parquet", labels), "--split", "dev"]
+    found = json.loads(CliRunner().invoke(main, ["fit-weights", *urls, *options, "--json"]).stdout)
+    assert found["weights"][1] == 0
+    result = CliRunner().invoke(main, ["fit-weights", *urls, *options])
+    assert f"  without {urls[1]}, whose weight is below 1e-06\n" in result.stdout
+    _, *args = shlex.split(result.stdout.splitlines()[-1])
+    assert args[1:3] == [urls[0], urls[2]]
+    made = {"K": "4", "OUTPUT": str(tmp_path / "both")}
+    assert CliRunner().invoke(main, [made.get(each, each) for each in args]).exit_code == 0
+
+
+def always_wrong(row: Row, labels: dict[str, np.ndarray | None]) -> Row:
+    """All mass of each frame on one class, which is not its label."""
+    assert isinstance(row, LabelledUtterance)
+    num_frames, labels_T = row.targets.num_frames, labels[row.utterance_id]
+    targets = replace(
+        row.targets,
+        offsets=np.arange(num_frames + 1),
+        class_ids=np.zeros(num_frames, np.int32) if labels_T is None else (labels_T + 1) % np.int32(NUM_CLASSES),
+        log_probs=np.zeros(num_frames, np.float32),
+        tail_mass=np.zeros_like(row.targets.tail_mass),
+    )
+    return replace(row, targets=targets)
 
 
 @pytest.mark.parametrize(

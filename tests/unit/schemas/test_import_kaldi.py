@@ -62,6 +62,23 @@ def test_a_data_directory(recordings: Recordings) -> None:
     assert corpus.inventory_digest is None
 
 
+def test_blank_lines_and_lines_of_windows(recordings: Recordings) -> None:
+    for name in ("wav.scp", "text", "utt2spk"):
+        path = Path("data", name)
+        path.write_bytes(b"\n" + path.read_bytes().replace(b"\n", b"\r\n") + b" \r\n\n")
+    imported("train=data")
+    assert rows_of(Path("corpus.parquet")) == {
+        each: {"text": text, "speaker": each[:4], "split": "train"} for each, text in TEXTS.items()
+    }
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\x85", "\x0b", "\x1e"])
+def test_a_transcript_with_what_is_no_end_of_a_line(recordings: Recordings, character: str) -> None:
+    Path("data/text").write_text(f"anna-1 one{character}two\n")
+    imported("train=data")
+    assert load_corpus("corpus.parquet")[0].text == f"one{character}two"
+
+
 def test_two_splits(recordings: Recordings) -> None:
     (recordings.folder / "dev").mkdir()
     Path("dev/wav.scp").write_text(f"carl-1 {recordings.audio('bert-1')}\n")
@@ -148,6 +165,21 @@ def test_an_inventory_is_not_replaced(recordings: Recordings) -> None:
 
 
 class TestRefused:
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("anna-3 https://host/a.wav?sv=2024&sig=planted\n", "audio where the https:// URL holds a credential"),
+            ("https://host/a.wav?sv=2024&sig=planted\n", "lines of wav.scp that have no value: 1 (line 4)"),
+        ],
+    )
+    def test_a_credential_is_not_shown(self, recordings: Recordings, line: str, message: str) -> None:
+        with Path("data/wav.scp").open("a") as file:
+            file.write(line)
+        result = import_kaldi("train=data")
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert "planted" not in result.output
+
     def test_everything_wrong_is_listed_once_by_kind(self, recordings: Recordings) -> None:
         lines = [f"piped-{index} sph2pipe -f wav {index}.sph |\n" for index in range(7)]
         with Path("data/wav.scp").open("a") as file:
@@ -157,7 +189,7 @@ class TestRefused:
         assert refused("train=data") == (
             "error: data cannot be imported:\n"
             "  ids that occur more than once in wav.scp: 1 (anna-1)\n"
-            "  lines of wav.scp that have no value: 1 ('bare')\n"
+            "  lines of wav.scp that have no value: 1 (line 13)\n"
             "  recordings that are commands, which are not run (make audio files of them and name these in wav.scp): 7 "
             "(piped-0, piped-1, piped-2, piped-3, piped-4, ...)\n"
             "  recordings in Kaldi archives, which are not read (make audio files of them): 1 (packed)\n"
@@ -175,6 +207,7 @@ class TestRefused:
     def test_segments_outside_their_recordings(self, recordings: Recordings) -> None:
         Path("data/segments").write_text(
             "a anna-1 0.1 0.8\nb anna-1 0.2 0.2\nc anna-1 9 -1\nd anna-1 0.2 0.7\ne anna-1 nan 1\n"
+            "f anna-1 1e308 2\ng anna-1 -1e308 1e308\n"
         )
         Path("data/text").unlink()
         Path("data/utt2spk").unlink()
@@ -182,7 +215,7 @@ class TestRefused:
         assert message.endswith(
             "train=data cannot be imported:\n"
             "  segments outside their recordings, or empty: 3 (a, b, c)\n"
-            "  segments whose times are no finite numbers: 1 (e)\n"
+            "  segments whose times are no finite numbers of samples: 3 (e, f, g)\n"
         )
 
     def test_segments_of_mp3(self, recordings: Recordings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -168,11 +169,20 @@ MANIFEST = {"array": ARRAY, "temporal_dim": 0, "frame_shift": 0.01, "start": 0}
         (MANIFEST | {"frame_shift": 0.04}, "arrays with frames of 40 ms, expected 10 (--frame-shift-ms): 1 (anna-1)"),
         (MANIFEST, "a/b.npy does not exist"),
         (MANIFEST | {"start": 0.5, "array": ARRAY | {"storage_path": "."}}, "cuts that begin before"),
+        (
+            MANIFEST | {"start": float("inf"), "array": ARRAY | {"storage_path": "."}},
+            "cuts that are malformed: 1 (anna-1: OverflowError ",
+        ),
+        (
+            MANIFEST | {"array": ARRAY | {"storage_path": ".", "storage_key": "zip.npy"}},
+            "cuts that are malformed: 1 (anna-1: ValueError not a .npy array: ",
+        ),
         (None, "cuts.jsonl: no cut has the custom field or the alignment 'senones'"),
     ],
 )
 def test_bad_alignments(recordings: Recordings, value: Any, message: str) -> None:
     np.save("b.npy", np.zeros(25, np.int32))
+    Path("zip.npy").write_bytes(b"PK\x03\x04")
     cut = cut_of(recordings, "anna-1").to_dict() | {"custom": {"senones": value}}
     Path("cuts.jsonl").write_text(json.dumps(cut) + "\n")
     assert message in refused("train=cuts.jsonl", "--alignment", "senones")
@@ -181,8 +191,9 @@ def test_bad_alignments(recordings: Recordings, value: Any, message: str) -> Non
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"{}\n", "cuts.jsonl, line 1: not a cut of a Lhotse manifest: '{}'"),
-        (b"\n[1, 2]\n", "cuts.jsonl, line 1: not a cut of a Lhotse manifest: '[1, 2]'"),
+        (b"{}\n", 'cuts.jsonl, line 1: not a cut of a Lhotse manifest, a JSON object with an "id"'),
+        (b"\n[1, 2]\n", "cuts.jsonl, line 1: not a cut of a Lhotse manifest"),
+        (b'{"source": "https://host/a.wav?sig=planted', "cuts.jsonl, line 1: not a cut of a Lhotse manifest"),
         (b"\xff\xfe", "cuts.jsonl is not a Lhotse manifest of JSON lines"),
         (b"", "cuts.jsonl has no utterances"),
         (None, "cuts.jsonl does not exist"),
@@ -191,7 +202,65 @@ def test_bad_alignments(recordings: Recordings, value: Any, message: str) -> Non
 def test_other_files(recordings: Recordings, data: bytes | None, message: str) -> None:
     if data is not None:
         Path("cuts.jsonl").write_bytes(data)
-    assert refused("train=cuts.jsonl").startswith(f"error: {message}")
+    found = refused("train=cuts.jsonl")
+    assert found.startswith(f"error: {message}")
+    assert "planted" not in found
+
+
+@pytest.mark.parametrize("position", [0, 10, -8])
+def test_damaged_gzip(recordings: Recordings, position: int) -> None:
+    """In its head, its data and its checksum."""
+    data = bytearray(gzip.compress(b"{}\n"))
+    data[position] ^= 0xFF
+    Path("cuts.jsonl.gz").write_bytes(data)
+    assert "cuts.jsonl.gz is not a Lhotse manifest of JSON lines: " in refused("train=cuts.jsonl.gz")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_text_with_what_is_no_end_of_a_line(recordings: Recordings, end: str) -> None:
+    cut = cut_of(recordings, "anna-1").to_dict()
+    cut["supervisions"][0]["text"] = "one\u2028two\x85three"
+    line = json.dumps(cut, ensure_ascii=False)
+    Path("cuts.jsonl").write_bytes(f"{line}{end}{end}".encode())
+    imported("train=cuts.jsonl")
+    assert [each.text for each in load_corpus("corpus.parquet")] == ["one\u2028two\x85three"]
+
+
+def test_a_speaker_may_be_a_number(recordings: Recordings) -> None:
+    """As LibriSpeech's are."""
+    cut = cut_of(recordings, "anna-1").to_dict()
+    cut["supervisions"][0]["speaker"] = 17
+    Path("cuts.jsonl").write_text(json.dumps(cut))
+    imported("train=cuts.jsonl")
+    assert load_corpus("corpus.parquet")[0].speaker == "17"
+
+
+@pytest.mark.parametrize("source", [None, 17, ["a.wav"]])
+def test_a_source_that_is_not_text(recordings: Recordings, source: object) -> None:
+    cut = cut_of(recordings, "anna-1").to_dict()
+    cut["recording"]["sources"][0]["source"] = source
+    Path("cuts.jsonl").write_text(json.dumps(cut))
+    message = "cuts whose source of the audio is not text, expected a path or a URL: 1 (anna-1)"
+    assert message in refused("train=cuts.jsonl")
+
+
+def test_a_credential_is_not_shown(recordings: Recordings) -> None:
+    """That of an array neither."""
+    cut = cut_of(recordings, "anna-1").to_dict()
+    array = ARRAY | {"storage_path": "https://host", "storage_key": "b.npy?sig=planted"}
+    cut["custom"] = {"senones": MANIFEST | {"array": array}}
+    cut["recording"]["sources"] = [
+        {"type": "url", "channels": [0], "source": "https://host/a.wav?X-Amz-Signature=planted"}
+    ]
+    Path("cuts.jsonl").write_text(json.dumps(cut))
+    for args, message in (
+        ([], "audio where the https:// URL holds a credential"),
+        (["--alignment", "senones"], "anna-1: InputError the https:// URL holds a credential"),
+    ):
+        result = import_lhotse("train=cuts.jsonl", *args)
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert "planted" not in result.output
 
 
 def test_the_sample_rate_is_the_files(recordings: Recordings) -> None:

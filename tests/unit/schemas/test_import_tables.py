@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from click.testing import CliRunner, Result
 
 from softlabel_schemas import load_corpus
@@ -92,12 +94,75 @@ class TestTable:
                 "utterance_id\taudio\tstart\talignment\na\tb\tx\t\nb\tb\t\t1 y\n",
                 "rows with a start, duration or alignment that is no number: 2 (a, b)",
             ),
+            (
+                "utterance_id\taudio\tstart\na\taudio/anna-1.flac\t1e308\n",
+                "segments whose times are no finite numbers of samples: 1 (a)",
+            ),
+            (
+                "utterance_id\taudio\na\thttps://[host]/a.flac\n",
+                "audio where a URL is malformed between :// and the path; expected a host or a bucket there: 1 (a)",
+            ),
             ("utterance_id\taudio\na\tgone.flac\n", "audio files that do not exist: 1 (./gone.flac)"),
         ],
     )
     def test_bad_tables(self, recordings: Recordings, content: str, message: str) -> None:
         Path("rows.tsv").write_text(content)
         assert message in refused("table", "train=rows.tsv")
+
+    @pytest.mark.parametrize("name", ["rows.tsv", "rows.csv"])
+    def test_an_alignment_of_an_hour(self, recordings: Recordings, name: str) -> None:
+        """Longer than the csv module takes by default, and than other tables may need."""
+        samples = np.zeros(3600 * 1_000, np.int16)
+        soundfile.write("hour.flac", samples, 1_000)
+        comma, ids = "," if name.endswith("csv") else "\t", " ".join(["1"] * 360_000)
+        rows = [["utterance_id", "audio", "split", "alignment"], ["a", "hour.flac", "train", ids]]
+        Path(name).write_text("".join(comma.join(row) + "\n" for row in rows))
+        limit = csv.field_size_limit()
+        imported("table", name)
+        np.testing.assert_array_equal(load_corpus("corpus.parquet")[0].hard_labels, np.ones(360_000))
+        assert csv.field_size_limit() == limit
+
+    @pytest.mark.parametrize(("content", "line"), [("utterance_id\taudio\na\tb\nb\t{}\n", 3), ("{}\taudio\n", 1)])
+    def test_a_value_that_is_too_long(
+        self, recordings: Recordings, monkeypatch: pytest.MonkeyPatch, content: str, line: int
+    ) -> None:
+        monkeypatch.setattr("softlabel_schemas.table_corpus._MAX_CHARACTERS", 100)
+        Path("rows.tsv").write_text(content.format("x" * 101))
+        limit = csv.field_size_limit()
+        message = f"error: rows.tsv, line {line}: not a row of a table: field larger than field limit (100)\n"
+        assert refused("table", "train=rows.tsv") == message
+        assert csv.field_size_limit() == limit
+
+    @pytest.mark.parametrize(
+        ("source", "content", "message"),
+        [
+            (
+                "rows.tsv",
+                "utterance_id\taudio\na\t{}\nb\taudio/anna-1.flac\nc\t{}\n",
+                "audio where the https:// URL holds a credential; leave it out and set it in the environment instead (for "
+                "S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role): 2 (a, c)",
+            ),
+            ("rows.tsv", "a\t{}\n", "rows.tsv has no column utterance_id and no column audio (it has a, a URL)"),
+            ("https://host/rows.tsv?sig=planted", "", "error: the https:// URL holds a credential"),
+        ],
+    )
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "https://host/a.wav?sv=2024&sig=planted",
+            "https://host/a.wav?X-Amz-Signature=planted",
+            "https://u:planted@h/a.wav",
+        ],
+    )
+    def test_a_credential_is_not_shown(
+        self, recordings: Recordings, source: str, content: str, message: str, url: str
+    ) -> None:
+        Path("rows.tsv").write_text(content.format(url, url))
+        result = softlabels_import("table", f"train={source}")
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert "planted" not in result.output
+        assert not Path("corpus.parquet").exists()
 
     def test_a_missing_package(self, recordings: Recordings, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "soundfile", None)
@@ -176,15 +241,33 @@ class TestWebDataset:
             "g.alignment.npy": npy([3 << 32]),
             "f.flac": audio,
             "f.alignment.npy": npy([{"pickled": 1}]),
+            "h.flac": audio,
+            "h.alignment.npy": b"PK\x03\x04",
+            "i.flac": audio,
+            "i.alignment.npy": b"",
+            # Latin-1.
+            "caf\udce9.wav": audio,
+            "caf\udce9.png": b"an image",
         }
         Path("a.tar").write_bytes(tar_of(members))
         assert refused("webdataset", "train=a.tar") == (
             "error: a.tar cannot be imported:\n"
             "  members .json that are not readable: 2 (b.json, c.json)\n"
             "  members .txt that are not readable: 1 (d.txt)\n"
-            "  members .alignment.npy that are not readable: 3 (e.alignment.npy, g.alignment.npy, f.alignment.npy)\n"
+            "  members .alignment.npy that are not readable: 5 (e.alignment.npy, g.alignment.npy, f.alignment.npy, "
+            "h.alignment.npy, i.alignment.npy)\n"
+            "  members whose names are not UTF-8: 1 (caf\\udce9.wav)\n"
             "  utterances without audio (of flac, wav, ogg, mp3, opus): 1 (mute)\n"
             "  utterances with several audio files (of flac, wav, ogg, mp3, opus): 1 (a)\n"
+        )
+
+    def test_a_damaged_header_of_an_array(self, recordings: Recordings) -> None:
+        """Of which NumPy's parser raises what it likes."""
+        header = b"(" * 900 + b"\n"
+        data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+        Path("a.tar").write_bytes(tar_of({"a.wav": b"", "a.alignment.npy": data}))
+        assert "members .alignment.npy that are not readable: 1 (a.alignment.npy)" in refused(
+            "webdataset", "train=a.tar"
         )
 
     @pytest.mark.parametrize(

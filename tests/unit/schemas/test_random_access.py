@@ -13,6 +13,7 @@ import pytest
 from softlabel_schemas import IntegrityError, index_reader, layout, open_dataset, parquet_shard, utterance_index, verify
 from softlabel_schemas.cache import FileCache
 from softlabel_schemas.dataset import SoftLabelDataset
+from softlabel_schemas.index_reader import IndexReader
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.shard_reader import ShardReader
 from softlabel_schemas.utterance_index import Records, key_of
@@ -136,6 +137,35 @@ class TestRequests:
         assert kinds(log).count("index") < 20
         assert kinds(log).count("commits") <= 4
         assert_right(open_dataset(many_buckets.url), found, wanted)
+
+    @pytest.mark.parametrize("shuffled", [False, True])
+    def test_rounds_do_not_grow_with_the_shards(
+        self, new_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, shuffled: bool
+    ) -> None:
+        """Each goes over all ids left. With a probe in each they would be as many as shards."""
+        monkeypatch.setattr(utterance_index, "_ENTRIES_PER_BUCKET", 2)
+        for name, value in {"_FEW_BUCKETS": 1, "_PROBES": 1, "_CACHED_BYTES": 1}.items():
+            monkeypatch.setattr(index_reader, name, value)
+        there = write_dataset(new_url("memory"), shard_format="parquet", rows=ROWS[-198:], num_shards=66)
+        ids, rounds = ids_of(there), 0
+        if shuffled:
+            ids = [ids[n] for n in np.random.default_rng(0).permutation(len(ids))]
+        find_near = IndexReader._find_near
+
+        def counted(self: IndexReader, *args: Any) -> Any:
+            nonlocal rounds
+            rounds += 1
+            return find_near(self, *args)
+
+        monkeypatch.setattr(IndexReader, "_find_near", counted)
+        dataset = open_dataset(there.url)
+        with requests() as log:
+            found = dataset.shards_of(ids)
+        assert found == {each: n for n, shard in enumerate(dataset.iter_shards()) for each in shard.utterance_ids}
+        # Doubling from 1 to more than 66, and some that find the last ones.
+        assert 2 <= rounds <= 12
+        assert kinds(log).count("commits") == 66
+        assert kinds(log).count("index") <= (100 if shuffled else 66)
 
     def test_ids_that_lie_nowhere_near_each_other(self, many_buckets: Written) -> None:
         ids = ids_of(many_buckets)

@@ -246,6 +246,17 @@ def test_refusals(dataset: SoftLabelDataset, tmp_path: Path, args: list[str], me
     assert not (tmp_path / "some").exists()
 
 
+@pytest.mark.parametrize("option", ["--utterances", "--speakers"])
+def test_a_list_in_another_encoding(dataset: SoftLabelDataset, tmp_path: Path, option: str) -> None:
+    corpus = write_speakers(dataset, tmp_path / "corpus")
+    (tmp_path / "names.txt").write_bytes("José\n".encode("latin-1"))
+    args = ["pull", dataset.store.url, str(tmp_path / "some"), option, str(tmp_path / "names.txt")]
+    result = softlabels(*args, "--corpus", corpus)
+    assert result.exit_code == 2
+    assert "names.txt is not UTF-8 text: " in result.stderr
+    assert not (tmp_path / "some").exists()
+
+
 def test_unknown_utterances_and_the_dataset_itself(dataset: SoftLabelDataset) -> None:
     with pytest.raises(InputError, match=re.escape("has no utterance 'a', nor 1 others that are asked for")):
         choose_utterances(dataset, ["utt-ü0", "b", "a"])

@@ -293,6 +293,25 @@ def test_a_file_system_that_this_machine_lacks_is_no_utterances_fault(read: Call
     assert not isinstance(caught.value, UtteranceError)
 
 
+@pytest.mark.parametrize("front_end", [FBANK, STORED])
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://127.0.0.1:9/missing.wav?sv=2024&sig=planted",
+        "http://127.0.0.1:9/missing.wav?X-Amz-Signature=planted",
+        "nosuch://u:planted@host/missing.wav",
+    ],
+)
+def test_a_location_with_a_credential_is_no_reason_to_skip(
+    read: Callable[..., np.ndarray], front_end: Fbank | Precomputed, location: str
+) -> None:
+    """The reason would be stored for good; and it is rarely the only one."""
+    with pytest.raises(InputError, match=r"^utterance u1: the [a-z]*:// URL holds a credential") as caught:
+        read(front_end, **{"audio" if front_end is FBANK else "features": location})
+    assert not isinstance(caught.value, UtteranceError)
+    assert "planted" not in str(caught.value)
+
+
 def importable(protocol: str) -> bool:
     try:
         fsspec.get_filesystem_class(protocol)

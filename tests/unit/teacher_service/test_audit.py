@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from softlabel_schemas import LabelledUtterance, SoftTargets, open_dataset
@@ -163,6 +164,18 @@ def test_another_job_is_refused_before_anything_is_labelled(sounds: Sounds, tmp_
     assert "was not made by this job; give the job that made it:\n  selection: there" in result.stderr
     (tmp_path / "job.toml").write_text(job.replace("shard_seconds = 1.0", "shard_seconds = 99.0"))
     assert "set destination.shard_seconds as it was" in run_audit(url).stderr
+
+
+def test_a_job_for_gpus_is_not_audited_without_one(
+    sounds: Sounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = publish(sounds, tmp_path)
+    job = (tmp_path / "job.toml").read_text()
+    (tmp_path / "job.toml").write_text(job.replace("[resources]", "[resources]\ngpus_per_actor = 0.5"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = run_audit(url)
+    assert result.exit_code == 2
+    assert "error: resources.gpus_per_actor is 0.5: the job labels on GPUs, and torch " in result.stderr
 
 
 def test_the_draw(sounds: Sounds, tmp_path: Path) -> None:

@@ -25,7 +25,10 @@ from teacher_service.hugging_face import import_folder
 from teacher_service.teacher import Teacher, load_teacher
 from tests.support.hugging_face import MODELS, TOKENS, feature_extractor, save_folder, tiny_model
 
-KINDS = [(model_type, norm) for model_type in MODELS for norm in ("group", "layer")]
+KINDS: list[tuple[str, str, dict[str, Any]]] = [
+    *((model_type, norm, {}) for model_type in MODELS for norm in ("group", "layer")),
+    ("hubert", "layer", {"conv_pos_batch_norm": True}),
+]
 
 
 def load(bundle: Path) -> Teacher:
@@ -43,10 +46,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_folder(tmp_path_factory.mktemp("hf") / "tiny-wav2vec2", tiny_model("wav2vec2", "layer"))
 
 
-@pytest.mark.parametrize(("model_type", "norm"), KINDS)
-def test_logits_are_those_of_transformers_for_each_utterance_alone(tmp_path: Path, model_type: str, norm: str) -> None:
+@pytest.mark.parametrize(("model_type", "norm", "changes"), KINDS)
+def test_logits_are_those_of_transformers_for_each_utterance_alone(
+    tmp_path: Path, model_type: str, norm: str, changes: dict[str, Any]
+) -> None:
     """In a batch of other lengths, too; an utterance shorter than a frame has none."""
-    model = tiny_model(model_type, norm)
+    model = tiny_model(model_type, norm, **changes)
     made = import_folder(str(save_folder(tmp_path / "folder", model)), tmp_path / "bundle")
     assert (made.name, made.num_classes, made.frame_shift_ms) == ("folder", len(TOKENS), 20.0)
     teacher = load(tmp_path / "bundle")
@@ -126,6 +131,20 @@ def edited(folder: Path, tmp_path: Path, name: str, change: Callable[[dict[str, 
         ("preprocessor_config.json", lambda v: v.update(sampling_rate="fast"), "feature extractor is not valid"),
         ("preprocessor_config.json", lambda v: v.update(feature_size=80), "feature extractor is Wav2Vec2"),
         ("vocab.json", lambda v: v.update(eng={"A": 1}), "expected one vocabulary, a number for each token"),
+        *(
+            (
+                "tokenizer_config.json",
+                lambda v, added=added: v.update(added_tokens_decoder=added),
+                rf"copy/tokenizer_config\.json: added_tokens_decoder: expected {message}",
+            )
+            for added, message in (
+                (None, "an object, found NoneType"),
+                ([], "an object, found list"),
+                ({"0": "<pad>"}, r"numbers, each with an object .* found \{'0': '<pad>'\}"),
+                ({"0": {"content": 1}}, r"numbers, each with an object .* found \{'0': \{'content': 1\}\}"),
+                ({"zero": {"content": "A"}}, r"numbers, each with an object .* found \{'zero': \{'content': 'A'\}\}"),
+            )
+        ),
     ],
 )
 def test_folders_that_are_refused(
@@ -134,6 +153,18 @@ def test_folders_that_are_refused(
     with pytest.raises(InputError, match=message):
         import_folder(edited(folder, tmp_path, name, change), tmp_path / "bundle")
     assert not (tmp_path / "bundle" / "teacher.json").exists()
+
+
+@pytest.mark.parametrize(("found", "kind"), [(None, "NoneType"), (["fbank"], "list")])
+def test_a_processor_without_a_feature_extractor_is_refused(
+    folder: Path, tmp_path: Path, found: object, kind: str
+) -> None:
+    copy = Path(edited(folder, tmp_path, "config.json", lambda v: None))
+    (copy / "preprocessor_config.json").unlink()
+    (copy / "processor_config.json").write_text(json.dumps({"feature_extractor": found}))
+    message = rf"copy/processor_config\.json: feature_extractor: expected an object, found {kind}"
+    with pytest.raises(InputError, match=message):
+        import_folder(str(copy), tmp_path / "bundle")
 
 
 def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:

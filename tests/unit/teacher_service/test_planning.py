@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from softlabel_schemas.errors import InputError
@@ -136,9 +137,11 @@ def test_what_cannot_be_labelled_is_known_beforehand(tmp_path: Path) -> None:
         plan_of(job_of(tmp_path, tmp_path / "labels", errors__on_error="skip"), 100)
 
 
-@pytest.mark.skipif(calibration.torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_job_for_gpus_is_not_planned_without_one(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="this machine has none"):
+def test_a_job_for_gpus_is_not_planned_without_one(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"resources\.gpus_per_actor is 1: the job labels on GPUs, .* finds none here"):
         plan_of(job_of(corpus, tmp_path / "labels", resources__gpus_per_actor=1), 1)
 
 

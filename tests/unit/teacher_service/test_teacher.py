@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,3 +167,23 @@ def test_logits_of_another_rank(tmp_path: Path) -> None:
     message = "teacher 'linear' gives logits of shape (14, 12), expected [3, frames, 12]"
     with pytest.raises(InputError, match=re.escape(message)):
         teacher.logits(*batch())
+
+
+class OnGpu(torch.Tensor):
+    """Stays where it is when it is moved."""
+
+    def to(self, *_: Any, **__: Any) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_on_a_gpu_the_logits_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever reads them on another stream. Lengths on the CPU, as here, would be read without."""
+    teacher, steps = load(write_linear_teacher(tmp_path)), list[str]()
+    teacher.model.register_forward_hook(lambda *_: steps.append("model"))
+    stream = SimpleNamespace(synchronize=lambda: steps.append("waited"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: {"cuda": stream}[device.type])
+    features_BTD, lengths_B = (each.as_subclass(OnGpu) for each in batch())
+    replace(teacher, device=torch.device("cuda")).logits(features_BTD, lengths_B)
+    assert steps == ["model", "waited"]
+    teacher.logits(*batch())
+    assert steps == ["model", "waited", "model"]
