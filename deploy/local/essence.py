@@ -106,7 +106,7 @@ def main(
     trials: int,
     names: tuple[str, ...],
 ) -> None:
-    """Answer the questions, or those named, with the teachers that these need; all take six to seven hours on two cores."""
+    """Answer the questions, or those named, with the teachers that these need; all take seven to eight hours on two cores."""
     output.mkdir(parents=True, exist_ok=True)
     if not (output / "corpus.parquet").exists():
         try:

@@ -158,6 +158,18 @@ QUESTIONS = (
         ),
     ),
     Question(
+        name="much-longer",
+        title="Can a student pass its teachers, with four times the budget?",
+        model=MEMBER,
+        seeds=3,
+        num_epochs=4,
+        arms=(_augmented(HARD), _augmented(ESSENCE)),
+        pairs=(
+            ("essence-augmented", "hard-augmented"),
+            *((arm, "ensemble") for arm in ("hard-augmented", "essence-augmented")),
+        ),
+    ),
+    Question(
         name="longer-small",
         title="Does the essence help a small student more, with three times the budget?",
         model=SMALL,

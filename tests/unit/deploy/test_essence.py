@@ -85,10 +85,10 @@ def test_the_share_of_all_soft_outputs_gain_is_asked_of_narrower_labels(sweeps: 
 
 
 def test_arms_of_a_question_have_equal_budgets_and_models(sweeps: dict[str, Sweep]) -> None:
-    """Epochs are of a run's own speech, of a quarter of the speakers say; all parts are as large."""
+    """Epochs are of a run's own speech, of a quarter of the speakers say; all parts have as many of them."""
     for name, sweep in sweeps.items():
         heard = {run.training.epochs * len(run.corpus.train_splits) for run in sweep.runs}
-        assert heard == {4 * EPOCHS * {"longer": 2, "longer-small": 3}.get(name, 1)}
+        assert heard == {4 * EPOCHS * {"longer": 2, "longer-small": 3, "much-longer": 4}.get(name, 1)}
         assert len({run.model.model_dump_json() for run in sweep.runs}) == 1
         assert {run.training.precision for run in sweep.runs} == {"bfloat16"}
 

@@ -159,7 +159,7 @@ class TestRecords:
         assert "| bytes/frame | token error % | word error % |" in page
         assert "What is kept of the gain of soft over hard in token error, +12.00 points:" in page
         assert "![Token error of each arm](page-1.svg)" in page
-        assert "| half | ensemble | token | +15.00 | +75.00% |" in page
+        assert "| half | ensemble | token | +15.00 ± 0.00 | +75.00% |" in page
         assert ">token error, percent (mean" in (tmp_path / "page-1.svg").read_text(encoding="utf-8")
 
     def test_files_that_are_refused(self, records: SweepRecords) -> None:
