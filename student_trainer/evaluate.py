@@ -54,10 +54,12 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a run's model and write ``evaluation-<splits>.json`` into its folder (or to ``output``)."""
     folder = RunFolder(run)
+    # Before the weights: should training write others in between, the evaluation counts as of older ones and is made again.
+    weights_digest = folder.weights_digest()
     model, config, inventory = folder.load_model()
     set_threads(config.training.num_threads)
     model = model.to(evaluation_device(config.training.device))
-    what = {"kind": "student", "name": config.name, "run": str(run), "weights_digest": folder.weights_digest()}
+    what = {"kind": "student", "name": config.name, "run": str(run), "weights_digest": weights_digest}
     if config.ctc is not None:
         check_no_graph(decoding)
         corpus = load_transcribed_corpus(manifest, splits)
