@@ -250,7 +250,7 @@ class TestCommand:
         (tmp_path / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-10])
         result = self.evaluate(speech, str(tmp_path))
         assert result.exit_code == 1
-        assert "model.safetensors does not fit the run's configuration" in result.stderr
+        assert "model.safetensors cannot be read" in result.stderr
 
 
 def test_front_end_frames_are_the_label_frames(speech: Speech) -> None:
