@@ -174,10 +174,17 @@ class ObjectStore(Connection):
 
         Args:
             temporaries: include what local writers have not renamed yet, or never will.
+
+        Raises:
+            PermissionError, OSError: a folder under it cannot be read; what is in it would look as if it did not exist.
         """
         self._fs.invalidate_cache()
         try:
-            found = self._call("find", prefix, seconds=_LISTING_SECONDS, detail=True)
+            found = (
+                self._find_on_disk(prefix)
+                if self.is_local
+                else self._call("find", prefix, seconds=_LISTING_SECONDS, detail=True)
+            )
         except FileNotFoundError:
             return {}
         start = len(self._root) + 1
@@ -186,6 +193,22 @@ class ObjectStore(Connection):
             for path, info in sorted(found.items())
             if temporaries or TEMPORARY not in path[start:]
         }
+
+    def _find_on_disk(self, prefix: str) -> dict[str, Any]:
+        """As fsspec's ``find``, which passes over folders that cannot be read."""
+        found, folders = {}, [self.path(prefix)]
+        while folders:
+            try:
+                listing = self._fs.ls(folders.pop(), detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                # Not there, or removed meanwhile.
+                continue
+            for info in listing:
+                if info["type"] == "directory":
+                    folders.append(info["name"])
+                else:
+                    found[info["name"]] = info
+        return found
 
     def children(self, prefix: str) -> tuple[builtins.list[str], builtins.list[str]]:
         """Names of the folders and of the objects directly under ``prefix``, sorted; what is in the folders is not listed.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import pickle  # noqa: TID251  What Ray does to exceptions; nothing is stored.
 import pkgutil
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 import softlabel_schemas
 import student_trainer
@@ -179,6 +183,31 @@ def test_list_more_than_one_page(store: ObjectStore) -> None:
     keys = [f"k/{index:04d}" for index in range(1005)]
     store.put_many(dict.fromkeys(keys, b""))
     assert list(store.list("k")) == keys
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, commits that cannot be read would look as if no shard had been made."""
+    store = ObjectStore(tmp_path / "labels")
+    store.put_many({"commits/0": b"", "shards/0": b""})
+    of_disk = LocalFileSystem.ls
+    errors: dict[str, OSError] = {}
+
+    def refusing(self: LocalFileSystem, path: str, *args: Any, **kwargs: Any) -> Any:
+        """As a disk does, also to root, for whom permissions do not count."""
+        for name, error in errors.items():
+            if path.rstrip("/") == store.path(name):
+                raise error
+        return of_disk(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", refusing)
+    errors["commits"] = PermissionError(errno.EACCES, os.strerror(errno.EACCES), store.path("commits"))
+    for prefix in ("", "commits"):
+        with pytest.raises(PermissionError, match=re.escape(store.path("commits"))):
+            store.list(prefix)
+    assert list(store.list("shards")) == ["shards/0"]
+    # One that another process has removed meanwhile is no error.
+    errors["commits"] = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), store.path("commits"))
+    assert list(store.list("")) == ["shards/0"]
 
 
 def test_delete_passes_over_what_is_missing(store: ObjectStore) -> None:
