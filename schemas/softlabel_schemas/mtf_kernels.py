@@ -209,10 +209,12 @@ def decode_frames(
         first_frame, stop_frame = frame_offsets[u], frame_offsets[u + 1]
         num_frames = stop_frame - first_frame
         i_new, i_first, i_head = np.uint64(ends[1, u]), np.uint64(ends[2, u]), np.uint64(ends[3, u])
-        i_tail, i_over, i_tails = np.uint64(2 * ends[4, u]), np.uint64(ends[5, u]), ends[6, u]
+        i_tail, i_over, i_tails = np.uint64(0), np.uint64(ends[5, u]), ends[6, u]
         end_new, end_first, end_head = np.uint64(ends[1, u + 1]), ends[2, u + 1], ends[3, u + 1]
-        end_tail, end_over = 2 * ends[4, u + 1], np.uint64(ends[5, u + 1])
+        end_tail, end_over = 2 * (ends[4, u + 1] - ends[4, u]), np.uint64(ends[5, u + 1])
         _unpack(positions[ends[0, u] : ends[0, u + 1]], nibbles[entry_offsets[first_frame] : entry_offsets[stop_frame]])
+        tail_nibbles = np.empty(end_tail, np.uint8)
+        _unpack(tail_steps[ends[4, u] : ends[4, u + 1]], tail_nibbles)
         last_tails[:] = 0
         num_recent, recent = 0, np.uint64(0)
         for t in range(first_frame, stop_frame):
@@ -312,9 +314,7 @@ def decode_frames(
                 squares += code * code
                 num_zeros += code == 0
             for e in range(np.uint64(head), np.uint64(stop)):
-                step = np.int64(
-                    tail_steps[i_tail >> np.uint64(1)] >> ((i_tail & np.uint64(1)) << np.uint64(2)) & np.uint64(15)
-                )
+                step = np.int64(tail_nibbles[i_tail])
                 i_tail += np.uint64(1)
                 if step == LONG_STEP:
                     if i_over >= end_over:
