@@ -32,7 +32,7 @@ from torch import Tensor
 from softlabel_schemas import ClassInventory
 from softlabel_schemas.bundle import write_bundle
 from softlabel_schemas.front_end import Fbank
-from softlabel_schemas.plan import plan_shards
+from softlabel_schemas.plan import ShardRange, plan_shards
 from softlabel_schemas.utterance_reader import UtteranceReader
 from student_trainer.models import build_acoustic_model
 from teacher_service.batching import batch_rows, pad
@@ -164,9 +164,14 @@ class JobBench:
         missing_shards(self._job)
         self._actor._job, self._actor._store = self._job, self._job.store()
         ends = []
+
+        def label(shard: ShardRange) -> None:
+            self._actor.label(shard)
+            # As they end: the second may be done before the first.
+            ends.append(time.monotonic())
+
         with ThreadPoolExecutor(2) as pool:
-            for _ in pool.map(self._actor.label, self._job.plan):
-                ends.append(time.monotonic())
+            list(pool.map(label, self._job.plan))
         return self._rate(ends)
 
     def on_ray(self, num_actors: int = 1) -> float:
