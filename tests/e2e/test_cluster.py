@@ -270,7 +270,9 @@ def test_an_actor_that_fails_once(world: World, new_url: Callable[[str], str], w
         what=what,
     )
     url = new_url("s3")
-    job = world.job(f"odd-{what}", url, teachers=[odd.model_dump()], errors={"stall_minutes": 0.1})
+    # On a busy machine an honest shard may take longer than what is little enough to wait for in a test.
+    errors = {"stall_minutes": 0.1} if what == "hang" else {}
+    job = world.job(f"odd-{what}", url, teachers=[odd.model_dump()], errors=errors)
     code, _, stderr = finish(start(["run", str(job), "--address", world.cluster.gcs], world.cluster))
     assert code == 0, stderr
     assert (tmp_path / "marker").exists()
@@ -278,7 +280,7 @@ def test_an_actor_that_fails_once(world: World, new_url: Callable[[str], str], w
     assert [problem for _, problem in verify(dataset) if problem] == []
     # Another bundle, hence another fingerprint, but the same weights and so the same labels.
     assert dataset.manifest.content_digest == world.digest
-    assert num_retries(stderr) == 1
+    assert num_retries(stderr) >= 1 if what == "hang" else num_retries(stderr) == 1
 
 
 def test_a_frozen_actor_is_replaced(world: World, new_url: Callable[[str], str], slow: dict[str, Any]) -> None:
