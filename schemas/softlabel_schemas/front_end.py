@@ -22,6 +22,9 @@ FULL_SCALE = np.float32(32768)
 _WAVEFORM_EPSILON = 1e-7
 # Keeps a constant dimension (digital silence) from being divided by nothing.
 _MIN_STANDARD_DEVIATION = 1e-3
+# kaldi-native-fbank copies samples one by one and holds Python's lock meanwhile: long enough, for all of an utterance's, that
+# models in another thread wait for it. Pieces give the same features; a list is copied faster than an array.
+_CHUNK_SAMPLES = 4000
 
 
 class Fbank(GrownModel):
@@ -85,7 +88,8 @@ class Fbank(GrownModel):
         options.mel_opts.low_freq = self.low_freq
         options.mel_opts.high_freq = self.high_freq
         bank = OnlineFbank(options)
-        bank.accept_waveform(self.sample_rate, samples)
+        for start in range(0, len(samples), _CHUNK_SAMPLES):
+            bank.accept_waveform(self.sample_rate, samples[start : start + _CHUNK_SAMPLES].tolist())
         bank.input_finished()
         features_TD = np.stack([bank.get_frame(t) for t in range(bank.num_frames_ready)])
         if self.normalize == "utterance":
