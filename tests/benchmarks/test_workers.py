@@ -16,8 +16,7 @@ def test_a_run_and_its_figures(tmp_path: Path) -> None:
     manifest = write_benchmark_corpus(tmp_path / "sounds", [0.5] * 4)
     teachers = [each.model_dump(mode="json", exclude_none=True) for each in write_waiting_teacher(tmp_path)]
     measured = run(tmp_path, {"manifest": manifest, "teachers": teachers, "shard_seconds": 0.5}, 1)
-    # The teacher waits for half a second in each shard; the first commits while the second waits.
-    assert measured.wall > 0.8
+    # The teacher waits for half a second in each shard of as much speech.
     assert 0 < measured.rate < 2
     assert measured.driver_cpu > 0
     assert scaling_figure([1.0, 2.0, 3.0], [3.0]).ratio == 0.75

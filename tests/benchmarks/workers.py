@@ -4,8 +4,8 @@
     python -m tests.benchmarks.workers --json
 
 Every run is ``run_job`` in a process of its own, on a Ray of this machine (loopback). Throughput is by the times of the commit
-records, from the first on. The driver's CPU is that of its process, the difference of two runs that differ in their
-shards alone; Ray's own daemons are not in it.
+records, once each actor may have made one. The driver's CPU is that of its process, the difference of two runs that differ in
+their shards alone; Ray's own daemons are not in it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ from teacher_service.job import prepare
 from teacher_service.ray_job import run_job
 from tests.benchmarks.command_line import benchmark_parser, print_figures
 from tests.benchmarks.figures import Figure, interleaved, median_and_spread
-from tests.benchmarks.job import INVENTORY, write_benchmark_corpus, write_teachers, write_waiting_teacher
+from tests.benchmarks.job import (
+    INVENTORY,
+    commit_times,
+    steady_rate,
+    write_benchmark_corpus,
+    write_teachers,
+    write_waiting_teacher,
+)
 from tests.support.teachers import make_job
 
 # Of 1,000,000 hours in 25,000 shards, at a thousand times real time.
@@ -35,10 +42,9 @@ _ACTORS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """``rate``: seconds of speech per second; ``wall``: from the first commit to the last."""
+    """``rate``: seconds of speech per second."""
 
     rate: float
-    wall: float
     driver_cpu: float
 
 
@@ -148,9 +154,8 @@ def _child(call: dict[str, Any]) -> Run:
     cpu = time.process_time()
     run_job(job)
     cpu = time.process_time() - cpu
-    ends = sorted(path.stat().st_mtime for path in (Path(call["url"]) / "commits").iterdir())
-    wall = ends[-1] - ends[0]
-    return Run(rate=sum(job.seconds_of_shard[1:]) / wall, wall=wall, driver_cpu=cpu)
+    ends = commit_times(Path(call["url"]) / "commits")
+    return Run(rate=steady_rate(job.seconds_of_shard, ends, call["num_actors"]), driver_cpu=cpu)
 
 
 def main() -> None:
