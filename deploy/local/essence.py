@@ -10,6 +10,7 @@ the script can be interrupted and run again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +27,23 @@ from softlabel_schemas import ClassInventory, InputError
 PAGE = "speechocean762.md"
 # Every trial against every other: a long page, for those who ask how settings were chosen.
 SETTINGS_PAGE = "speechocean762-settings.md"
+
+
+# What all of an output folder was made with.
+SIZE = "size.json"
+
+
+def check_size(output: Path, **size: int | None) -> None:
+    """Raises UsageError where the folder holds the experiment at another size: what is done there would count as this one's."""
+    path = output / SIZE
+    found = json.loads(path.read_bytes()) if path.exists() else size
+    different = {name: (found.get(name), value) for name, value in size.items() if found.get(name) != value}
+    if different:
+        listed = ", ".join(f"--{name} {before}, now {now}" for name, (before, now) in different.items())
+        raise click.UsageError(f"{output} holds the experiment with {listed}; use another output folder")
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(size), encoding="utf-8")
+    unfinished.replace(path)
 
 
 def make_graph(workspace: Workspace, lexicon: Path) -> None:
@@ -106,8 +124,12 @@ def main(
     trials: int,
     names: tuple[str, ...],
 ) -> None:
-    """Answer the questions, or those named, with the teachers that these need; all take seven to eight hours on two cores."""
+    """Answer the questions, or those named, with the teachers that these need.
+
+    On two cores that takes six to seven hours with 20 epochs, four to five with 12.
+    """
     output.mkdir(parents=True, exist_ok=True)
+    check_size(output, epochs=epochs, teachers=teachers, utterances=utterances)
     if not (output / "corpus.parquet").exists():
         try:
             prepare(corpus, output, num_utterances=utterances)

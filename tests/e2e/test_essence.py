@@ -31,21 +31,18 @@ def test_essence(tmp_path: Path) -> None:
     output = tmp_path / "essence"
     # Two speakers in each split: with one, a fold without them has no dev speech.
     less = ("--epochs", "1", "--seeds", "1", "--utterances", "16", "--teachers", "1", "--trials", "2")
-    finished = subprocess.run(
-        [
-            sys.executable,
-            REPOSITORY / "deploy" / "local" / "essence.py",
-            SPEECHOCEAN762,
-            output,
-            *less,
-            "--question",
-            "longer",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+
+    def essence(*options: str) -> subprocess.CompletedProcess[str]:
+        script = REPOSITORY / "deploy" / "local" / "essence.py"
+        words = [sys.executable, script, SPEECHOCEAN762, output, *options, "--question", "longer"]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    finished = essence(*less)
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
+    # What is there was made with one epoch: none of it is an answer to this.
+    refused = essence(*less, "--epochs", "2")
+    assert refused.returncode == 2
+    assert f"{output} holds the experiment with --epochs 1, now 2; use another output folder" in refused.stderr
     corpus = load_corpus(output / "corpus.parquet")
     assert corpus.hard_label_frame_shift_ms == 30.0
     speakers = corpus.table.select(["split", "speaker"]).group_by(["split", "speaker"]).aggregate([])
