@@ -277,9 +277,16 @@ def write_corpus(
     """Write a corpus manifest; ``inventory`` and the frame shift are needed where utterances have hard labels.
 
     Raises:
-        InputError: a row breaks a rule of the format; names it.
+        InputError: a row breaks a rule of the format, or has a location with a credential, which all readers of the manifest
+            would see; names it.
     """
     rows = [{name: getattr(utterance, name) for name in SCHEMA.names} for utterance in utterances]
+    for row in rows:
+        for location in (row["audio"], row["features"]):
+            try:
+                refuse_credentials(location or "")
+            except InputError as error:
+                raise InputError(f"utterance {row['utterance_id']}: {error}") from None
     metadata = CorpusMetadata(hard_label_frame_shift_ms=None, inventory_digest=None)
     if any(row["hard_labels"] is not None for row in rows):
         if inventory is None or hard_label_frame_shift_ms is None:

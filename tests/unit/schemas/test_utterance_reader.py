@@ -6,11 +6,14 @@ import hashlib
 import io
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
@@ -303,13 +306,27 @@ def test_a_file_system_that_this_machine_lacks_is_no_utterances_fault(read: Call
     ],
 )
 def test_a_location_with_a_credential_is_no_reason_to_skip(
-    read: Callable[..., np.ndarray], front_end: Fbank | Precomputed, location: str
+    tmp_path: Path, front_end: Fbank | Precomputed, location: str
 ) -> None:
-    """The reason would be stored for good; and it is rarely the only one."""
-    with pytest.raises(InputError, match=r"^utterance u1: the [a-z]*:// URL holds a credential") as caught:
-        read(front_end, **{"audio" if front_end is FBANK else "features": location})
+    """The reason would be stored for good; and it is rarely the only one. It is refused as soon as the manifest is written; one
+    may have been written by other means."""
+    path, column = tmp_path / "corpus.parquet", "audio" if front_end is FBANK else "features"
+    utterance = Utterance(
+        utterance_id="u1", sample_rate=16_000, num_samples=16_000, split="train", **{column: "utterance"}
+    )
+    refusal = r"^utterance u1: the [a-z]*:// URL holds a credential"
+    with pytest.raises(InputError, match=refusal) as written:
+        write_corpus(path, [replace(utterance, **{column: location})])
+    assert not path.exists()
+    write_corpus(path, [utterance])
+    table = pq.read_table(path)
+    index = table.column_names.index(column)
+    pq.write_table(table.set_column(index, table.schema.field(index), pa.array([location])), path)
+    corpus = load_corpus(path)
+    with pytest.raises(InputError, match=refusal) as caught:
+        UtteranceReader(corpus).features(corpus[0], [front_end])
     assert not isinstance(caught.value, UtteranceError)
-    assert "planted" not in str(caught.value)
+    assert "planted" not in str(caught.value) + str(written.value)
 
 
 def importable(protocol: str) -> bool:
