@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 DEMO_OUTPUT ?= demo-output
 SPEECHOCEAN762 ?= ../shared/data/speechocean762
 ESSENCE_OUTPUT ?= essence-output
-EPOCHS ?= 20
+EPOCHS ?= 12
 
 KILLS ?= 100
 SEED ?= 1
@@ -18,7 +18,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/demo.py $(DEMO_OUTPUT)
 
 essence: $(VENV)/.installed-demo
-	$(BIN)/python deploy/local/essence.py $(SPEECHOCEAN762) $(ESSENCE_OUTPUT) --epochs $(EPOCHS)
+	$(BIN)/python deploy/local/essence.py $(SPEECHOCEAN762) $(ESSENCE_OUTPUT) --epochs $(EPOCHS) $(if $(FURTHER),--further)
 
 # Four processes for two cores: many tests wait for Ray, S3 and killed processes. Files in their order: the long tests, each
 # alone in its file, would come last otherwise.

@@ -158,6 +158,17 @@ QUESTIONS = (
         ),
     ),
     Question(
+        name="unlabelled",
+        title="What is unlabelled speech worth?",
+        model=SMALL,
+        seeds=3,
+        arms=tuple(arm for share in SHARES for arm in _of_share(share)),
+        pairs=(("hard-25-soft-100", "hard-50"), ("hard-50-soft-100", "hard-100")),
+    ),
+)
+# What was asked once the answers were known.
+FURTHER_QUESTIONS = (
+    Question(
         name="much-longer",
         title="Can a student pass its teachers, with four times the budget?",
         model=MEMBER,
@@ -176,14 +187,6 @@ QUESTIONS = (
         seeds=3,
         num_epochs=3,
         arms=(HARD, ESSENCE),
-    ),
-    Question(
-        name="unlabelled",
-        title="What is unlabelled speech worth?",
-        model=SMALL,
-        seeds=3,
-        arms=tuple(arm for share in SHARES for arm in _of_share(share)),
-        pairs=(("hard-25-soft-100", "hard-50"), ("hard-50-soft-100", "hard-100")),
     ),
 )
 # Settings of a question are those that were chosen for its model.

@@ -19,6 +19,7 @@ from student_trainer.sweep_config import Sweep, load_sweep
 from teacher_service.config import load_job
 
 EPOCHS = 12
+ALL_QUESTIONS = (*questions.QUESTIONS, *questions.FURTHER_QUESTIONS)
 Kinds = dict[Kind, Settings]
 
 
@@ -51,7 +52,7 @@ def loaded(tmp_path: Path, question: Question, chosen: Kinds) -> Sweep:
 def sweeps(tmp_path: Path) -> dict[str, Sweep]:
     chosen = settings.chosen(trials_file(tmp_path, {"hard": 3, "soft": 1, "both": 3}))
     chosen = with_chosen("sampled-20-without-silence", chosen)
-    return {question.name: loaded(tmp_path, question, chosen) for question in questions.QUESTIONS}
+    return {question.name: loaded(tmp_path, question, chosen) for question in ALL_QUESTIONS}
 
 
 def test_settings_of_each_kind_are_those_of_its_best_trial(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_every_kind_has_the_same_number_of_trials_all_on_dev_speech(tmp_path: Pa
         assert sweep.evaluate.splits == ("dev",)
         assert len(sweep.arms) == len(sweep.runs) == sum(map(len, settings.TRIALS.values()))
     tuned = [tuning.model for tuning in tunings]
-    assert all(question.model in tuned for question in questions.QUESTIONS)
+    assert all(question.model in tuned for question in ALL_QUESTIONS)
 
 
 def test_every_question_is_a_valid_sweep_on_stored_labels(sweeps: dict[str, Sweep], tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_an_arm_that_the_chosen_settings_make_the_same_as_another_is_left_out(
     sweep = loaded(tmp_path, questions.QUESTIONS[0], chosen)
     assert "essence-at-1" not in sweep.arms
     assert ("sampled-50", "essence-at-1") not in sweep.pairs
-    (how_much,) = [question for question in questions.QUESTIONS if question.trials]
+    (how_much,) = [question for question in ALL_QUESTIONS if question.trials]
     assert "8-bytes-chosen" in loaded(tmp_path, how_much, with_chosen("sampled-13", chosen)).arms
     chosen["both"] = Settings(soft={"weight": 0.8, "temperature": 1.0})
     assert "8-bytes-chosen" not in loaded(tmp_path, how_much, with_chosen("budget-ghost", chosen)).arms
@@ -145,7 +146,7 @@ def test_an_arm_that_the_chosen_settings_make_the_same_as_another_is_left_out(
 
 def test_only_what_the_chosen_questions_need_is_labelled() -> None:
     def needed(*names: str) -> list[str]:
-        chosen = [question for question in questions.QUESTIONS if question.name in names]
+        chosen = [question for question in ALL_QUESTIONS if question.name in names]
         return [labels.url for labels in essence.labels_of(chosen, 1)]
 
     whole = ["labels-train", "labels-heard", "labels-dev", "labels-test", "labels-25", "labels-50"]
@@ -156,7 +157,7 @@ def test_only_what_the_chosen_questions_need_is_labelled() -> None:
 
 
 def test_a_question_finds_all_its_labels(sweeps: dict[str, Sweep]) -> None:
-    for question in questions.QUESTIONS:
+    for question in ALL_QUESTIONS:
         sweep = sweeps[question.name]
         used = {url for run in sweep.runs if run.soft_labels for url in run.soft_labels.locations}
         used |= {url for url in (sweep.evaluate.ensemble, sweep.evaluate.dev_ensemble) if url}
