@@ -27,8 +27,6 @@ from softlabel_schemas import ClassInventory, InputError
 PAGE = "speechocean762.md"
 # Every trial against every other: a long page, for those who ask how settings were chosen.
 SETTINGS_PAGE = "speechocean762-settings.md"
-
-
 # What all of an output folder was made with.
 SIZE = "size.json"
 
@@ -134,15 +132,16 @@ def main(
 ) -> None:
     """Answer the questions, or those named, with the teachers that these need.
 
-    On two cores that takes four to five hours. The page in student_trainer/results is of --epochs 20 --further: seven to eight.
+    On two cores that takes an estimated four to five hours. The page in student_trainer/results is of --epochs 20
+    --further, which takes seven to eight.
     """
     output.mkdir(parents=True, exist_ok=True)
-    check_size(output, epochs=epochs, teachers=teachers, utterances=utterances)
     if not (output / "corpus.parquet").exists():
         try:
             prepare(corpus, output, num_utterances=utterances)
         except InputError as error:
             raise click.UsageError(str(error)) from None
+    check_size(output, epochs=epochs, teachers=teachers, utterances=utterances)
     workspace = Workspace(output)
     questions = [
         question
