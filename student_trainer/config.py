@@ -156,7 +156,7 @@ class TrainingConfig(StrictModel):
     """Attributes:
     batch_seconds: padded speech in a batch.
     pool_seconds: speech shuffled together; a corpus up to this size is kept in memory (at every speed of the augmentation) and
-        shuffled as a whole.
+        shuffled as a whole. Dev speech up to this size is kept in memory, too.
     warmup: share of the run in which the learning rate rises; it then falls to zero along a cosine.
     checkpoint_minutes: between checkpoints within an epoch; there is one after every epoch anyhow.
     precision: of the model's products in training. "bfloat16" needs about half the time where the processor has instructions

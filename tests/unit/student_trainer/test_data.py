@@ -231,6 +231,26 @@ def assert_same_batch(found: Batch, expected: Batch) -> None:
         assert torch.equal(getattr(found.targets, name), getattr(expected.targets, name)), name
 
 
+class TestBatchesToEvaluate:
+    def test_of_a_corpus_that_is_kept_are_read_once(self, tmp_path: Path) -> None:
+        own = write_speech(tmp_path / "speech")
+        corpus = own.corpus.select_splits(["dev"])
+        seconds = float(corpus.seconds().sum())
+        kept = TrainingData(corpus, FRONT_END, keep_seconds=seconds)
+        read = TrainingData(corpus, FRONT_END, keep_seconds=seconds - 0.01)
+        before = [batch for _, batch in read.batches_to_evaluate(torch.device("cpu"))]
+        for _ in range(2):
+            found = list(kept.batches_to_evaluate(torch.device("cpu")))
+            for (examples, batch), expected in zip(found, before, strict=True):
+                assert batch.utterance_ids == expected.utterance_ids == tuple(each.utterance_id for each in examples)
+                assert torch.equal(batch.features_BTD, expected.features_BTD)
+                assert torch.equal(batch.labels_N, expected.labels_N)
+            for path in own.folder.glob("*.wav"):
+                path.unlink()
+        with pytest.raises(UtteranceError, match="dev-"):
+            list(read.batches_to_evaluate(torch.device("cpu")))
+
+
 class TestCollate:
     def test_pads_features_and_joins_frames(self, speech: Speech, labels: SoftDataset) -> None:
         rows = [3, 0, 6]
