@@ -8,6 +8,7 @@ cluster the folders of the sweep, the corpus and the labels lie on a disk that t
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -54,7 +55,7 @@ def run_on_ray(
         if is_local:
             _check_room(runs)
         # A process for each run: what one has left in memory is not in the way of the next.
-        remote = ray.remote(max_calls=1)(task)
+        remote = ray.remote(max_calls=1)(_interruptible(task))
         pending = {
             remote.options(
                 num_cpus=_threads(config), num_gpus=_gpus(config), name=config.output.rsplit("/", 1)[-1]
@@ -68,6 +69,17 @@ def run_on_ray(
             raise
         except RayError as error:
             raise CheckFailedError(f"Ray failed under the sweep: {error}; run again to go on") from error
+
+
+def _interruptible(task: Task) -> Task:
+    """Ray interrupts a task in Python's way, which does nothing in a process that was begun with SIGINT ignored; those that
+    ``nohup student-trainer sweep ... &`` begins from a script are."""
+
+    def interruptible(config: TrainConfig, evaluate: EvaluateConfig) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        task(config, evaluate)
+
+    return interruptible
 
 
 def _collect(pending: dict[Any, TrainConfig], runs: Sequence[TrainConfig]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import numpy as np
 import soundfile
-from recipe import Arm, Model, Recipe, Teacher, Workspace
+from recipe import Arm, Model, Recipe, Teacher, Workspace, stop_with_commands
 from synthesis import SAMPLE_RATE, SILENCE, frame_labels, synthesize_corpus
 
 from softlabel_schemas import ClassInventory, Utterance, write_corpus
@@ -105,6 +105,7 @@ def recipe(output: Path, *, epochs: int, seeds: tuple[int, ...]) -> Recipe:
 @click.option("--sentences", default=300, show_default=True, help="For training; a fifth as many more for the test.")
 def main(output: Path, epochs: int, seeds: int, sentences: int) -> None:
     """Run the whole demo in OUTPUT; run again to go on after an interruption."""
+    stop_with_commands()
     if not (output / "corpus.parquet").exists():
         prepare(output, num_train=sentences, num_dev=max(8, sentences // 8), num_test=max(12, sentences // 5))
     recipe(output, epochs=epochs, seeds=tuple(range(seeds))).run()

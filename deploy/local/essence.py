@@ -19,7 +19,7 @@ from essence_arms import Question, trials_of
 from essence_questions import FURTHER_QUESTIONS, MODELS, QUESTIONS
 from essence_settings import NUM_TRIALS, Kind, Settings, chosen, dev_errors
 from essence_teachers import ARCHITECTURES, LABELS, Labels, label, train_teachers
-from recipe import Workspace
+from recipe import Workspace, stop_with_commands
 from speechocean762 import PARTS, prepare
 
 from softlabel_schemas import ClassInventory, InputError
@@ -135,6 +135,7 @@ def main(
     On two cores that takes an estimated four to five hours. The page in student_trainer/results is of --epochs 20
     --further, which takes seven to eight.
     """
+    stop_with_commands()
     output.mkdir(parents=True, exist_ok=True)
     if not (output / "corpus.parquet").exists():
         try:

@@ -7,21 +7,44 @@ changed. Commands resume or pass over what is done; so does a recipe.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import click
 
 COMMANDS = Path(sys.executable).parent
+# Commands at work, and whether they are to end.
+_running: set[subprocess.Popen[bytes]] = set()
+_stopping = threading.Event()
 
 
 class RecipeError(click.ClickException):
     """A command of the recipe failed; what is done stays done."""
+
+
+def stop_with_commands() -> None:
+    """From now on Ctrl-C and SIGTERM end the commands at work, each in its own way, and then the recipe. A terminal sends
+    Ctrl-C to the commands as well; SIGTERM is passed on."""
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        _stopping.set()
+        if number == signal.SIGTERM:
+            for process in tuple(_running):
+                process.terminate()
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, stop)
 
 
 def inline(value: object) -> str:
@@ -47,9 +70,18 @@ class Workspace:
 
     def command(self, *words: str) -> None:
         click.secho(f"$ {' '.join(words)}", bold=True)
-        finished = subprocess.run([COMMANDS / words[0], *words[1:]], cwd=self.folder, check=False)
-        if finished.returncode:
-            raise RecipeError(f"'{' '.join(words)}' ended with exit code {finished.returncode}")
+        process = subprocess.Popen([COMMANDS / words[0], *words[1:]], cwd=self.folder)
+        _running.add(process)
+        # Another thread's command may begin while the signal's handler goes through them.
+        if _stopping.is_set():
+            process.terminate()
+        try:
+            with process:
+                process.wait()
+        finally:
+            _running.remove(process)
+        if process.returncode:
+            raise RecipeError(f"'{' '.join(words)}' ended with exit code {process.returncode}")
 
 
 @dataclass(frozen=True, kw_only=True)

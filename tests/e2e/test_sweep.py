@@ -38,11 +38,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(path: Path) -> subprocess.Popen[str]:
+def start(path: Path, *before: str) -> subprocess.Popen[str]:
+    """``before``: a command that becomes it."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     paths = [str(ROOT), str(ROOT / "schemas"), environment.get("PYTHONPATH", "")]
     return subprocess.Popen(
-        [sys.executable, "-m", "student_trainer.cli", "sweep", str(path)],
+        [*before, sys.executable, "-m", "student_trainer.cli", "sweep", str(path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -121,11 +122,12 @@ def test_interrupted_and_resumed_with_a_failing_arm(folder: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_ctc_terminated_and_resumed(tmp_path: Path) -> None:
-    """SIGTERM, with which clusters stop a job, is as Ctrl-C; what it leaves is ended without Ray."""
+    """SIGTERM, with which clusters stop a job, is as Ctrl-C, also where Ctrl-C itself is ignored, as in what a script begins
+    with ``nohup ... &``; what it leaves is ended without Ray."""
     write_ctc(tmp_path)
     path = write_sweep(tmp_path, "sweep", seeds=[0], ctc=True)
     sweep = load_sweep(path)
-    process = start(path)
+    process = start(path, "sh", "-c", 'trap "" INT; exec "$@"', "sh")
     processes = interrupt_in_the_middle(process, sweep, signal.SIGTERM)
     printed = process.communicate(timeout=240)[0]
     assert all(gone(pid) for pid in processes), "Ray is left running"
