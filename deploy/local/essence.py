@@ -132,8 +132,8 @@ def main(
 ) -> None:
     """Answer the questions, or those named, with the teachers that these need.
 
-    On two cores that takes an estimated four to five hours. The page in student_trainer/results is of --epochs 20
-    --further, which takes seven to eight.
+    On two cores that takes about four hours: three on one machine, five on a slower one. The page in
+    student_trainer/results is of --epochs 20 --further, which takes five to eight.
     """
     stop_with_commands()
     output.mkdir(parents=True, exist_ok=True)
