@@ -24,11 +24,13 @@ signal.signal(signal.SIGTERM, save)
 pathlib.Path(sys.argv[1] + ".begun").touch()
 time.sleep(60)
 """
+# As a terminal begins it, however the tests were begun.
 RECIPE = f"""
-import sys
+import signal, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from recipe import Workspace, stop_with_commands
+signal.signal(signal.SIGINT, signal.default_int_handler)
 stop_with_commands()
 workspace = Workspace(Path())
 with ThreadPoolExecutor(2) as pool:
