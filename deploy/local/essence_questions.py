@@ -21,17 +21,11 @@ BOTH = Arm(name="all-soft-and-hard", kind="both")
 TOP_20: Mapping[str, object] = {"selection": {"policy": "top_k", "k": 20}}
 ESSENCE = Arm(name="essence", kind="both", soft=TOP_20)
 HEARD = Arm(name="essence-heard", kind="both", soft={"url": "labels-heard", **TOP_20})
-# A sampled store has one temperature, so that arm and what it is compared with have it too.
-_AT_1: Mapping[str, object] = {"temperature": 1.0}
 _WIDE = 200
 
 
 def _sampled(draws: int) -> Mapping[str, object]:
     return {"policy": "random_sampling", "draws": draws}
-
-
-def _at_1(name: str, **soft: object) -> Arm:
-    return Arm(name=name, kind="both", soft={**_AT_1, **soft})
 
 
 def _augmented(arm: Arm) -> Arm:
@@ -62,12 +56,12 @@ EIGHT_BYTES = Question(
     seeds=3,
     on_dev=True,
     arms=(
-        _at_1("budget-ghost", selection=_BUDGET),
-        _at_1("budget-uniform", selection=_BUDGET, tail="uniform"),
-        _at_1("budget-renormalize", selection=_BUDGET, tail="renormalize"),
-        _at_1("budget-without-silence", selection={**_BUDGET, **_NO_SILENCE}),
-        _at_1("sampled-13", selection=_sampled(13)),
-        _at_1("sampled-20-without-silence", selection={**_sampled(20), **_NO_SILENCE}),
+        _selected("budget-ghost", **_BUDGET),
+        Arm(name="budget-uniform", kind="both", soft={"selection": _BUDGET, "tail": "uniform"}),
+        Arm(name="budget-renormalize", kind="both", soft={"selection": _BUDGET, "tail": "renormalize"}),
+        _selected("budget-without-silence", **_BUDGET, **_NO_SILENCE),
+        _selected("sampled-13", **_sampled(13)),
+        _selected("sampled-20-without-silence", **_sampled(20), **_NO_SILENCE),
     ),
 )
 _ARMS = (HARD, ALL_SOFT, ESSENCE)
@@ -90,8 +84,7 @@ QUESTIONS = (
                 kind="both",
                 soft={"num_heads": 2, "decoding_head": "soft", **TOP_20},
             ),
-            _at_1("essence-at-1", **TOP_20),
-            _at_1("sampled-50", selection=_sampled(50)),
+            _selected("sampled-50", **_sampled(50)),
             HEARD,
         ),
         gain=_GAIN,
@@ -101,7 +94,6 @@ QUESTIONS = (
             ("essence-two-heads", "essence"),
             ("essence-two-heads-soft-decodes", "essence"),
             ("sampled-50", "essence"),
-            ("sampled-50", "essence-at-1"),
             ("essence", "essence-heard"),
             ("essence", "ensemble"),
         ),
