@@ -80,7 +80,7 @@ class PackedCodec:
         id_dtype: u2 for at most 65,536 classes, else u4.
 
     Error bound of "packed-u8": a log-probability of at least -15.9375 is off by at most 1/32 nat, smaller ones become
-    -15.9375; the square root of a tail mass is off by at most 1/131070 (1/65535 for a tail above 0.99996), and
+    -15.9375; the square root of a tail mass is off by at most 1/131070 (1/65535 for a tail above 0.99998), and
     by float32 rounding.
     """
 

@@ -179,16 +179,21 @@ def check_inputs(inputs: Sequence[SoftLabelDataset], method: Combination) -> Non
                 f"{data.store.url} was labelled without some frames (selection.frames), so the ensemble's posterior is not "
                 "known there; label without 'frames', combine, and drop frames when reading"
             )
-        if isinstance(spec.selection, SampledSelection) and method == "log_linear":
+        if isinstance(spec.selection, SampledSelection):
             raise InputError(
-                f"{data.store.url} stores samples ('{spec.selection.policy}'), whose logarithms are biased; "
-                "combine them with the method arithmetic"
+                f"{data.store.url} stores samples ('{spec.selection.policy}'): their logarithms are biased, and so are the "
+                "likeliest classes of a mean of them; store likeliest classes instead (such as 'top_k'), and combine those"
             )
 
 
 def _is_ensemble(spec: DatasetSpec) -> bool:
     """Whether some utterance was labelled by several teachers: by all of them, or by those of one fold."""
     return max(Counter(teacher.fold for teacher in spec.teachers).values()) > 1
+
+
+def _is_whole(specs: Sequence[DatasetSpec]) -> bool:
+    """Whether some input, and so the ensemble too, has an entry for every class in every frame."""
+    return any(isinstance(spec.selection, TopK) and spec.selection.k >= spec.num_classes for spec in specs)
 
 
 def _spec(inputs: Sequence[SoftLabelDataset], weights: Sequence[float], method: Combination, top_k: int) -> DatasetSpec:
@@ -201,7 +206,7 @@ def _spec(inputs: Sequence[SoftLabelDataset], weights: Sequence[float], method: 
         "teachers": tuple(teacher.model_copy(update={"weight": teacher.weight * w}) for teacher, w in members),
         "combination": method,
         "temperatures": tuple(common),
-        "selection": TopK(k=top_k),
+        "selection": TopK(k=top_k if _is_whole(specs) else min(top_k, max(first.num_classes - 1, 1))),
         "combined_from": tuple(
             InputSpec(content_digest=data.manifest.content_digest, weight=weight)
             for data, weight in zip(inputs, weights, strict=True)

@@ -7,6 +7,7 @@ that a stuck transfer is noticed and nothing waits for ever; others (SFTP, HDFS)
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,20 +24,60 @@ from softlabel_schemas.retrying import call_with_retries, error_code, is_refusal
 # An attempt may take this long, and so much longer for each MiB: a slower transfer is as good as stuck.
 _ATTEMPT_SECONDS = 30.0
 _SECONDS_PER_MIB = 1.0
-_SIGNED = ("signature", "sig=", "token", "x-amz-", "credential")
+# Plain storage. Locations come from files that others made, too (a corpus manifest names its audio), and fsspec also has
+# protocols that act on what they read: reference:// renders the templates it finds, others unpack archives.
+STORAGE_PROTOCOLS = (
+    *(
+        "file",
+        "local",
+        "memory",
+        "s3",
+        "s3a",
+        "gs",
+        "gcs",
+        "abfs",
+        "abfss",
+        "az",
+        "adl",
+        "hdfs",
+        "webhdfs",
+        "hf",
+        "dbfs",
+    ),
+    *(
+        "http",
+        "https",
+        "webdav",
+        "ftp",
+        "sftp",
+        "ssh",
+        "smb",
+        "oss",
+        "oci",
+        "ocilake",
+        "tos",
+        "tosfs",
+        "dropbox",
+        "gdrive",
+    ),
+)
+# In the query of a URL.
+_SECRET = re.compile("signature|sig=|token|x-amz-|credential|secret|passw|apikey=|(^|[&_-])(key|auth)=", re.IGNORECASE)
 
 
 class Connection:
     """A file system and a place in it, by URL.
 
     Raises:
-        InputError: the URL's protocol is unknown or its package is missing, or the URL holds a credential.
+        InputError: the URL's protocol is not one of ``STORAGE_PROTOCOLS`` or its package is missing, or the URL holds a
+            credential.
     """
 
     def __init__(self, url: str | Path, storage_options: Mapping[str, Any] | None) -> None:
         # "memory://" and "/" are places too.
         self.url = str(url) if str(url).endswith("://") or str(url) == "/" else str(url).rstrip("/")
         refuse_credentials(self.url)
+        _refuse_other_protocols(self.url)
         self._options = dict(storage_options or {})
         self._is_s3 = self.url.startswith(("s3://", "s3a://"))
         if self._is_s3:
@@ -130,6 +171,20 @@ class Connection:
                 self._connect()
 
 
+def _refuse_other_protocols(url: str) -> None:
+    """Raises InputError."""
+    protocol = fsspec.core.split_protocol(url)[0]
+    if "::" in url:
+        found = "a chain of them ('::')"
+    elif protocol is not None and protocol not in STORAGE_PROTOCOLS:
+        found = f"'{protocol}'"
+    else:
+        return
+    raise InputError(
+        f"cannot use the URL {url}: expected a path, or one protocol of {', '.join(STORAGE_PROTOCOLS)}; found {found}"
+    )
+
+
 def refuse_credentials(url: str) -> None:
     """Addresses stand in messages, logs and reports. Raises InputError, without the URL."""
     for each in url.split("::"):
@@ -143,7 +198,7 @@ def refuse_credentials(url: str) -> None:
         user, separator, _ = parts.netloc.rpartition("@")
         # To HTTP servers a token can be the user; for others "container@account" is an address.
         in_user = separator and (":" in user or parts.scheme in ("http", "https"))
-        if in_user or any(word in parts.query.lower() for word in _SIGNED):
+        if in_user or _SECRET.search(parts.query):
             raise InputError(
                 f"the {parts.scheme}:// URL holds a credential; leave it out and set it in the environment instead "
                 "(for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role)"

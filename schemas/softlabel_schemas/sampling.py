@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabel_schemas.compiled import compiled
+from softlabel_schemas.errors import InputError
 from softlabel_schemas.selection import MIN_LOG_PROB, SampledSelection, max_entries_per_frame
 from softlabel_schemas.targets import SoftTargets, offsets_of
 
@@ -44,7 +45,17 @@ def sampled(targets: SoftTargets, selection: SampledSelection, utterance_id: str
     """The sample that capture would have drawn from the posteriors that ``targets`` hold of all classes.
 
     Frames without entries stay so, with the tail mass that they have.
+
+    Raises:
+        InputError: a frame has entries, but not one for each class: what its tail stands for cannot be drawn.
     """
+    some_T = (targets.counts_T > 0) & (targets.counts_T < targets.num_classes)
+    if some_T.any():
+        frame = int(some_T.argmax())
+        raise InputError(
+            f"utterance {utterance_id}: frame {frame} has {targets.counts_T[frame]} entries, a sample is drawn from all "
+            f"{targets.num_classes} classes; use another selection, or label again with 'top_k' of all classes"
+        )
     num_frames, width = targets.num_frames, max_entries_per_frame(selection, targets.num_classes)
     ids_TK = np.empty((num_frames, width), dtype=np.int64)
     log_probs_TK = np.empty((num_frames, width), dtype=np.float32)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import tarfile
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from softlabel_schemas.corpus import split_url
 from softlabel_schemas.corpus_blocks import RangeFile
@@ -51,6 +51,7 @@ def read_tar(url: str) -> list[ImportedRow]:
             for member in archive:
                 if member.isreg() and not member.issparse():
                     _add(samples, archive, member, problems)
+            _check_end(url, file, archive.offset)
     except FileNotFoundError:
         raise InputError(f"{url} does not exist") from None
     except tarfile.TarError as error:
@@ -64,6 +65,21 @@ def read_tar(url: str) -> list[ImportedRow]:
         ImportedRow(utterance_id=each, audio=url, audio_part=sample.audio[0], **sample.values)
         for each, sample in samples.items()
     ]
+
+
+def _check_end(url: str, file: IO[bytes], end: int) -> None:
+    """Raises InputError unless zeros and nothing else are behind ``end``, where no further member was found: tarfile takes a
+    damaged header for the end, and does not look for what comes after one."""
+    file.seek(end)
+    block, is_marked = file.read(_BUFFER_BYTES), False
+    while block:
+        if block.strip(b"\0"):
+            raise InputError(
+                f"{url} is not one whole tar archive: at byte {end} a member is damaged, or another archive follows"
+            )
+        block, is_marked = file.read(_BUFFER_BYTES), True
+    if not is_marked:
+        raise InputError(f"{url} is not a whole tar archive: it is cut off at byte {end}, before the zeros of its end")
 
 
 def _add(samples: dict[str, _Sample], archive: tarfile.TarFile, member: tarfile.TarInfo, problems: Problems) -> None:

@@ -10,9 +10,9 @@ import hashlib
 import io
 from typing import TYPE_CHECKING
 
-import fsspec
 import numpy as np
 
+from softlabel_schemas.connection import STORAGE_PROTOCOLS
 from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.front_end import FULL_SCALE, AnyFrontEnd, Fbank, Float32, Precomputed, Waveform
@@ -148,7 +148,7 @@ class UtteranceReader:
             ) from None
         except InputError as error:
             protocol = folder.partition("://")[0]
-            if "://" not in folder or protocol in fsspec.available_protocols():
+            if "://" not in folder or protocol in STORAGE_PROTOCOLS:
                 # A package that this machine lacks, perhaps.
                 raise
             raise UtteranceError(f"utterance {utterance.utterance_id}: {location}: {error}") from None

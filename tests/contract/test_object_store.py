@@ -245,9 +245,17 @@ def test_too_much_for_a_conditional_write(store: ObjectStore, monkeypatch: pytes
     assert not store.exists("a")
 
 
-def test_an_unknown_protocol() -> None:
-    with pytest.raises(InputError, match="cannot use the URL nowhere://labels"):
-        ObjectStore("nowhere://labels")
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("nowhere://labels", "reference://labels", "zip://labels", "generic://labels", "data:labels"),
+        *("reference://::file:///refs", "simplecache::s3://bucket/labels", "a::b"),
+    ],
+)
+def test_what_is_not_plain_storage(url: str) -> None:
+    """Some protocols of fsspec act on what they read."""
+    with pytest.raises(InputError, match=f"cannot use the URL {url}: expected a path, or one protocol of file, "):
+        ObjectStore(url)
 
 
 def test_exactly_one_writer_creates(store: ObjectStore) -> None:
@@ -346,6 +354,11 @@ def test_reads_in_pieces(store: ObjectStore, monkeypatch: pytest.MonkeyPatch, nu
         "https://planted@host/labels",
         "HTTP://planted@host/labels",
         "https://host/labels?X-Amz-Signature=planted",
+        *(
+            "https://host/labels?api_key=planted",
+            "https://host/labels?a=b&Key=planted",
+            "https://host/labels?auth=planted",
+        ),
         "simplecache::s3://name:planted@bucket/labels",
     ],
 )
@@ -357,7 +370,14 @@ def test_credentials_in_a_url_are_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["s3://bucket/a@b:c", "abfs://container@account/labels", "https://host/a@b", "labels@home"]
+    "url",
+    [
+        "s3://bucket/a@b:c",
+        "abfs://container@account/labels",
+        "https://host/a@b",
+        "labels@home",
+        "https://host/a?monkey=b",
+    ],
 )
 def test_addresses_that_look_like_credentials(url: str) -> None:
     refuse_credentials(url)

@@ -13,8 +13,8 @@ from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
 from softlabel_schemas.spec import TeacherSpec
-from tests.support.datasets import INVENTORY, TEMPERATURES, Row, commit_rows, cut_evenly, make_document
-from tests.support.targets import random_targets
+from tests.support.datasets import INVENTORY, NUM_CLASSES, TEMPERATURES, Row, commit_rows, cut_evenly, make_document
+from tests.support.targets import random_log_posterior, random_targets, targets_from_dense
 
 NUM_ROWS = 9
 
@@ -25,13 +25,18 @@ def member_rows(
     skipped: Sequence[int] = (),
     longer: Sequence[int] = (),
     temperatures: tuple[float, ...] = TEMPERATURES,
+    is_whole: bool = False,
 ) -> list[Row]:
-    """Utterance ``i`` has ``5 + i`` frames, those in ``longer`` one more."""
+    """Utterance ``i`` has ``5 + i`` frames, those in ``longer`` one more; ``is_whole``: with an entry for each class."""
     rng = np.random.default_rng(seed)
     found: list[Row] = []
     for index in range(NUM_ROWS):
         utterance_id = f"utt-{index}"
-        targets = random_targets(rng, num_frames=5 + index + (index in longer), temperatures=temperatures)
+        num_frames = 5 + index + (index in longer)
+        targets = random_targets(rng, num_frames=num_frames, temperatures=temperatures)
+        if is_whole:
+            log_posterior_TV = random_log_posterior(rng, num_frames, NUM_CLASSES)
+            targets = targets_from_dense(log_posterior_TV, np.isfinite(log_posterior_TV), temperatures)
         stats = UtteranceStats(kept_mass=float(targets.kept_mass_T().mean()), entropy=1.0, agreement=0.5)
         if index in skipped:
             found.append(SkippedUtterance(utterance_id=utterance_id, reason=f"fault {seed}"))

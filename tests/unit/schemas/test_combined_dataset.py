@@ -16,6 +16,7 @@ from softlabel_schemas.cli import main
 from softlabel_schemas.combine import combine_targets
 from softlabel_schemas.combined_dataset import CombinedDataset
 from softlabel_schemas.frame_selection import FrameSelection
+from softlabel_schemas.narrowing import check_derivable
 from softlabel_schemas.selection import RandomSampling, TopK
 from softlabel_schemas.spec import TeacherSpec
 from softlabel_schemas.verification import verify
@@ -183,13 +184,36 @@ def test_frames_that_differ(urls: list[str], tmp_path: Path) -> None:
     assert f"utterance utt-3: input 2 has (frames, classes) (9, {NUM_CLASSES}), the first has (8" in result.stderr
 
 
-def test_samples_are_combined_arithmetically_alone(urls: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["arithmetic", "log_linear"])
+def test_samples_are_not_combined(urls: list[str], tmp_path: Path, method: str) -> None:
+    """What is kept of their mean are its luckiest draws."""
     sampled = {"selection": RandomSampling(draws=8), "temperatures": (1.0,)}
     other = write_member(tmp_path / "sampled", member_rows(4, temperatures=(1.0,)), **sampled)
-    result = combine([urls[0], other], tmp_path / "product", "--method", "log_linear")
+    result = combine([urls[0], other], tmp_path / "both", "--method", method)
     assert result.exit_code == 2
-    assert "stores samples ('random_sampling'), whose logarithms are biased" in result.stderr
-    assert combine([urls[0], other], tmp_path / "mean").exit_code == 0
+    assert f"{other} stores samples ('random_sampling')" in result.stderr
+    assert not (tmp_path / "both").exists()
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_sample_is_derived_only_of_an_ensemble_of_all_classes(
+    urls: list[str], tmp_path: Path, is_whole: bool
+) -> None:
+    """Of members that did not keep all classes the ensemble has not either, however many were asked for."""
+    other = urls[1]
+    if is_whole:
+        whole = {"selection": TopK(k=NUM_CLASSES)}
+        other = write_member(tmp_path / "whole", member_rows(4, is_whole=True), name="whole", **whole)
+    assert combine([urls[0], other], tmp_path / "both", "--top-k", str(NUM_CLASSES)).exit_code == 0
+    dataset = open_dataset(tmp_path / "both")
+    counts = {int(count) for row in dataset.read_shard(0) for count in row.targets.counts_T}
+    assert (counts == {NUM_CLASSES}) == is_whole
+    stored, wanted = dataset.manifest.spec.selection, RandomSampling(draws=4)
+    if is_whole:
+        check_derivable(stored, wanted, num_classes=NUM_CLASSES)
+    else:
+        with pytest.raises(InputError, match=f"a sample is drawn from all {NUM_CLASSES} classes"):
+            check_derivable(stored, wanted, num_classes=NUM_CLASSES)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from softlabel_schemas import Utterance, write_corpus
 from softlabel_schemas.cli import main
 from softlabel_schemas.combine import Estimate
 from softlabel_schemas.fit_weights import mixture_weights
+from softlabel_schemas.selection import RandomSampling
 from softlabel_schemas.shard import LabelledUtterance
 from tests.support.datasets import INVENTORY, NUM_CLASSES, Row
 from tests.support.members import member_rows, write_member
@@ -106,6 +107,19 @@ def test_from_stored_targets(tmp_path: Path) -> None:
     assert found["equal"] == pytest.approx(log_likelihood(log_probs_MN, np.array([0.5, 0.5])))
     assert found["fitted"] == pytest.approx(log_likelihood(log_probs_MN, expected_M))
     assert found["fitted"] >= max(found["equal"], *found["alone"])
+
+
+def test_weights_are_not_fitted_on_samples(tmp_path: Path) -> None:
+    """A label that was not drawn would count as impossible: the weights would be of the numbers of draws."""
+    sampled = {"selection": RandomSampling(draws=8), "temperatures": (1.0,)}
+    urls = [
+        write_member(tmp_path / "1", member_rows(1), name="t"),
+        write_member(tmp_path / "2", member_rows(2, temperatures=(1.0,)), name="tt", **sampled),
+    ]
+    corpus = corpus_of(tmp_path / "corpus.parquet", labels_of(3))
+    result = CliRunner().invoke(main, ["fit-weights", *urls, "--corpus", corpus, "--split", "dev"])
+    assert result.exit_code == 2
+    assert f"{urls[1]} stores samples ('random_sampling')" in result.stderr
 
 
 def test_it_says_how_to_go_on(tmp_path: Path) -> None:

@@ -191,6 +191,10 @@ def tar_of(members: Mapping[str, bytes], mode: str = "w") -> bytes:
     return sink.getvalue()
 
 
+# Members at 0 and 1536.
+TWO = tar_of({"a.flac": bytes(600), "b.flac": bytes(600)})
+
+
 def members_of(recordings: Recordings) -> dict[str, bytes]:
     members = {}
     for each, text in TEXTS.items():
@@ -277,10 +281,20 @@ class TestWebDataset:
             (b"text", "a.tar is not an uncompressed tar archive"),
             (tar_of({"a.flac": bytes(600)})[:1000], "a.tar is not an uncompressed tar archive: unexpected end of data"),
             (tar_of({"a.png": b"x"}), "a.tar has no utterances"),
+            (TWO[:3072], "a.tar is not a whole tar archive: it is cut off at byte 3072, before the zeros"),
+            (TWO[:1536] + b"x" + TWO[1537:], "a.tar is not one whole tar archive: at byte 1536 a member is damaged"),
+            (TWO[:1600], "a.tar is not one whole tar archive: at byte 1536 a member is damaged"),
+            (
+                TWO + TWO,
+                "a.tar is not one whole tar archive: at byte 3072 a member is damaged, or another archive follows",
+            ),
             (None, "a.tar does not exist"),
         ],
         # Names of their own: those of the bytes would have the time in them, and differ between processes.
-        ids=["compressed", "text", "cut", "without-utterances", "missing"],
+        ids=[
+            *("compressed", "text", "cut", "without-utterances", "without-end", "damaged", "cut-in-header", "joined"),
+            "missing",
+        ],
     )
     def test_other_files(self, recordings: Recordings, data: bytes | None, message: str) -> None:
         if data is not None:

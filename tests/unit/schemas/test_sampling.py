@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from softlabel_schemas import SoftTargets
+from softlabel_schemas import InputError, SoftTargets
 from softlabel_schemas.codec import build_codec
 from softlabel_schemas.sampling import frame_streams, philox, sampled
 from softlabel_schemas.selection import HeadAndSample, RandomSampling, SampledSelection, TopK
@@ -109,6 +109,14 @@ def test_nothing_impossible_is_drawn() -> None:
     # Beyond the head there is nothing to draw from.
     found = sampled(whole(log_posterior_TV), HeadAndSample(k=1, draws=3), "utt").validate()
     assert found.class_ids.tolist() == [11, 11]
+
+
+def test_a_frame_without_some_classes_is_not_sampled() -> None:
+    log_posterior_TV = random_log_posterior(np.random.default_rng(0), 3, 5)
+    is_kept_TV = np.array([[True] * 5, [False] * 5, [True] * 4 + [False]])
+    targets = targets_from_dense(log_posterior_TV, is_kept_TV, (1.0,))
+    with pytest.raises(InputError, match="utterance utt: frame 2 has 4 entries, a sample is drawn from all 5 classes"):
+        sampled(targets, RandomSampling(draws=2), "utt")
 
 
 def test_only_temperature_1_is_left_and_frames_without_entries_stay_empty() -> None:

@@ -230,6 +230,12 @@ REFUSALS: dict[str, tuple[Fbank | Precomputed, bytes | None, dict[str, Any], str
         {"audio": "nosuch://a/b.wav"},
         "nosuch://a/b.wav: cannot use the URL nosuch://a",
     ),
+    "a protocol that acts on what it reads": (
+        FBANK,
+        None,
+        {"audio": "reference://::file:///refs/b.wav"},
+        "reference://::file:///refs/b.wav: cannot use the URL reference://::file:///refs: ",
+    ),
     "more values than memory": (
         STORED,
         npy_of("(1000000000000, 4)"),
