@@ -20,7 +20,12 @@ from softlabel_schemas.spec import CodecName, ShardFormat, check_folds, check_te
 from softlabel_schemas.strict import StrictModel, load_toml
 
 # How a word of a name ends, so that PGPASSWORD is one and TOKENIZERS_PARALLELISM none.
-_SECRET_ENDS = ("secret", "secrets", "password", "passwd", "token", "credential", "credentials", "apikey")
+_SECRET_ENDS = (
+    *("secret", "secrets", "password", "passwd", "passphrase", "token", "credential", "credentials", "apikey", "pkey"),
+    "authorization",
+)
+# The last word of a name, so that DB_PASS and HMAC_KEY are some and BYPASS, KEYBOARD and KEY_PREFIX none.
+_SECRET_LAST = {"key", "pass"}
 _SECRET_PAIRS = {("api", "key"), ("access", "key"), ("private", "key"), ("account", "key"), ("connection", "string")}
 _WORD_ENDS = re.compile(r"[^A-Za-z0-9]+|(?<=[a-z0-9])(?=[A-Z])")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
@@ -69,7 +74,8 @@ def check_no_secrets(options: Mapping[str, JsonValue], *, where: str = "") -> No
 def _looks_secret(name: str) -> bool:
     words = [word.lower() for word in _WORD_ENDS.split(name) if word]
     return (
-        words in (["key"], ["username"])
+        words in (["auth"], ["username"])
+        or not _SECRET_LAST.isdisjoint(words[-1:])
         or any(word == "sas" or word.endswith(_SECRET_ENDS) for word in words)
         or not _SECRET_PAIRS.isdisjoint(itertools.pairwise(words))
     )

@@ -11,7 +11,6 @@ from softlabel_schemas.commit import Published, begin, committed_shards, publish
 from softlabel_schemas.corpus import check_label_inventory, check_label_range
 from softlabel_schemas.corpus_file import CorpusFile
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.folds import Fold
 from softlabel_schemas.frame_selection import silence_classes
 from softlabel_schemas.inventory import ClassInventory, check_same_inventory
 from softlabel_schemas.manifest import SpecDocument
@@ -19,8 +18,8 @@ from softlabel_schemas.object_store import MAX_DOCUMENT_BYTES, ObjectStore
 from softlabel_schemas.plan import ShardRange
 from softlabel_schemas.selection import max_entries_per_frame
 from softlabel_schemas.spec import DatasetSpec, StorageSpec, TeacherSpec
-from teacher_service.config import JobConfig, TeacherConfig
-from teacher_service.teacher import check_factory
+from teacher_service.config import JobConfig
+from teacher_service.teacher import check_factory, check_held_out
 
 # Of the manifest's JSON: of a shard's record, of each of its files, and the files of a Zarr shard besides those that its size
 # adds (one for each MiB of a stream).
@@ -61,7 +60,7 @@ def prepare(config: JobConfig) -> PreparedJob:
     first = readers[0]
     for teacher, reader in zip(config.teachers, readers, strict=True):
         check_factory(teacher, reader)
-        _check_held_out(teacher, reader, config.corpus.num_folds)
+        check_held_out(teacher, reader, config.corpus.num_folds)
         check_same_inventory(first.inventory, reader.inventory, expected_in=first.store.url, found_in=reader.store.url)
         if reader.description.frame_shift_ms != first.description.frame_shift_ms:
             raise InputError(
@@ -119,24 +118,6 @@ def prepare(config: JobConfig) -> PreparedJob:
         plan=scan.plan,
         seconds_of_shard=scan.seconds_of_shard,
     )
-
-
-def _check_held_out(teacher: TeacherConfig, reader: BundleReader, num_folds: int | None) -> None:
-    """Raises InputError unless the bundle says that the fold it is to label had no part in its training."""
-    if num_folds is None or teacher.fold is None:
-        return
-    wanted, found = Fold(num_folds=num_folds, fold=teacher.fold), reader.description.held_out
-    if found is None:
-        raise InputError(
-            f"{reader.store.url}: teacher.json does not say that its training held out {wanted}, which the job has it label; "
-            "train it with corpus.num_folds and corpus.held_out_fold and export it again, or, if it was trained elsewhere "
-            f'without these speakers, add "held_out": {wanted.model_dump_json()} there'
-        )
-    if found != wanted:
-        raise InputError(
-            f"{reader.store.url}: its training held out {found}, the job has it label {wanted}, whose speakers it may have "
-            "heard; give each teacher the fold that it was trained without"
-        )
 
 
 def _weights(config: JobConfig) -> list[float]:

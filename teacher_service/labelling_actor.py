@@ -38,7 +38,7 @@ class Beat:
     """A sign of life.
 
     Attributes:
-        seconds_done: speech labelled so far.
+        seconds_done: speech labelled so far, without that of shards that failed, which is labelled once more.
         idle_seconds: since the last sign of life of the shard in work that has been still for longest: since its last batch, or
             since it began to be stored; 0 where none is in work. A shard that waits for the models is not in work.
     """
@@ -58,8 +58,9 @@ class LabellingActor:
         # Of what follows, which both threads of ``label`` and that of ``beat`` use.
         self._state = threading.Lock()
         self._seconds_done = 0.0
-        # By shard in work: one that is stuck shows even while the other gets on.
+        # By shard in work: one that is stuck shows even while the other gets on, and one that fails counts for nothing.
         self._last_activity: dict[int, float] = {}
+        self._seconds_of_shard: dict[int, float] = {}
 
     def start(self) -> int:
         """The process id; answered once Ray has found room for the actor, whose process this is."""
@@ -83,11 +84,14 @@ class LabellingActor:
             self._active(shard_range)
             record = commit_shard(self._store, self._job.document, shard_range, shard.utterances, shard.skipped)
         except Exception as error:
+            with self._state:
+                self._seconds_done -= self._seconds_of_shard.get(shard_range.index, 0.0)
             self._log.error("shard failed", shard=shard_range.index, error=f"{type(error).__name__}: {error}")
             raise
         finally:
             with self._state:
                 self._last_activity.pop(shard_range.index, None)
+                self._seconds_of_shard.pop(shard_range.index, None)
         with self._state:
             self._metrics.committed(record)
         receipt = Receipt(num_frames=record.shard.num_frames, num_skipped=len(record.shard.skipped))
@@ -133,6 +137,7 @@ class LabellingActor:
     def _active(self, shard_range: ShardRange, seconds: float = 0.0) -> None:
         with self._state:
             self._seconds_done += seconds
+            self._seconds_of_shard[shard_range.index] = self._seconds_of_shard.get(shard_range.index, 0.0) + seconds
             self._last_activity[shard_range.index] = time.monotonic()
 
 

@@ -41,7 +41,9 @@ def make_plan(job: PreparedJob, calibration: Calibration, prices: Prices | None)
     seconds, num_shards = sum(job.seconds_of_shard), len(job.plan)
     frames = sums["num_frames"] / sums["seconds"] * seconds
     overhead = calibration.shard_overhead
-    bytes_of_frame = (sums["num_bytes"] - overhead * len(calibration.batches)) / np.maximum(sums["num_frames"], 1)
+    # A batch without frames was no shard; and what others have of the overhead, a small one may not have.
+    bytes_of_labels = np.maximum(sums["num_bytes"] - overhead * sums["num_stored"], 0)
+    bytes_of_frame = bytes_of_labels / np.maximum(sums["num_frames"], 1)
     documents = 2 * len(to_bytes(job.document)) + len(job.inventory.to_json())
     num_frames = _estimate(frames)
     num_bytes = _estimate(bytes_of_frame * frames + overhead * num_shards + documents)
@@ -76,13 +78,13 @@ def make_plan(job: PreparedJob, calibration: Calibration, prices: Prices | None)
 
 
 def _sums(batches: Sequence[BatchSample]) -> dict[str, Values]:
-    """Of each quantity, its sum over the batches: as they were sampled, and resampled R times, float64 [1 + R]."""
+    """Of each quantity, its sum over the batches: as they were sampled, and resampled R times, float64 [1 + R].
+    ``num_stored`` are those with frames."""
     draws = np.random.default_rng(0).integers(0, len(batches), (_RESAMPLES, len(batches)))
     drawn = np.vstack([np.arange(len(batches)), draws])
-    names = [field.name for field in fields(BatchSample)]
-    return {
-        name: np.array([getattr(batch, name) for batch in batches], np.float64)[drawn].sum(axis=1) for name in names
-    }
+    values = {field.name: [getattr(batch, field.name) for batch in batches] for field in fields(BatchSample)}
+    values["num_stored"] = [batch.num_frames > 0 for batch in batches]
+    return {name: np.array(of_batches, np.float64)[drawn].sum(axis=1) for name, of_batches in values.items()}
 
 
 def _wall_seconds(job: PreparedJob, calibration: Calibration, sums: dict[str, Values], num_actors: int) -> Values:

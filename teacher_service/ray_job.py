@@ -119,6 +119,7 @@ class _Worker:
             one is labelled and being committed.
         held_since: when it had room.
         beat: reference of the beat asked for at ``asked``; None where none is outstanding.
+        seconds_done: of speech that it has labelled, as its last beat says; ``seconds_committed``: of what it has committed.
     """
 
     actor: Any
@@ -130,6 +131,12 @@ class _Worker:
     beat: Any = None
     asked: float = 0.0
     seconds_done: float = 0.0
+    seconds_committed: float = 0.0
+
+    @property
+    def seconds_in_work(self) -> float:
+        """Labelled and not committed; a shard may be committed before a beat tells of its last batches."""
+        return max(0.0, self.seconds_done - self.seconds_committed)
 
 
 class _Driver:
@@ -170,7 +177,8 @@ class _Driver:
             while self._queue.num_waiting or any(worker.shards for worker in self._workers):
                 self._hand_out()
                 self._wait()
-                labelled = max(self._seconds_committed, sum(worker.seconds_done for worker in self._workers))
+                # What a lost worker had in work is gone, what it had committed stays.
+                labelled = self._seconds_committed + sum(worker.seconds_in_work for worker in self._workers)
                 advance(min(total, self._seconds_before + labelled), self._note())
                 self._metrics.update(self._num_shards_by_state(), self._queue.num_retries)
         self._queue.check()
@@ -276,7 +284,9 @@ class _Driver:
         del worker.shards[reference]
         self._queue.done()
         self._num_skipped += receipt.num_skipped
-        self._seconds_committed += self._job.seconds_of_shard[shard_range.index]
+        seconds = self._job.seconds_of_shard[shard_range.index]
+        self._seconds_committed += seconds
+        worker.seconds_committed += seconds
         check_skipped(self._job, self._num_skipped)
 
     def _check_alive(self, worker: _Worker, ready: set[Any]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -13,11 +16,13 @@ from teacher_service.run_record import Actual, read_actual, read_plan
 
 # The running rate is that of the latest commits.
 _RECENT = 20
+# While a run goes on, no gap between commits is so many times what the first one took, loading included.
+_LONGEST_GAP = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """``shards_per_minute`` is over the last commits; None before the second one.
+    """``shards_per_minute`` is over the last commits since the run paused; None before the second one.
 
     Attributes:
         plan: saved by ``teacher-service plan --save``; None without one.
@@ -45,7 +50,8 @@ def read_status(url: str) -> Status:
     document = read_spec(store)
     listed = store.list(layout.COMMITS).items()
     done = {index: found.modified for key, found in listed if (index := layout.shard_index_of(key)) is not None}
-    recent = sorted(done.values())[-_RECENT:]
+    spec = store.list(layout.SPEC).get(layout.SPEC)
+    recent = _since_pause(spec and spec.modified, sorted(done.values()))
     minutes = (recent[-1] - recent[0]).total_seconds() / 60 if len(recent) > 1 else 0.0
     num_shards, published = document.storage.num_shards, store.exists(layout.MANIFEST)
     plan = read_plan(store, document.spec.fingerprint())
@@ -61,6 +67,23 @@ def read_status(url: str) -> Status:
         # Worth a listing of the whole dataset only where there is something to compare with.
         actual=read_actual(store) if plan is not None and published else None,
     )
+
+
+def _since_pause(begun: datetime | None, commits: Sequence[datetime]) -> Sequence[datetime]:
+    """The last of ``commits``, ascending, without those before a night in which nothing ran: its hours are not the rate's.
+
+    Actors that began together commit together, with gaps far above the others. A gap that is far above the time to the first
+    commit, too, is a pause. Where that time is not known (copying changes it) nothing is left out.
+    """
+    recent = commits[-_RECENT:]
+    first = (commits[0] - begun).total_seconds() if begun and commits else 0.0
+    gaps = [(later - earlier).total_seconds() for earlier, later in itertools.pairwise(recent)]
+    for index in reversed(range(len(gaps) if first > 0 else 0)):
+        others = gaps[:index] + gaps[index + 1 :]
+        usual = statistics.median_low(others) if others else 0.0
+        if gaps[index] > _LONGEST_GAP * max(first, usual):
+            return recent[index + 1 :]
+    return recent
 
 
 def ranges(indices: tuple[int, ...]) -> str:

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import aiohttp
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.runtime_env import RuntimeEnv
 
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.strict import read_toml
@@ -46,6 +47,8 @@ _SILENT_SECONDS = 30.0
 # A restarted head is back by then.
 _LOST_SECONDS = 120.0
 _BROKEN = (OSError, RuntimeError, RayError, aiohttp.ClientError)
+# Of a runtime environment: each may name a file, whose lines are sent.
+_PACKAGES = ("pip", "uv", "conda")
 
 ResultT = TypeVar("ResultT")
 
@@ -194,15 +197,13 @@ def load_runtime_env(path: str | Path | None) -> dict[str, Any]:
     """A Ray runtime environment from a TOML file: ``pip``, ``env_vars``, ``working_dir``, ``py_modules`` and so on.
 
     Raises:
-        InputError: it cannot be read, or holds what looks like a credential.
+        InputError: it cannot be read, or holds what looks like a credential; so may the files of ``pip``, ``uv`` and ``conda``.
     """
     if path is None:
         return {}
     environment = read_toml(path)
-    try:
-        check_no_secrets(environment)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}; Ray would store and show it") from None
+    _refuse_secrets(environment, where=path)
+    _refuse_secrets(_packages(environment, where=path), where=path)
     variables = environment.get("env_vars", {})
     if not isinstance(variables, dict) or not all(isinstance(value, str) for value in variables.values()):
         raise InputError(f'{path}: env_vars must be a table of strings, such as OMP_NUM_THREADS = "1"')
@@ -220,6 +221,24 @@ def load_runtime_env(path: str | Path | None) -> dict[str, Any]:
             raise InputError(f"{path}: working_dir holds {_JOB_FILE}, the name of the job file that is added to it")
         environment["working_dir"] = str(resolved)
     return environment
+
+
+def _refuse_secrets(environment: dict[str, Any], *, where: str | Path) -> None:
+    try:
+        check_no_secrets(environment)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}; Ray would store and show it") from None
+
+
+def _packages(environment: dict[str, Any], *, where: str | Path) -> dict[str, Any]:
+    """As Ray would send them, with the lines of the files that they name. Raises InputError where it does not take them."""
+    try:
+        packages = RuntimeEnv(**{name: environment.get(name) for name in _PACKAGES}).to_dict()
+        # YAML has keys and values that JSON has not.
+        sent: dict[str, Any] = json.loads(json.dumps(packages))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: Ray does not take these packages: {error}") from None
+    return sent
 
 
 def _copy_working_dir(source: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from softlabel_schemas.bundle import BundleReader, Factory, HuggingFaceCtc
 from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.folds import Fold
 from softlabel_schemas.front_end import AnyFrontEnd
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.spec import DatasetSpec
@@ -97,19 +98,30 @@ def check_gpu(config: JobConfig) -> None:
 
 
 def load_teachers(config: JobConfig, spec: DatasetSpec) -> list[Teacher]:
-    """The ensemble, ready to run in this process with the threads of an actor. Raises as :func:`load_teacher`."""
+    """The ensemble, ready to run in this process with the threads of an actor.
+
+    Raises:
+        InputError: a bundle is no longer the one of ``spec``; also as :func:`load_teacher`.
+        IntegrityError: as :func:`load_teacher`.
+    """
     resources = config.resources
     torch.set_num_threads(resources.cpus_per_actor)
     device = "cuda" if resources.gpus_per_actor > 0 else "cpu"
-    return [
-        load_teacher(teacher, weight=member.weight, device=device, precision=resources.precision)
-        for teacher, member in zip(config.teachers, spec.teachers, strict=True)
-    ]
+    teachers = []
+    for teacher, member in zip(config.teachers, spec.teachers, strict=True):
+        reader = BundleReader(teacher.bundle)
+        _check_unchanged(reader, member.digest)
+        check_held_out(teacher, reader, spec.num_folds)
+        teachers.append(_load(teacher, reader, weight=member.weight, device=device, precision=resources.precision))
+    return teachers
 
 
 def load_teacher(config: TeacherConfig, *, weight: float, device: str, precision: str) -> Teacher:
     """Raises InputError, IntegrityError where the bundle cannot be used."""
-    reader = BundleReader(config.bundle)
+    return _load(config, BundleReader(config.bundle), weight=weight, device=device, precision=precision)
+
+
+def _load(config: TeacherConfig, reader: BundleReader, *, weight: float, device: str, precision: str) -> Teacher:
     bundle = reader.description
     check_factory(config, reader)
     data = reader.read_model()
@@ -155,6 +167,35 @@ def check_factory(config: TeacherConfig, reader: BundleReader) -> None:
         raise InputError(
             f"{config.bundle}: the model is made by calling {called}; if you trust it, say so in the job: "
             f'allow_factory = "{called}"'
+        )
+
+
+def check_held_out(config: TeacherConfig, reader: BundleReader, num_folds: int | None) -> None:
+    """Raises InputError unless the bundle says that the fold it is to label had no part in its training."""
+    if num_folds is None or config.fold is None:
+        return
+    wanted, found = Fold(num_folds=num_folds, fold=config.fold), reader.description.held_out
+    if found is None:
+        raise InputError(
+            f"{reader.store.url}: teacher.json does not say that its training held out {wanted}, which the job has it label; "
+            "train it with corpus.num_folds and corpus.held_out_fold and export it again, or, if it was trained elsewhere "
+            f'without these speakers, add "held_out": {wanted.model_dump_json()} there'
+        )
+    if found != wanted:
+        raise InputError(
+            f"{reader.store.url}: its training held out {found}, the job has it label {wanted}, whose speakers it may have "
+            "heard; give each teacher the fold that it was trained without"
+        )
+
+
+def _check_unchanged(reader: BundleReader, digest: str) -> None:
+    """Raises InputError where the bundle has another digest. Actors are started hours after the job was prepared, too: the
+    labels of a bundle that was replaced meanwhile would be committed as those of the one before."""
+    found = reader.description.digest()
+    if found != digest:
+        raise InputError(
+            f"{reader.store.url} changed while the job was running: expected the bundle with the digest {digest}, found "
+            f"{found}; put the former one back and run again, which resumes, or label with this one to another destination"
         )
 
 

@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# Labels: teacher-service and Ray. Build from the repository's root:
+# Labels: teacher-service, every kind of teacher, and Ray. Build from the repository's root:
 #
 #     docker build -f deploy/docker/teacher.Dockerfile -t essence-teacher:0.1.0 .
 #     docker build -f deploy/docker/teacher.Dockerfile -t essence-teacher:0.1.0-cuda --build-arg TORCH=cuda .
@@ -26,20 +26,23 @@ COPY schemas/softlabel_schemas schemas/softlabel_schemas
 COPY teacher_service teacher_service
 COPY student_trainer student_trainer
 # Ray's launcher on AWS asks for boto3, of the version of s3fs' botocore.
-RUN /opt/essence/bin/pip install --constraint constraints.txt ".[teacher,s3]" \
+RUN /opt/essence/bin/pip install --constraint constraints.txt ".[hf,s3]" \
     && /opt/essence/bin/pip install --constraint constraints.txt \
         "boto3==$(/opt/essence/bin/python -c 'import botocore; print(botocore.__version__)')"
 
 FROM python:${PYTHON}
-# Ray's head and autoscaler look for these.
+# Ray's head and autoscaler look for procps and wget; its launcher copies files into a running container with rsync, and the head
+# starts workers through ssh.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends procps wget \
+    && apt-get install --yes --no-install-recommends openssh-client procps rsync wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 --shell /bin/bash ray
 COPY --from=build /opt/essence /opt/essence
 ENV PATH=/opt/essence/bin:$PATH \
     NUMBA_CACHE_DIR=/tmp/numba \
     RAY_USAGE_STATS_ENABLED=0
+# The launcher runs every command in a login shell, where Debian's /etc/profile replaces the PATH from above.
+RUN echo 'PATH=/opt/essence/bin:$PATH' > /etc/profile.d/essence.sh
 USER 1000
 WORKDIR /home/ray
 CMD ["teacher-service", "--help"]

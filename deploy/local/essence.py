@@ -48,7 +48,8 @@ def make_graph(workspace: Workspace, lexicon: Path) -> None:
     """For words, of the training transcripts. Slow readers: a phone lasts two frames at least."""
     splits = [word for part in PARTS for word in ("--split", part)]
     files = ("--corpus", "corpus.parquet", "--lexicon", str(lexicon.resolve()), "--inventory", "inventory.json")
-    if not workspace.exists("graph"):
+    # Written last.
+    if not workspace.exists("graph/graph.json"):
         workspace.command("student-trainer", "graph", *files, *splits, "--min-phone-frames", "2", "--output", "graph")
 
 

@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from dockerfile_parse import DockerfileParser
+from ray.autoscaler._private.command_runner import _with_interactive
 
 from tests.support.command_lines import ROOT, check_command_line, pinned, pyproject
 
 IMAGES = ("teacher", "student")
+# What Debian's does for a user who is not root.
+DEBIANS_PROFILE = """
+PATH="/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
+export PATH
+for i in {folder}/*.sh; do
+  if [ -r $i ]; then
+    . $i
+  fi
+done
+"""
 INSTRUCTIONS = {"ARG", "FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "CMD", "COMMENT"}
 
 
@@ -89,6 +101,25 @@ def test_the_students_image_has_no_teachers_side() -> None:
     assert "ray" in requirements(sorted(extras("teacher")))
     assert "ray" not in requirements(sorted(extras("student")))
     assert not any("teacher_service" in value for value in instructions("student", "COPY"))
+
+
+def test_the_teachers_image_takes_every_kind_of_teacher() -> None:
+    """A job is prepared without transformers too: that it is missing would show on the workers alone."""
+    assert {"transformers", "torch", "ray", "s3fs"} <= requirements(sorted(extras("teacher")))
+
+
+def test_rays_launcher_finds_what_it_runs_in_the_container(tmp_path: Path) -> None:
+    """Its commands go through login shells, which replace ENV's PATH; rsync copies into the container, ssh goes out of it."""
+    (packages,) = [run for run in instructions("teacher", "RUN") if "apt-get install" in run]
+    assert {"openssh-client", "rsync"} <= set(packages.split())
+    assert "--login" in _with_interactive("ray stop")
+    (writes,) = [run for run in instructions("teacher", "RUN") if "/etc/profile.d/" in run]
+    subprocess.run(["sh", "-c", writes.replace("/etc/profile.d", str(tmp_path))], check=True)
+    profile = DEBIANS_PROFILE.format(folder=tmp_path)
+    after_login = subprocess.run(["sh", "-c", f'{profile} echo "$PATH"'], capture_output=True, text=True, check=True)
+    (path,) = [value.split()[0] for value in instructions("teacher", "ENV") if value.startswith("PATH=")]
+    assert path == "PATH=/opt/essence/bin:$PATH"
+    assert after_login.stdout.startswith("/opt/essence/bin:/usr/local/bin:")
 
 
 def test_the_guides_commands_are_the_products() -> None:

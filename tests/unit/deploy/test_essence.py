@@ -13,6 +13,7 @@ from essence_arms import Question, trials_of
 from essence_questions import EIGHT_BYTES
 from essence_settings import Kind, Settings
 from essence_teachers import LABELS
+from recipe import Workspace
 
 from student_trainer.config import TrainConfig
 from student_trainer.sweep_config import Sweep, load_sweep
@@ -190,3 +191,23 @@ def test_the_trials_of_a_question_are_on_dev_speech(tmp_path: Path) -> None:
     chosen = with_chosen("budget-uniform", {"both": both})["chosen"]
     assert chosen.training == both.training
     assert chosen.soft == {"weight": 0.9, "temperature": 1.0, **EIGHT_BYTES.arms[1].soft}
+
+
+class Listing(Workspace):
+    """Runs nothing."""
+
+    def command(self, *words: str) -> None:
+        self.write("commands", " ".join(words))
+
+
+def test_a_graph_that_was_not_finished_is_made_again(tmp_path: Path) -> None:
+    """Its folder is there before its description, which is written last."""
+    workspace = Listing(tmp_path)
+    (tmp_path / "graph").mkdir()
+    (tmp_path / "graph" / "words.txt").touch()
+    essence.make_graph(workspace, Path("lexicon.txt"))
+    assert (tmp_path / "commands").read_text().startswith("student-trainer graph --corpus corpus.parquet")
+    (tmp_path / "commands").unlink()
+    (tmp_path / "graph" / "graph.json").touch()
+    essence.make_graph(workspace, Path("lexicon.txt"))
+    assert not workspace.exists("commands")

@@ -83,6 +83,13 @@ def test_a_job_without_teachers() -> None:
         {"sas_token": "x"},
         {"PASSWORD": "x"},
         {"account_key": "x"},
+        {"passphrase": "x"},
+        {"AZURE_STORAGE_KEY": "x"},
+        {"s3_additional_kwargs": {"SSECustomerKey": "x"}},
+        {"hmac_key": "x"},
+        {"pkey": "x"},
+        {"client_kwargs": {"headers": {"Authorization": "x"}}},
+        {"auth": ["x", "x"]},
     ],
 )
 def test_credentials_are_refused_without_being_repeated(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -95,7 +102,12 @@ def test_credentials_are_refused_without_being_repeated(tmp_path: Path, options:
 
 
 def test_other_storage_options_pass() -> None:
-    options = {"endpoint_url": "http://minio:9000", "client_kwargs": {"region_name": "eu-west-1"}, "anon": False}
+    options = {
+        "endpoint_url": "http://minio:9000",
+        "client_kwargs": {"region_name": "eu-west-1"},
+        "s3_additional_kwargs": {"SSEKMSKeyId": "an alias", "SSECustomerAlgorithm": "AES256"},
+        "anon": False,
+    }
     job = make_job("corpus.parquet", TEACHERS, "labels", destination__storage_options=options)
     assert job.destination.storage_options == options
 

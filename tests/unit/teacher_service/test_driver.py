@@ -6,7 +6,8 @@ Only Ray and the clock are simulated; what a real cluster does within minutes is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,18 @@ class Actor:
     dies_at: float = NEVER
     label_seconds: float = SHARD_SECONDS
     busy_until: float = 0.0
+    begun: list[float] = field(default_factory=list)
     on_label: Callable[[Actor], None] = field(default=lambda _actor: None)
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("start", "load", "label", "beat"):
             raise AttributeError(name)
         return _Method(self, name)
+
+    def shares_labelled(self) -> list[float]:
+        """Of each shard that it began."""
+        now = min(self.cluster.now, self.dies_at)
+        return [min(max(now - begun, 0.0) / self.label_seconds, 1.0) for begun in self.begun]
 
     def call(self, name: str) -> Reference:
         now = self.cluster.now
@@ -62,9 +69,10 @@ class Actor:
         if name == "load":
             return Reference(self, now + LOAD_SECONDS, None)
         if name == "beat":
-            return Reference(self, now, Beat(seconds_done=0.0, idle_seconds=0.0))
+            return Reference(self, now, Beat(seconds_done=sum(self.shares_labelled()), idle_seconds=0.0))
         self.on_label(self)
-        self.busy_until = max(self.busy_until, now) + self.label_seconds
+        self.begun.append(max(self.busy_until, now))
+        self.busy_until = self.begun[-1] + self.label_seconds
         return Reference(self, self.busy_until, Receipt(num_frames=1, num_skipped=0))
 
 
@@ -239,3 +247,28 @@ def test_a_model_that_kills_every_actor_ends_the_job_soon(simulate: Any) -> None
 def test_no_actor_waits_with_a_second_shard_while_another_idles(simulate: Any) -> None:
     _, hours = simulate(lambda _actor: None, 2, 2)
     assert hours == pytest.approx(SHARD_SECONDS / 3600, abs=0.05)
+
+
+def test_progress_is_what_is_committed_and_what_actors_at_work_have_labelled(
+    simulate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two actors is lost in the middle of its second shard; a shard has a second of speech."""
+    actors, errors = list[Actor](), list[float]()
+
+    def on_start(actor: Actor) -> None:
+        actors.append(actor)
+        if actor.number == 0:
+            actor.dies_at = actor.cluster.now + 1.5 * SHARD_SECONDS
+
+    def labelled() -> float:
+        shares = [(actor, share) for actor in actors for share in actor.shares_labelled()]
+        return sum(share for actor, share in shares if share == 1 or actor.cluster.now < actor.dies_at)
+
+    @contextmanager
+    def progress(*_: Any) -> Iterator[Callable[[float, str], None]]:
+        yield lambda done, _note: errors.append(abs(done - labelled()))
+
+    monkeypatch.setattr(ray_job, "progress", progress)
+    _, hours = simulate(on_start, 16, 2)
+    assert len(errors) > hours * 3000
+    assert max(errors) < 0.01

@@ -18,6 +18,7 @@ from teacher_service.batching import batch_rows, batch_rows_by_fold
 from teacher_service.config import JobConfig, TeacherConfig, load_job
 from teacher_service.job import missing_shards, prepare, publish_job
 from teacher_service.labelling_actor import LabellingActor
+from teacher_service.teacher import load_teachers
 from tests.support.targets import assert_same_targets
 from tests.support.teachers import Sounds, job_fields, make_job, write_job, write_linear_teacher, write_sounds
 
@@ -149,6 +150,21 @@ def test_a_teacher_that_may_have_heard_the_fold(sounds: Sounds, teachers: list[T
     hint = 'add "held_out": {"num_folds":2,"fold":0} there'
     with pytest.raises(InputError, match=re.escape(hint)):
         prepare(fold_job(sounds, [silent, last], tmp_path / "labels"))
+
+
+def test_a_teacher_of_another_fold_that_took_its_place_since(sounds: Sounds, tmp_path: Path) -> None:
+    """The digest does not cover the fold."""
+    members = [
+        write_linear_teacher(tmp_path / str(fold), held_out=Fold(num_folds=2, fold=fold)).model_copy(
+            update={"fold": fold}
+        )
+        for fold in range(2)
+    ]
+    job = prepare(fold_job(sounds, members, tmp_path / "labels"))
+    write_linear_teacher(tmp_path / "1", held_out=Fold(num_folds=2, fold=0))
+    message = "1: its training held out fold 0 of 2, the job has it label fold 1 of 2"
+    with pytest.raises(InputError, match=message):
+        load_teachers(job.config, job.document.spec)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_an_error_is_that_of_its_own_shard(tmp_path: Path) -> None:
 
 
 def test_a_commit_that_fails_fails_its_shard_alone(tmp_path: Path) -> None:
-    """The shard in the other thread is labelled and committed."""
+    """The shard in the other thread is labelled and committed. What was labelled in vain does not count as done."""
     job = job_of(tmp_path, "labels")
     actor = loaded(job)
     (tmp_path / "labels" / layout.commit_record(1)).mkdir(parents=True)
@@ -91,6 +91,10 @@ def test_a_commit_that_fails_fails_its_shard_alone(tmp_path: Path) -> None:
         futures = [pool.submit(actor.label, shard_range) for shard_range in job.plan]
     assert [future.exception() is None for future in futures] == [True, False, True, True]
     assert isinstance(futures[1].exception(), OSError)
+    assert actor.beat().seconds_done == pytest.approx(3.0)
+    (tmp_path / "labels" / layout.commit_record(1)).rmdir()
+    actor.label(job.plan[1])
+    assert actor.beat().seconds_done == pytest.approx(4.0)
 
 
 def test_a_commit_that_is_stuck_shows_while_other_shards_get_on(tmp_path: Path) -> None:

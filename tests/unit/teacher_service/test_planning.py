@@ -137,6 +137,22 @@ def test_what_cannot_be_labelled_is_known_beforehand(tmp_path: Path) -> None:
         plan_of(job_of(tmp_path, tmp_path / "labels", errors__on_error="skip"), 100)
 
 
+def test_batches_that_are_skipped_whole(tmp_path: Path) -> None:
+    """Store nothing, and no overhead of a shard. What is planned is what the job then comes to."""
+    write_sounds(tmp_path / "sounds", [3.0] * 12)
+    for index in (2, 5):
+        (tmp_path / "sounds" / f"utt-{index:03d}.wav").write_bytes(b"not audio")
+    changes = {"errors": {"on_error": "skip", "max_skipped_fraction": 1.0}, "destination__shard_seconds": 36.0}
+    job = job_of(tmp_path, tmp_path / "labels", **changes)
+    made = calibrate(job, 12)
+    assert [batch.num_frames for batch in made.batches].count(0) == 2
+    plan = make_plan(job, made, None)
+    actual = labelled(job)
+    assert plan.num_frames.expected == actual.num_frames
+    assert plan.num_bytes.expected == pytest.approx(actual.num_bytes, rel=0.05)
+    assert plan.num_bytes.low > 0
+
+
 def test_a_job_for_gpus_is_not_planned_without_one(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,11 +22,12 @@ DOCUMENT = make_document(8, shard_format="parquet", codec="packed-u8", num_shard
 FINGERPRINT = DOCUMENT.spec.fingerprint()
 
 
-def commit(url: Path, shards: dict[int, float]) -> ObjectStore:
-    """A run with these shards, each committed so many seconds ago."""
+def commit(url: Path, shards: dict[int, float], *, begun: float = 300.0) -> ObjectStore:
+    """A run that was begun so many seconds ago, with these shards, each committed so many seconds ago."""
     store = ObjectStore(url)
     begin(store, DOCUMENT, INVENTORY)
     ranges_of_shards, now = cut_evenly(8, 4), time.time()
+    os.utime(url / "spec.json", (now - begun, now - begun))
     for index, seconds_ago in shards.items():
         commit_rows(store, DOCUMENT, ranges_of_shards[index], ROWS)
         os.utime(url / f"commits/{index:06d}.json", (now - seconds_ago, now - seconds_ago))
@@ -72,6 +73,33 @@ def test_running(tmp_path: Path) -> None:
     assert (fields["missing"], fields["published"], fields["fingerprint"]) == ([2], False, FINGERPRINT)
     assert fields["shards_per_minute"] == pytest.approx(1.0)
     assert fields["minutes_left"] == pytest.approx(1.0)
+
+
+NIGHT = 12 * 3600.0
+
+
+@pytest.mark.parametrize(
+    ("begun", "commits", "shards_per_minute"),
+    [
+        # Stopped overnight: once, twice, and with no second commit since.
+        (NIGHT + 500, (NIGHT, 120, 60), 1.0),
+        (2 * NIGHT + 500, (2 * NIGHT, NIGHT, 120, 60), 1.0),
+        (NIGHT + 500, (NIGHT + 60, NIGHT, 60), None),
+        (NIGHT + 500, (NIGHT, 60), None),
+        # Resumed on one slow machine, after a fast one.
+        (NIGHT + 100, (NIGHT, 7200, 3600, 0), 1 / 60),
+        # Two actors that began together.
+        (1500, (800, 799, 101, 100), 3 / (700 / 60)),
+        # Copied: it seems to be begun after its first commits.
+        (50, (NIGHT, 60), 1 / ((NIGHT - 60) / 60)),
+    ],
+)
+def test_a_pause_does_not_count_in_the_rate(
+    tmp_path: Path, begun: float, commits: tuple[float, ...], shards_per_minute: float | None
+) -> None:
+    commit(tmp_path / "labels", dict(enumerate(commits)), begun=begun)
+    expected = None if shards_per_minute is None else pytest.approx(shards_per_minute, rel=1e-3)
+    assert read_status(str(tmp_path / "labels")).shards_per_minute == expected
 
 
 def test_all_committed_but_not_published(tmp_path: Path) -> None:

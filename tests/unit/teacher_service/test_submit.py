@@ -145,6 +145,8 @@ def test_values_in_toml(value: Any) -> None:
         ('[conda]\ndependencies = [{pip = ["--index-url https://u:planted@h"]}]', "conda.dependencies.pip: the https:"),
         ('[container]\nregistry-password = "planted"', "container.registry-password looks like a credential"),
         ('[container]\nregistryPassword = "planted"', "container.registryPassword looks like a credential"),
+        ('[env_vars]\nAZURE_STORAGE_KEY = "planted"', "env_vars.AZURE_STORAGE_KEY looks like a credential"),
+        ('[env_vars]\nDB_PASS = "planted"', "env_vars.DB_PASS looks like a credential"),
     ],
 )  # fmt: skip
 def test_credentials_anywhere_in_a_runtime_environment_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -154,10 +156,38 @@ def test_credentials_anywhere_in_a_runtime_environment_are_refused(tmp_path: Pat
     assert "planted" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "lines", "message"),
+    [
+        ('pip = "{}"', "requirements.txt", "numpy\n--extra-index-url https://u:planted@h/simple", "pip.packages: the https"),
+        ('pip = {{packages = "{}"}}', "requirements.txt", "pkg @ git+https://planted@h/p.git", "pip.packages: the git+https"),
+        ('uv = "{}"', "requirements.txt", "--index-url https://u:planted@h/simple\nnumpy", "uv.packages: the https"),
+        ('conda = "{}"', "conda.yaml", "channels: ['https://u:planted@h/c']", "conda.channels: the https"),
+        ('conda = "{}"', "conda.yml", "variables: {1: 2, HF_TOKEN: planted}", "conda.variables.HF_TOKEN looks like a cred"),
+    ],
+)  # fmt: skip
+def test_credentials_in_files_of_packages_are_refused(
+    tmp_path: Path, text: str, name: str, lines: str, message: str
+) -> None:
+    """Ray reads these files and sends their lines."""
+    (tmp_path / name).write_text(lines)
+    with pytest.raises(InputError) as caught:
+        load_runtime_env(env_file(tmp_path, text.format(tmp_path / name)))
+    assert message in str(caught.value)
+    assert "planted" not in str(caught.value)
+
+
+def test_files_of_packages_without_credentials_are_left_to_ray(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text("numpy\n--extra-index-url https://host/simple\n")
+    text = f'pip = "{tmp_path}/requirements.txt"'
+    assert load_runtime_env(env_file(tmp_path, text)) == tomllib.loads(text)
+
+
 def test_what_only_resembles_a_credential_passes(tmp_path: Path) -> None:
     text = (
         'pip = ["numpy", "pkg @ git+https://host/pkg.git@v1", "git+ssh://git@host/pkg.git"]\n'
         '[env_vars]\nTOKENIZERS_PARALLELISM = "false"\nDISASTER = "1"\nKEYBOARD = "de"\nPROXY = "http://host:8080"\n'
+        'BYPASS = "1"\nPASS_THROUGH = "1"\nKEY_PREFIX = "a"\nRAY_AUTH_MODE = "x"\nAUTHOR = "b"\n'
     )
     assert load_runtime_env(env_file(tmp_path, text)) == tomllib.loads(text)
 
@@ -222,10 +252,20 @@ def test_the_variables_stay_where_no_cluster_answers(monkeypatch: pytest.MonkeyP
     assert os.environ["RAY_ADDRESS"] == "http://127.0.0.1:2"
 
 
-@pytest.mark.parametrize("text", ["pip = 5", 'working_dir = "code"\npip = ["a"]\nconda = "b"'])
-def test_a_runtime_environment_that_ray_refuses(tmp_path: Path, api: JobsApi, job: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pip = 5", r"env\.toml: Ray does not take these packages: .* got <class 'int'>"),
+        ('pip = "no-such-file.txt"', r"env\.toml: Ray does not take these packages: no-such-file\.txt is not a valid file"),
+        ('working_dir = "code"\npip = ["a"]\nconda = "b"', r"env\.toml: Ray does not take these packages: "),
+        ("py_modules = [5]", "did not take the job: "),
+    ],
+)  # fmt: skip
+def test_a_runtime_environment_that_ray_refuses(
+    tmp_path: Path, api: JobsApi, job: Path, text: str, message: str
+) -> None:
     (tmp_path / "code").mkdir()
-    with pytest.raises(InputError, match="did not take the job: "):
+    with pytest.raises(InputError, match=message):
         Cluster(api.url).submit(job, env_file(tmp_path, text))
     assert api.jobs == []
 

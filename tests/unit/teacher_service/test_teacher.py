@@ -17,14 +17,17 @@ from softlabel_schemas import InputError, IntegrityError
 from softlabel_schemas.bundle import BundleReader, write_bundle
 from softlabel_schemas.front_end import Fbank
 from teacher_service.config import TeacherConfig
-from teacher_service.teacher import Teacher, check_factory, load_teacher
+from teacher_service.job import prepare
+from teacher_service.teacher import Teacher, check_factory, load_teacher, load_teachers
 from tests.support.teachers import (
     INVENTORY,
     LINEAR_FACTORY,
     OWN_FACTORY,
     eager_model,
+    make_job,
     state,
     write_linear_teacher,
+    write_sounds,
     write_teacher,
 )
 
@@ -150,6 +153,27 @@ def test_a_program_that_is_none(tmp_path: Path) -> None:
     message = f"{tmp_path}/model.pt2 is not a readable torch.export program: File is not a zip file"
     with pytest.raises(InputError, match=f"^{re.escape(message)}"):
         load(TeacherConfig(bundle=str(tmp_path)))
+
+
+def test_a_bundle_that_was_replaced_since_the_job_was_prepared(tmp_path: Path) -> None:
+    """By one with other weights, or with the same ones and another front end; another name is of no account."""
+    sounds, bundle = write_sounds(tmp_path / "sounds", [0.3]), tmp_path / "teacher"
+    job = prepare(make_job(sounds.manifest, [write_linear_teacher(bundle)], tmp_path / "labels"))
+    expected = BundleReader(bundle).description.digest()
+    changes: list[dict[str, Any]] = [{"seed": 2}, {"normalize": "utterance"}]
+    for change in changes:
+        write_linear_teacher(bundle, **change)
+        found = BundleReader(bundle).description.digest()
+        message = (
+            f"{bundle} changed while the job was running: expected the bundle with the digest {expected}, found {found}"
+        )
+        with pytest.raises(InputError, match=re.escape(message)):
+            load_teachers(job.config, job.document.spec)
+    write_linear_teacher(bundle)
+    description = bundle / "teacher.json"
+    description.write_text(description.read_text().replace('"name":"linear"', '"name":"renamed"'))
+    (teacher,) = load_teachers(job.config, job.document.spec)
+    assert teacher.name == "renamed"
 
 
 # What comes out
