@@ -18,7 +18,7 @@ from softlabel_schemas.errors import InputError
 from softlabel_schemas.strict import ModelT, parse
 from student_trainer.evaluate import evaluation_name
 from student_trainer.metric_names import COUNTS, Metric
-from student_trainer.result_files import Evaluation, Run
+from student_trainer.result_files import HARD_LABELS_DIGEST, Evaluation, Run
 from student_trainer.run_folder import RUN, RunFolder
 
 
@@ -145,7 +145,7 @@ def _arm(name: str, seeds: Sequence[tuple[str, Run, Evaluation]]) -> Arm:
     first_location, first, _ = seeds[0]
     seen: dict[int, str] = {}
     for location, run, _ in seeds:
-        unlike = unlike_settings(first.setup(), run.setup())
+        unlike = _unlike_seeds(first.setup(), run.setup())
         if unlike:
             raise InputError(
                 f"{first_location} and {location} are both named '{name}' but are not seeds of one arm: "
@@ -163,6 +163,12 @@ def _arm(name: str, seeds: Sequence[tuple[str, Run, Evaluation]]) -> Arm:
     )
 
 
+def _unlike_seeds(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """A run from before this digest was written says nothing of it: an arm may have old and new ones."""
+    is_unknown = None in (first.get(HARD_LABELS_DIGEST), other.get(HARD_LABELS_DIGEST))
+    return [line for line in unlike_settings(first, other) if not (is_unknown and line.startswith(HARD_LABELS_DIGEST))]
+
+
 def _evaluated(evaluation: Evaluation, path: Path, taken: set[str]) -> Arm:
     """A row of its own; where the name is taken, the file's stem tells them apart."""
     name = evaluation.name if evaluation.name not in taken else f"{evaluation.name} ({path.stem})"
@@ -175,9 +181,6 @@ def _check_alike(evaluations: Mapping[str, Evaluation], splits: Sequence[str]) -
     first_location, first = next(iter(evaluations.items()))
     if first.splits != tuple(splits):
         raise InputError(f"{first_location} was evaluated on {list(first.splits)}, --split says {list(splits)}")
-    counts = first.counts()
-    graphs = ((location, evaluation.graph_digest) for location, evaluation in evaluations.items())
-    first_graph = next((found for found in graphs if found[1] is not None), None)
     for location, evaluation in evaluations.items():
         where = f"{first_location} and {location} cannot be compared"
         if evaluation.leading != first.leading:
@@ -190,24 +193,43 @@ def _check_alike(evaluations: Mapping[str, Evaluation], splits: Sequence[str]) -
             ("inventory_digest", "class inventories"),
             ("corpus_digest", "corpora"),
             ("units", "units of the transcripts"),
-            ("transcripts_digest", "transcripts"),
         ):
             expected, found = getattr(first, name), getattr(evaluation, name)
             if expected != found:
                 raise InputError(f"{where}: {what} differ ({expected} and {found}); evaluate both on the same data")
-        if first_graph is not None and evaluation.graph_digest not in (None, first_graph[1]):
+    _check_where_known(evaluations, "transcripts_digest", "transcripts differ", "on the same data")
+    _check_where_known(
+        evaluations, "graph_digest", "their words were decoded with different graphs", "with the same graph"
+    )
+    _check_counts(evaluations)
+
+
+def _check_where_known(evaluations: Mapping[str, Evaluation], name: str, differ: str, alike: str) -> None:
+    """Raises InputError where those that have this digest have different ones."""
+    known = [
+        (location, digest) for location, each in evaluations.items() if (digest := getattr(each, name)) is not None
+    ]
+    for location, digest in known:
+        first_location, expected = known[0]
+        if digest != expected:
             raise InputError(
-                f"{first_graph[0]} and {location} cannot be compared: their words were decoded with different graphs "
-                f"({first_graph[1]} and {evaluation.graph_digest}); evaluate both with the same graph"
+                f"{first_location} and {location} cannot be compared: {differ} ({expected} and {digest}); evaluate both {alike}"
             )
+
+
+def _check_counts(evaluations: Mapping[str, Evaluation]) -> None:
+    """Raises InputError unless all are of the same utterances, less those that a dataset has no labels for."""
+    first_location, first = next(iter(evaluations.items()))
+    counts = first.counts()
+    for location, evaluation in evaluations.items():
         found_counts = evaluation.counts()
         left_out = {entry.utterance_id for entry in evaluation.left_out}
         wanted_counts = {name: number for name, number in counts.items() if name not in left_out}
         if list(found_counts.items()) != list(wanted_counts.items()):
             unlike = sorted(set(wanted_counts.items()) ^ set(found_counts.items()))
             raise InputError(
-                f"{where}: {len(wanted_counts)} and {len(found_counts)} utterances, not the same ones (or not of as "
-                f"many {first.counted}) or not in the same order"
+                f"{first_location} and {location} cannot be compared: {len(wanted_counts)} and {len(found_counts)} utterances, "
+                f"not the same ones (or not of as many {first.counted}) or not in the same order"
                 + (f" (utterance {unlike[0][0]})" if unlike else "")
                 + "; evaluate both on the same data"
             )

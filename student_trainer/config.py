@@ -44,7 +44,8 @@ class CorpusConfig(StrictModel):
     dev_splits: tuple[str, ...] = ("dev",)
     hard_label_splits: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     num_folds: NumFolds | None = None
-    held_out_fold: Annotated[int, Field(ge=0)] | None = None
+    # Strict: false is not fold 0.
+    held_out_fold: Annotated[int, Field(ge=0, strict=True)] | None = None
 
     @property
     def held_out(self) -> Fold | None:

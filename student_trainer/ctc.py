@@ -19,10 +19,12 @@ from torch.nn import functional
 
 from softlabel_schemas.corpus import Corpus, text_bytes, text_lengths
 from softlabel_schemas.errors import InputError
+from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.strict import printable
-from student_trainer.batch import Batch, TokenTargets
+from student_trainer.batch import Batch, TokenTargets, min_ctc_frames
 from student_trainer.config import Units
+from student_trainer.speed import num_samples_at
 
 # Between words, where transcripts are spelled in characters (wav2vec 2.0's vocabularies).
 WORD_DELIMITER = "|"
@@ -84,6 +86,21 @@ def check_long_enough(batch: Batch, lengths_B: Tensor) -> None:
             f"utterance {batch.utterance_ids[row]}: its transcript needs {int(batch.tokens.min_frames_B[row])} frames, the "
             f"model gives {int(lengths_B[row])}; leave it out of the corpus, or use shorter frames (front_end.stack)"
         )
+
+
+def check_long_enough_at(corpus: Corpus, spelling: Spelling, front_end: Fbank, speed: float) -> None:
+    """Raises InputError for an utterance with more tokens than its frames can hold, played at ``speed``."""
+    rows = zip(*(corpus.table[name].to_pylist() for name in ("utterance_id", "text", "num_samples")), strict=True)
+    for utterance_id, text, num_samples in rows:
+        if text is None:
+            continue
+        needed = min_ctc_frames(spelling.tokens_L(text, utterance_id))
+        num_frames = front_end.num_frames(num_samples_at(num_samples, speed))
+        if num_frames < needed:
+            raise InputError(
+                f"utterance {utterance_id}: its transcript needs {needed} frames, at speed {speed:g} there are {num_frames}; "
+                "leave it out of the corpus, lower augmentation.speeds, or use shorter frames (front_end.stack)"
+            )
 
 
 def ctc_loss(logits_NV: Tensor, lengths_B: Tensor, targets: TokenTargets, *, blank: int) -> Tensor:

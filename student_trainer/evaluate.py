@@ -19,7 +19,7 @@ from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.targets import SoftTargets
 from student_trainer.batch import Batch, Example
 from student_trainer.config import Units
-from student_trainer.ctc import Spelling
+from student_trainer.ctc import Spelling, transcripts_digest
 from student_trainer.data import TrainingData
 from student_trainer.device import evaluation_device
 from student_trainer.left_out import leave_out_skipped, say_what_is_left_out, to_json
@@ -77,7 +77,7 @@ def evaluate_run(
             for (utterance_id, labels_T), found in zip(batch_labels, posteriors, strict=True):
                 _add(metrics, utterance_id, labels_T, found, words)
                 advance(len(metrics.utterances))
-    what |= words.setup() if words else {}
+    what |= _word_setup(words, corpus)
     return _write(metrics, corpus, splits, what, output or str(folder.path / evaluation_name(splits)))
 
 
@@ -96,7 +96,7 @@ def evaluate_dataset(
     Args:
         units: of CTC teachers, what transcripts are spelled in; None evaluates frame by frame.
     """
-    dataset = open_dataset(url)
+    dataset = open_ensemble(url)
     whole_corpus = load_corpus(manifest).select_splits(splits)
     corpus, left_out = leave_out_skipped(whole_corpus, dataset)
     what: dict[str, Any] = {
@@ -121,8 +121,21 @@ def evaluate_dataset(
         for utterance_id, labels_T, found in dataset_posteriors(dataset, corpus, columns):
             _add(metrics, utterance_id, labels_T, found, words)
             advance(len(metrics.utterances))
-    what |= words.setup() if words else {}
+    what |= _word_setup(words, whole_corpus)
     return _write(metrics, whole_corpus, splits, what, output)
+
+
+def open_ensemble(url: str) -> SoftLabelDataset:
+    """A dataset that says of every frame what the ensemble does. Raises InputError where its selection dropped frames."""
+    dataset = open_dataset(url)
+    frames = dataset.manifest.spec.selection.frames
+    if frames is not None:
+        dropped = [name for name in ("disagreeing", "uncertain", "silence") if getattr(frames, name) == 0]
+        raise InputError(
+            f"{url} was labelled without some frames (selection.frames drops {', '.join(dropped)}), which would count as the "
+            "ensemble's errors; evaluate a dataset of the same speech that was labelled without selection.frames"
+        )
+    return dataset
 
 
 def _word_errors(
@@ -138,6 +151,11 @@ def _word_errors(
     graph = load_graph(decoding.graph, inventory)
     settings = load_settings(decoding.settings, graph, splits)
     return WordErrors(Decoder(graph, settings), transcripts(corpus, where=where))
+
+
+def _word_setup(words: WordErrors | None, corpus: Corpus) -> dict[str, Any]:
+    """What decided the word errors, the transcripts among it: the corpus digest is not over them."""
+    return {} if words is None else words.setup() | {"transcripts_digest": transcripts_digest(corpus)}
 
 
 def _add(

@@ -117,6 +117,17 @@ def make_graph(
     return DecodingGraph(output, description, fst, words, columns)
 
 
+def load_description(path: str) -> GraphDescription:
+    """What a graph's folder says of it; its files are neither read nor checked. Raises InputError, IntegrityError."""
+    try:
+        data = parse_json(ObjectStore(path).read(DESCRIPTION))
+    except FileNotFoundError:
+        raise InputError(f"{path} holds no decoding graph; make it with: student-trainer graph") from None
+    except ValueError as error:
+        raise IntegrityError(f"{path}/{DESCRIPTION} cannot be read: {error}") from None
+    return parse(GraphDescription, data, where=f"{path}/{DESCRIPTION}")
+
+
 def load_graph(path: str, inventory: ClassInventory) -> DecodingGraph:
     """Read a graph's folder.
 
@@ -124,13 +135,7 @@ def load_graph(path: str, inventory: ClassInventory) -> DecodingGraph:
         InputError: there is no graph, or it was made for another class inventory.
         IntegrityError: a file is missing, or is not what was written.
     """
-    try:
-        data = parse_json(ObjectStore(path).read(DESCRIPTION))
-    except FileNotFoundError:
-        raise InputError(f"{path} holds no decoding graph; make it with: student-trainer graph") from None
-    except ValueError as error:
-        raise IntegrityError(f"{path}/{DESCRIPTION} cannot be read: {error}") from None
-    description = parse(GraphDescription, data, where=f"{path}/{DESCRIPTION}")
+    description = load_description(path)
     if description.inventory_digest != inventory.digest():
         raise InputError(
             f"{path} was made for the class inventory {description.inventory_digest[:12]}, the classes to decode are of "

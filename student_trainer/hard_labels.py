@@ -9,15 +9,41 @@ ranking gives its frame's label away. For an honest comparison narrow them by a 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from softlabel_schemas.corpus import Corpus
+from softlabel_schemas.corpus import Corpus, text_bytes, text_lengths
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.strict import printable
-from student_trainer.config import SoftLabelConfig
+from student_trainer.config import SoftLabelConfig, TrainConfig
+
+
+def label_column(config: TrainConfig) -> str:
+    """Of the corpus, where the run's hard labels are."""
+    return "hard_labels" if config.ctc is None else "text"
+
+
+def with_labels_in_use(corpus: Corpus, config: TrainConfig) -> Corpus:
+    """The same rows, with the hard labels that the run uses and no others."""
+    if config.ctc is not None:
+        corpus = without_frame_labels(corpus)
+    splits = config.corpus.hard_label_splits
+    return corpus if splits is None else only_hard_labels_of(corpus, splits, label_column(config))
+
+
+def labelled_digest(corpus: Corpus, labels: str = "hard_labels") -> str:
+    """sha256 of the ids of the utterances that have hard labels, in their order; the corpus digest is not over splits.
+
+    Args:
+        labels: their column.
+    """
+    ids = corpus.table["utterance_id"].filter(pc.is_valid(corpus.table[labels]))
+    digest = hashlib.sha256(text_lengths(ids))
+    digest.update(text_bytes(ids))
+    return digest.hexdigest()
 
 
 def only_hard_labels_of(corpus: Corpus, splits: Sequence[str], labels: str = "hard_labels") -> Corpus:

@@ -16,10 +16,10 @@ from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import SkippedUtterance
 from student_trainer.augmentation import Augmenter
 from student_trainer.config import TrainConfig
-from student_trainer.ctc import Spelling, transcripts_digest
+from student_trainer.ctc import Spelling, check_long_enough_at, transcripts_digest
 from student_trainer.data import TrainingData
 from student_trainer.evaluate import load_evaluation_corpus
-from student_trainer.hard_labels import check_something_to_learn, only_hard_labels_of, without_frame_labels
+from student_trainer.hard_labels import check_something_to_learn, label_column, labelled_digest, with_labels_in_use
 from student_trainer.left_out import leave_out_skipped
 from student_trainer.models import ENCODERS
 from student_trainer.soft_labels import SoftLabels
@@ -33,6 +33,7 @@ class Inputs:
     datasets: of soft labels; of several, one teaches each batch.
     left_out: by the URL of the dataset that skipped them.
     transcripts_digest: of its texts, where they are the hard labels; the corpus digest is not over them.
+    hard_labels_digest: of the utterances whose hard labels are in use, where not all splits' are; the same holds.
     """
 
     corpus: Corpus
@@ -41,25 +42,23 @@ class Inputs:
     left_out: Mapping[str, tuple[SkippedUtterance, ...]]
     data: TrainingData
     transcripts_digest: str | None
+    hard_labels_digest: str | None
 
 
 def open_inputs(config: TrainConfig) -> Inputs:
     """Raises InputError where inputs do not fit together; names both."""
     inventory = ClassInventory.load(config.corpus.inventory)
-    where = config.corpus.manifest
-    whole_corpus = corpus = _heard(load_corpus(where).select_splits(config.corpus.train_splits), config)
+    where, labels = config.corpus.manifest, label_column(config)
+    whole_corpus = training_speech(config)
+    corpus = with_labels_in_use(whole_corpus, config)
     datasets = _open_datasets(config)
     left_out: dict[str, tuple[SkippedUtterance, ...]] = {}
     for dataset in datasets:
         # Before any check: an utterance can have been skipped because of its labels.
         corpus, left_out[dataset.store.url] = leave_out_skipped(corpus, dataset)
-    spelling, labels = None, "hard_labels"
-    if config.ctc is not None:
-        spelling, labels, corpus = Spelling(inventory, config.ctc.units), "text", without_frame_labels(corpus)
+    spelling = None if config.ctc is None else Spelling(inventory, config.ctc.units)
     check_hard_labels(corpus, inventory, where=where)
     _check_frame_shift(corpus, config)
-    if config.corpus.hard_label_splits is not None:
-        corpus = only_hard_labels_of(corpus, config.corpus.hard_label_splits, labels)
     check_something_to_learn(corpus, config.soft_labels, labels, where=where)
     soft, digest = config.soft_labels, inventory.digest()
     soft_labels = [SoftLabels(dataset, soft, corpus, digest) for dataset in datasets if soft is not None]
@@ -68,6 +67,9 @@ def open_inputs(config: TrainConfig) -> Inputs:
         # The configuration's own check; stored features cannot be augmented.
         assert isinstance(config.front_end, Fbank)
         augmenter = Augmenter(config.augmentation, config.front_end, config.seed)
+        if spelling is not None and config.model.architecture in ENCODERS:
+            # Some epoch draws it: rather now than then.
+            check_long_enough_at(corpus, spelling, config.front_end, max(augmenter.speeds))
     return Inputs(
         corpus=whole_corpus,
         inventory=inventory,
@@ -75,7 +77,13 @@ def open_inputs(config: TrainConfig) -> Inputs:
         left_out=left_out,
         data=TrainingData(corpus, config.front_end, soft_labels, augmenter, spelling),
         transcripts_digest=None if config.ctc is None else transcripts_digest(whole_corpus),
+        hard_labels_digest=None if config.corpus.hard_label_splits is None else labelled_digest(corpus, labels),
     )
+
+
+def training_speech(config: TrainConfig) -> Corpus:
+    """Of the training splits, as the manifest has it. Raises InputError."""
+    return _heard(load_corpus(config.corpus.manifest).select_splits(config.corpus.train_splits), config)
 
 
 def open_dev(config: TrainConfig, inventory: ClassInventory) -> TrainingData | None:

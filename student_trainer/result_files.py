@@ -14,6 +14,7 @@ from student_trainer.metric_names import COUNTS, METRICS, Metric, leading
 
 # Of a run's setup: how many utterances of the corpus it was trained without.
 LEFT_OUT = "utterances_left_out"
+HARD_LABELS_DIGEST = "hard_labels_digest"
 
 
 class _Record(StrictModel):
@@ -72,7 +73,8 @@ class Evaluation(MetricValues):
     """``evaluation-<splits>.json``.
 
     Attributes:
-        units, transcripts_digest: what CTC is evaluated against; None of labels of frames.
+        units: what CTC is evaluated in; None of labels of frames.
+        transcripts_digest: None where neither words were decoded by a graph nor CTC, and of words before it was written.
         weights_digest: of the student that was evaluated; None of an ensemble, and of students before it was written.
         graph_digest: None where no words were decoded by a graph.
         left_out: of a dataset's evaluation, the utterances it has no labels for.
@@ -125,6 +127,8 @@ class Run(_Record):
     Attributes:
         dataset_digest: a list where teachers were switched.
         transcripts_digest: None of labels of frames.
+        hard_labels_digest: of the utterances whose hard labels are in use; None where those of all are, and of runs before it
+            was written.
     """
 
     config: TrainConfig
@@ -132,6 +136,7 @@ class Run(_Record):
     inventory_digest: str
     dataset_digest: str | tuple[str, ...] | None
     transcripts_digest: str | None = None
+    hard_labels_digest: str | None = None
     num_parameters: int
     left_out: tuple[SkippedUtterance, ...] = ()
     history: tuple[Epoch, ...]
@@ -151,8 +156,9 @@ class Run(_Record):
         if self.config.soft_labels:
             exclude["soft_labels"] = {"url", "urls", *CACHE_FIELDS}
         data = {"corpus_digest": self.corpus_digest, "dataset_digest": self.dataset_digest}
-        if self.transcripts_digest is not None:
-            data["transcripts_digest"] = self.transcripts_digest
+        for name in ("transcripts_digest", HARD_LABELS_DIGEST):
+            if getattr(self, name) is not None:
+                data[name] = getattr(self, name)
         return _flat(self.config.model_dump(mode="json", exclude=exclude)) | data | {LEFT_OUT: len(self.left_out)}
 
 

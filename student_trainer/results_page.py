@@ -152,7 +152,7 @@ def _gains(gains: Sequence[GainRecord], arms: Mapping[str, ArmRecords], metric: 
     gained = f"the gain of {reference.name} over {baseline.name} in {error_name(metric)}"
     said = f"What is kept of {gained}, {signed(points)} points"
     if any(found.low is None for found in gains):
-        said += " (its interval holds zero: the shares have none, and mean little)"
+        said += " (its interval holds zero or is below it: the shares have none, and mean little)"
     shares = (shares_of_gain(arms[found.arm], baseline, reference, metric) for found in gains)
     rows = [
         [found.arm, _size(arms[found.arm]), *_kept(found), _range(of_seeds)]

@@ -59,8 +59,9 @@ class GainKept:
     """Percent of the reference's gain over the baseline that an arm has too: 0 as the baseline, 100 as the reference.
 
     Attributes:
-        kept: None where the reference gains nothing.
-        interval: 95%, over test utterances. None where that of the reference's gain holds zero: the share can be anything then.
+        kept: None where the reference gains nothing, or loses.
+        interval: 95%, over test utterances. None where that of the reference's gain holds zero or is below it: the share can be
+            anything then.
     """
 
     kept: float | None
@@ -73,14 +74,13 @@ def gain_kept(arm: Arm, baseline: Arm, reference: Arm) -> GainKept:
     gains = of_baseline_U - of_arm_U, of_baseline_U - of_reference_U
     own, whole = (float(gain_U.sum()) for gain_U in gains)
     own_R, whole_R = _resampled(gains, units_U)
-    low, high = np.percentile(whole_R, _INTERVAL)
     interval = None
-    if not low <= 0 <= high:
+    if np.percentile(whole_R, _INTERVAL[0]) > 0:
         # Of so clear a gain hardly a resample is exactly zero; one that is has no share.
         is_some_R = whole_R != 0
         ends = np.percentile(100 * own_R[is_some_R] / whole_R[is_some_R], _INTERVAL)
         interval = float(ends[0]), float(ends[1])
-    return GainKept(kept=100 * own / whole if whole else None, interval=interval)
+    return GainKept(kept=100 * own / whole if whole > 0 else None, interval=interval)
 
 
 def _leading_errors_U(arm: Arm) -> tuple[Float64, Float64]:

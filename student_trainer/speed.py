@@ -31,6 +31,11 @@ def at_speed(samples: Float32, speed: float) -> Float32:
     return resampled
 
 
+def num_samples_at(num_samples: int, speed: float) -> int:
+    """How many :func:`at_speed` makes of so many; halves are rounded up."""
+    return int(num_samples / speed + 0.5)
+
+
 def source_frames(num_frames: int, num_source_frames: int, speed: float) -> npt.NDArray[np.int64]:
     """The frame of the recording that each of ``num_frames`` frames at ``speed`` is centred in, int64 [num_frames].
 

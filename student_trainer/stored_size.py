@@ -10,12 +10,13 @@ import numpy as np
 from softlabel_schemas.codec import build_codec
 from softlabel_schemas.command_line import progress
 from softlabel_schemas.containers import CONTAINERS
-from softlabel_schemas.corpus import Utterance, load_corpus
+from softlabel_schemas.corpus import Utterance
 from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.shard import LabelledUtterance, encode_columns
 from softlabel_schemas.targets import SoftTargets
 from student_trainer.config import SoftLabelConfig, TrainConfig
-from student_trainer.hard_labels import without_frame_labels
+from student_trainer.hard_labels import with_labels_in_use
+from student_trainer.inputs import training_speech
 from student_trainer.soft_labels import SoftLabels
 
 
@@ -36,9 +37,7 @@ def stored_bytes_per_frame(config: TrainConfig) -> float | None:
 
 
 def _bytes_per_frame(config: TrainConfig, soft_labels: SoftLabelConfig, url: str) -> float:
-    corpus = load_corpus(config.corpus.manifest).select_splits(config.corpus.train_splits)
-    if config.ctc is not None:
-        corpus = without_frame_labels(corpus)
+    corpus = with_labels_in_use(training_speech(config), config)
     dataset = open_dataset(url)
     labels = SoftLabels(dataset, soft_labels, corpus, dataset.manifest.spec.inventory_digest)
     utterances = {utterance.utterance_id: utterance for utterance in corpus}

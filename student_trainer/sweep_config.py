@@ -1,8 +1,9 @@
 """SWEEP.toml -> the training runs of all arms and seeds. Paths are relative to the file's folder.
 
 An arm is the base (the tables of a TRAIN.toml, or the path of one) with some keys changed: its tables are merged into the
-base's; ``urls`` takes the place of ``url``. ``false`` in the place of a table removes it. A table that names another
-``policy``, ``kind`` or ``architecture`` than the base's replaces it: keys of the other kind would mean nothing.
+base's; ``urls`` takes the place of ``url``. ``false`` in the place of a table, or of a key of ``[soft_labels]``, removes it. A
+table that names another ``policy``, ``kind`` or ``architecture`` than the base's replaces it: keys of the other kind would mean
+nothing.
 """
 
 from __future__ import annotations
@@ -160,6 +161,7 @@ def load_sweep(path: str | Path) -> Sweep:
     if problems:
         raise InputError("\n".join(problems))
     _check_unlike(arms, path)
+    _check_dev_splits(arms, config.evaluate, path)
     corpora = {arm.corpus.manifest for arm in arms.values()}
     if len(corpora) > 1:
         raise InputError(
@@ -205,12 +207,12 @@ def _base(base: str | Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any], *, tables: bool = True) -> dict[str, Any]:
-    """``tables``: whether the keys are those of TRAIN.toml's tables, of which ``false`` removes one, there or not; further in
-    it may be a value, such as a model's argument."""
+    """``tables``: whether the keys are TRAIN.toml's tables or those of ``[soft_labels]``, none of which can be false: ``false``
+    removes one, there or not. Further in it may be a value, such as a model's argument."""
     merged = dict(base)
     for key, value in changes.items():
         before = merged.get(key)
-        if value is False and (isinstance(before, Mapping) or (before is None and tables)):
+        if value is False and (tables or isinstance(before, Mapping)):
             merged.pop(key, None)
         elif isinstance(value, Mapping) and isinstance(before, Mapping) and not _other_kind(before, value):
             merged[key] = _merged(before, value, tables=tables and key == "soft_labels")
@@ -248,6 +250,16 @@ def _check_unlike(arms: Mapping[str, TrainConfig], path: str | Path) -> None:
         other = seen.setdefault(config.model_copy(update={"name": "arm"}).digest(), name)
         if other != name:
             raise InputError(f"{path}: the arms '{other}' and '{name}' are the same configuration; leave one out")
+
+
+def _check_dev_splits(arms: Mapping[str, TrainConfig], evaluate: EvaluateConfig, path: str | Path) -> None:
+    """Raises InputError where a decoder's settings would have no speech to be chosen on."""
+    without = [name for name, config in arms.items() if not config.corpus.dev_splits]
+    if evaluate.graph is not None and without:
+        raise InputError(
+            f"{path}: with evaluate.graph the decoder's settings are chosen on corpus.dev_splits, which the arms "
+            f"{', '.join(without)} have none of; give them dev splits, or leave the graph out"
+        )
 
 
 def _units(arms: Mapping[str, TrainConfig], evaluate: EvaluateConfig, path: str | Path) -> Units | None:

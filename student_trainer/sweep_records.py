@@ -87,7 +87,7 @@ class GainRecord(StrictModel):
 
     Attributes:
         kept: percent. None where there is no gain.
-        low, high: 95% interval over utterances. None where that of the gain holds zero.
+        low, high: 95% interval over utterances. None where that of the gain holds zero or is below it.
     """
 
     arm: str

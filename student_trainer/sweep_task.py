@@ -10,10 +10,13 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from softlabel_schemas.corpus import load_corpus
 from student_trainer.config import TrainConfig
+from student_trainer.ctc import transcripts_digest
 from student_trainer.evaluate import WordDecoding, evaluate_dataset, evaluate_run, evaluation_name
 from student_trainer.run_folder import DECODER, RunFolder
 from student_trainer.sweep_config import ENSEMBLE, EvaluateConfig, Sweep
+from student_trainer.token_errors import against_transcripts
 from student_trainer.train import train
 
 LOG = "log.txt"
@@ -24,7 +27,7 @@ def train_and_evaluate(config: TrainConfig, settings: EvaluateConfig) -> None:
     """Raises what training and evaluation raise; all that they print goes to ``log.txt`` in the run's folder."""
     folder = Path(config.output)
     with _logged(folder / LOG):
-        if not train(config) and _is_evaluated(RunFolder(folder), settings):
+        if not train(config) and _is_evaluated(config, settings):
             return
         if settings.graph is not None:
             from student_trainer.tune import tune_run
@@ -53,15 +56,27 @@ def _decoding(settings: EvaluateConfig, decoder: Path) -> WordDecoding | None:
     return None if settings.graph is None else WordDecoding(graph=settings.graph, settings=str(decoder))
 
 
-def _is_evaluated(folder: RunFolder, settings: EvaluateConfig) -> bool:
-    """With the weights that the run ended with, and words included, where the sweep asks for them."""
-    name = evaluation_name(settings.splits)
+def _is_evaluated(config: TrainConfig, settings: EvaluateConfig) -> bool:
+    """As it would be now: of the weights that the run ended with, on the same speech, and with the same graph."""
+    folder, name = RunFolder(config.output), evaluation_name(settings.splits)
     if not (folder.path / name).exists():
         return False
-    evaluation = folder.read_json(name)
-    if evaluation.get("weights_digest") != folder.weights_digest():
-        return False
-    return settings.graph is None or evaluation.get("word_error_rate") is not None
+    corpus = load_corpus(config.corpus.manifest).select_splits(settings.splits)
+    expected = {
+        "weights_digest": folder.weights_digest(),
+        "splits": list(settings.splits),
+        "corpus_digest": corpus.digest,
+    }
+    if config.ctc is not None:
+        expected |= against_transcripts(corpus, config.ctc.units)
+    if settings.graph is not None:
+        # Here: only decoding needs the decoder's libraries.
+        from student_trainer.graph_folder import load_description
+
+        graph_digest = load_description(settings.graph).digest()
+        expected |= {"graph_digest": graph_digest, "transcripts_digest": transcripts_digest(corpus)}
+    found = folder.read_json(name)
+    return all(found.get(key) == value for key, value in expected.items())
 
 
 @contextlib.contextmanager

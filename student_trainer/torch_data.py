@@ -59,9 +59,14 @@ class _Source:
 
 class UtteranceDataset(Dataset[Example]):
     """Utterances as they were recorded, in the corpus's order; ``collate`` makes a batch of some, as a DataLoader's
-    ``collate_fn``."""
+    ``collate_fn``. Raises InputError where teachers are switched per batch (``soft_labels.urls``)."""
 
     def __init__(self, config: TrainConfig) -> None:
+        if config.soft_labels is not None and config.soft_labels.urls is not None:
+            raise InputError(
+                "soft_labels.urls: one of these datasets teaches each batch, by its place in an epoch, which an utterance has "
+                "not; use StepDataset, or give soft_labels.url"
+            )
         self._source = _Source(config)
 
     def __len__(self) -> int:
@@ -158,9 +163,18 @@ class StepLoader(DataLoader[Step]):
 
     Args:
         options: further ones of DataLoader, such as ``multiprocessing_context``, which must be "spawn" for soft labels on S3.
+
+    Raises:
+        InputError: ``persistent_workers`` is set. Workers that outlive an epoch know neither which of their steps the loop took
+            nor which state it loaded.
     """
 
     def __init__(self, dataset: StepDataset, *, num_workers: int = 0, **options: Any) -> None:
+        if options.get("persistent_workers"):
+            raise InputError(
+                "persistent_workers would lose and repeat steps where a loop leaves an epoch or loads a state; leave it out, "
+                "and new workers begin at each epoch"
+            )
         super().__init__(dataset, batch_size=None, num_workers=num_workers, **options)
         self._steps = dataset
 

@@ -27,11 +27,11 @@ from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import SkippedUtterance
 from student_trainer.batch import Batch
 from student_trainer.config import TrainConfig
-from student_trainer.ctc import check_long_enough, ctc_loss
+from student_trainer.ctc import check_long_enough, ctc_loss, transcripts_digest
 from student_trainer.data import Step, TrainingData
 from student_trainer.device import training_device
 from student_trainer.evaluate import check_lengths, model_posteriors
-from student_trainer.inputs import open_dev, open_inputs
+from student_trainer.inputs import Inputs, open_dev, open_inputs
 from student_trainer.interrupts import interrupts_held
 from student_trainer.left_out import say_what_is_left_out, to_json
 from student_trainer.loss import hard_and_soft_loss, hard_loss, soft_loss
@@ -41,6 +41,11 @@ from student_trainer.order import Order
 from student_trainer.run_folder import RUN, RunFolder, build_model, set_threads
 from student_trainer.schedule import learning_rate, soft_weight
 from student_trainer.token_errors import token_metrics
+
+# Of a run's identity, to be compared where it goes on; the last one is there with CTC alone.
+_DIGESTS = ("config_digest", "corpus_digest", "inventory_digest", "dataset_digest", "transcripts_digest")
+# Checkpoints from before they were written go on without them.
+_LATER_DIGESTS = ("hard_labels_digest", "dev_corpus_digest", "dev_transcripts_digest")
 
 
 @dataclass(slots=True)
@@ -80,12 +85,11 @@ def train(config: TrainConfig) -> bool:
         "dataset_digest": _digest(inputs.datasets),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
-    if inputs.transcripts_digest is not None:
-        identity["transcripts_digest"] = inputs.transcripts_digest
+    dev = open_dev(config, inventory)
+    identity |= {name: digest for name, digest in _further_digests(inputs, dev).items() if digest is not None}
     at = _resume(folder, identity, model, optimizer)
     if at.epoch >= config.training.epochs:
         return False
-    dev = open_dev(config, inventory)
     for url, skipped in inputs.left_out.items():
         say_what_is_left_out(skipped, len(inputs.corpus), where=f"{folder.path}/{RUN}", url=url)
     folder.write_inventory(inventory)
@@ -305,17 +309,27 @@ def _digest(datasets: Sequence[SoftLabelDataset]) -> str | list[str] | None:
     return digests if len(digests) > 1 else next(iter(digests), None)
 
 
+def _further_digests(inputs: Inputs, dev: TrainingData | None) -> dict[str, str | None]:
+    """Of what the corpus digest is not over; None of what a run has no use for."""
+    digests = {"transcripts_digest": inputs.transcripts_digest, "hard_labels_digest": inputs.hard_labels_digest}
+    if dev is None:
+        return digests
+    # They choose the best epoch.
+    dev_transcripts = None if dev.spelling is None else transcripts_digest(dev.corpus)
+    return digests | {"dev_corpus_digest": dev.corpus.digest, "dev_transcripts_digest": dev_transcripts}
+
+
 def _resume(
     folder: RunFolder, identity: dict[str, Any], model: AcousticModel, optimizer: torch.optim.Optimizer
 ) -> Progress:
     state = folder.read_checkpoint()
     if state is None:
         return Progress()
-    # The transcripts' last, which only a run of the same, CTC's, configuration has.
-    for key in ("config_digest", "corpus_digest", "inventory_digest", "dataset_digest", "transcripts_digest"):
-        if state["identity"].get(key) != identity.get(key):
+    before = state["identity"]
+    for key in (*_DIGESTS, *(key for key in _LATER_DIGESTS if key in before)):
+        if before.get(key) != identity.get(key):
             raise InputError(
-                f"{folder.path} holds a run with another {key} ({state['identity'].get(key)}, now {identity.get(key)}); "
+                f"{folder.path} holds a run with another {key} ({before.get(key)}, now {identity.get(key)}); "
                 "use another output folder or delete that one"
             )
     try:

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabel_schemas.command_line import Advance, progress
-from softlabel_schemas.corpus import load_corpus
-from softlabel_schemas.dataset import open_dataset
+from softlabel_schemas.corpus import Corpus, load_corpus
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import SkippedUtterance
@@ -28,6 +27,7 @@ from student_trainer.evaluate import (
     dataset_posteriors,
     load_evaluation_corpus,
     model_posteriors,
+    open_ensemble,
 )
 from student_trainer.graph_folder import DecodingGraph, load_graph, transcripts
 from student_trainer.left_out import leave_out_skipped, say_what_is_left_out
@@ -65,7 +65,8 @@ def tune_run(run: str | Path, manifest: str, splits: Sequence[str], graph: str, 
     """Choose settings for a run's model and write them to ``output``, or to ``decoder.json`` in the run's folder.
 
     Raises:
-        InputError: ``splits`` are those that the graph was made from; or see ``evaluate_run`` and ``load_graph``.
+        InputError: ``splits`` are those that the graph was made from, or have no words; or see ``evaluate_run`` and
+            ``load_graph``.
     """
     folder = RunFolder(run)
     model, config, inventory = folder.load_model()
@@ -75,7 +76,7 @@ def tune_run(run: str | Path, manifest: str, splits: Sequence[str], graph: str, 
         check_no_graph(graph)
     decoding_graph = _graph_for(graph, inventory, splits)
     corpus = load_evaluation_corpus(manifest, splits, inventory)
-    texts = transcripts(corpus, where=manifest)
+    texts = _texts(corpus, splits, where=manifest)
     found: dict[str, npt.NDArray[np.float32]] = {}
     data = TrainingData(corpus, config.front_end)
     for labelled, posteriors in model_posteriors(model, data, decoding_graph.columns):
@@ -88,13 +89,13 @@ def tune_run(run: str | Path, manifest: str, splits: Sequence[str], graph: str, 
 
 def tune_dataset(url: str, manifest: str, splits: Sequence[str], graph: str, output: str) -> TunedDecoder:
     """Choose settings for the teacher ensemble from its stored targets of a dev split and write them to ``output``."""
-    dataset = open_dataset(url)
+    dataset = open_ensemble(url)
     decoding_graph = _graph_for(graph, dataset.inventory, splits)
     whole_corpus = load_corpus(manifest).select_splits(splits)
     corpus, left_out = leave_out_skipped(whole_corpus, dataset)
     check_labels(corpus, dataset.inventory, splits, where=manifest)
     say_what_is_left_out(left_out, len(whole_corpus), where=output, url=dataset.store.url)
-    texts = transcripts(corpus, where=manifest)
+    texts = _texts(corpus, splits, where=manifest)
     found: dict[str, npt.NDArray[np.float32]] = {}
     for utterance_id, _, posteriors in dataset_posteriors(dataset, corpus, decoding_graph.columns):
         assert posteriors.phone_log_probs_TC is not None
@@ -130,6 +131,17 @@ def _graph_for(path: str, inventory: ClassInventory, splits: Sequence[str]) -> D
     graph = load_graph(path, inventory)
     _check_apart(splits, graph.description.splits, f"{path} was made from")
     return graph
+
+
+def _texts(corpus: Corpus, splits: Sequence[str], *, where: str) -> dict[str, str]:
+    """Transcripts by id. Raises InputError where they have no words: all settings would be equally good."""
+    texts = transcripts(corpus, where=where)
+    if not any(text.split() for text in texts.values()):
+        raise InputError(
+            f"{where}: the transcripts of {list(splits)} have no words, and a decoder's settings are chosen by errors among "
+            "them; give dev splits whose transcripts have some"
+        )
+    return texts
 
 
 def _check_apart(splits: Sequence[str], used: Sequence[str], what: str) -> None:

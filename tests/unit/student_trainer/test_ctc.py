@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ from student_trainer.cli import main
 from student_trainer.config import TrainConfig
 from student_trainer.ctc import Spelling, ctc_loss
 from student_trainer.evaluate import evaluate_run
+from student_trainer.inputs import open_inputs
 from student_trainer.loss import SparseTargets, soft_loss
 from student_trainer.run_folder import RunFolder
 from student_trainer.token_errors import greedy
 from student_trainer.train import train
 from tests.support.speech import Speech
-from tests.support.transcripts import ctc_config, write_transcribed
+from tests.support.transcripts import CTC_FRONT_END, ctc_config, write_ctc_labels, write_transcribed
 
 BLANK, NUM_CLASSES = 1, 3
 LENGTHS = [4, 3, 2]
@@ -210,6 +212,30 @@ class TestStudent:
         with pytest.raises(InputError, match="a run with another transcripts_digest"):
             train(moved)
 
+    def test_other_labels_in_use_and_other_dev_transcripts(self, speech: Speech, tmp_path: Path) -> None:
+        """None of which is in the corpus digest."""
+        url = write_ctc_labels(tmp_path / "labels", speech.split("train")).url
+        splits = {"corpus__train_splits": ["train", "more"], "corpus__hard_label_splits": ["train"]}
+        here = replace(speech, manifest=str(tmp_path / "corpus.parquet"))
+        config = ctc_config(here, tmp_path / "run", url=url, training__epochs=1, **splits)
+
+        def write(more: Sequence[int], dev_text: str | None = None) -> None:
+            """``more``: rows that have no part in the CTC loss."""
+            rows = [replace(u, split="more") if i in more else u for i, u in enumerate(speech.utterances)]
+            texts = [dev_text or u.text if u.split == "dev" else u.text for u in rows]
+            write_corpus(here.manifest, [replace(u, text=text) for u, text in zip(rows, texts, strict=True)])
+
+        write([0, 1])
+        assert train(config)
+        write([2, 3])
+        with pytest.raises(InputError, match="a run with another hard_labels_digest"):
+            train(config)
+        write([0, 1], dev_text="c")
+        with pytest.raises(InputError, match="a run with another dev_transcripts_digest"):
+            train(config)
+        write([0, 1])
+        assert not train(config)
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
@@ -229,6 +255,22 @@ class TestStudent:
         """Transcripts have no times: nothing of them is moved."""
         config = ctc_config(speech, tmp_path / "run", augmentation={"speeds": [0.9, 1.1]}, training__epochs=2)
         assert train(config)
+
+    def test_a_transcript_that_only_some_speeds_have_room_for(self, speech: Speech, tmp_path: Path) -> None:
+        """Said at once, not in the epoch that draws such a speed."""
+        num_frames = CTC_FRONT_END.num_frames(speech.utterances[0].num_samples)
+        text = " ".join(["a-1", "b-1"] * num_frames).split()[:num_frames]
+        full = [replace(u, text=" ".join(text)) if i == 0 else u for i, u in enumerate(speech.utterances)]
+        write_corpus(tmp_path / "corpus.parquet", full)
+        here = replace(speech, manifest=str(tmp_path / "corpus.parquet"))
+        slow = ctc_config(here, tmp_path / "run", augmentation={"speeds": [0.9, 1.0]}, training__epochs=1)
+        assert open_inputs(slow).data.corpus[0].text == " ".join(text)
+        fast = ctc_config(here, tmp_path / "run", augmentation={"speeds": [0.9, 1.0, 1.1]}, training__epochs=1)
+        message = (
+            rf"utterance train-00: its transcript needs {num_frames} frames, at speed 1\.1 there are \d+; leave it out"
+        )
+        with pytest.raises(InputError, match=message):
+            open_inputs(fast)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from softlabel_schemas import InputError, Utterance
 from softlabel_schemas.corpus import Corpus
+from softlabel_schemas.frame_selection import FrameSelection
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.selection import TopK
 from softlabel_schemas.utterance_reader import UtteranceReader
@@ -188,6 +189,18 @@ class TestDataset:
         # JSON proper: no NaN.
         stored = json.loads((tmp_path / "ensemble.json").read_bytes(), parse_constant=pytest.fail)
         assert stored == result
+
+    def test_labels_without_some_frames(self, speech: Speech, tmp_path: Path) -> None:
+        """They would count as errors."""
+        frames = FrameSelection(silence=0, uncertain=0)
+        url = write_soft_labels(tmp_path / "labels", speech.split("test"), selection=TopK(k=3, frames=frames)).url
+        message = (
+            r"labels was labelled without some frames \(selection\.frames drops uncertain, silence\), .*; evaluate a"
+        )
+        for units in (None, "words"):
+            with pytest.raises(InputError, match=message):
+                evaluate_dataset(url, speech.manifest, ["test"], str(tmp_path / "x.json"), units=units)
+        assert not (tmp_path / "x.json").exists()
 
     def test_refusals(self, speech: Speech, tmp_path: Path) -> None:
         test = speech.split("test")

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from softlabel_schemas import InputError
+from softlabel_schemas import InputError, Utterance
 from student_trainer import train as train_module
+from student_trainer.arms import load_arms
 from student_trainer.config import TrainConfig
+from student_trainer.evaluate import evaluate_run
 from student_trainer.hard_labels import only_hard_labels_of
 from student_trainer.loss import SparseTargets, hard_and_soft_loss
+from student_trainer.run_folder import RUN, RunFolder
 from student_trainer.train import train
 from tests.support.disturbed import train_until_the_store_fails
 from tests.support.speech import (
@@ -125,6 +128,60 @@ class TestMixedRun:
         train_until_the_store_fails(stopped, monkeypatch)
         assert train(stopped)
         assert weights(stopped) == weights(whole)
+
+
+class TestOtherLabels:
+    """The same speech under the same settings, of which other utterances' hard labels are in use: no other digest is over
+    that."""
+
+    @pytest.fixture
+    def runs(self, speech: Speech, url: str, tmp_path: Path) -> tuple[TrainConfig, TrainConfig]:
+        """Two seeds, one epoch each. The first was trained with the labels of one half of the speech, the second with those
+        of the other, which the manifest now has."""
+        runs = []
+        for seed in (0, 1):
+            rows = [replace(u, split=halved(u, seed)) for u in speech.located()]
+            here = save_corpus(tmp_path, rows)
+            run = train_config(here, tmp_path / f"run-{seed}", url=url, seed=seed, training__epochs=1, **BOTH)
+            assert train(run)
+            evaluate_run(run.output, here.manifest, ["test"], None)
+            runs.append(run)
+        return runs[0], runs[1]
+
+    def test_they_are_another_run_and_no_seed_of_one_arm(self, runs: tuple[TrainConfig, TrainConfig]) -> None:
+        first, second = runs
+        assert first.model_copy(update={"seed": 1}).digest() == second.digest()
+        with pytest.raises(InputError, match="a run with another hard_labels_digest"):
+            train(first)
+        assert not train(second)
+        with pytest.raises(InputError, match=r"are not seeds of one arm: hard_labels_digest: \w{64} against \w{64};"):
+            load_arms([first.output, second.output], [], ["test"])
+
+    def test_runs_from_before_the_digest(self, runs: tuple[TrainConfig, TrainConfig]) -> None:
+        """Go on, and stand beside those that have it."""
+        folder = RunFolder(runs[0].output)
+        state, run = folder.read_checkpoint(), folder.read_json(RUN)
+        assert state is not None
+        del state["identity"]["hard_labels_digest"], run["hard_labels_digest"]
+        folder.write_checkpoint(state)
+        folder.write_json(RUN, run)
+        assert not train(runs[0])
+        for order in (runs, runs[::-1]):
+            (arm,) = load_arms([config.output for config in order], [], ["test"])
+            assert arm.seeds == [0, 1]
+
+    def test_without_a_choice_of_splits_there_is_no_digest(self, speech: Speech, tmp_path: Path) -> None:
+        """Older runs and newer ones are the same."""
+        run = train_config(speech, tmp_path / "run", training__epochs=1)
+        assert train(run)
+        assert "hard_labels_digest" not in RunFolder(run.output).read_json(RUN)
+
+
+def halved(utterance: Utterance, odd: int) -> str:
+    """Every other training utterance in "train", the rest in "more"."""
+    if utterance.split not in ("train", "more"):
+        return utterance.split
+    return "train" if int(utterance.utterance_id[-2:]) % 2 == odd else "more"
 
 
 class TestRefusals:

@@ -60,6 +60,7 @@ def test_nobody_is_left(speech: Speech, tmp_path: Path, splits: str) -> None:
         ({"corpus__num_folds": 2}, "num_folds and held_out_fold belong together: give both or neither"),
         ({"corpus__held_out_fold": 0}, "num_folds and held_out_fold belong together: give both or neither"),
         ({"corpus__num_folds": 2, "corpus__held_out_fold": 2}, "held_out_fold is 2, expected 0 to 1"),
+        ({"corpus__num_folds": 2, "corpus__held_out_fold": False}, "Input should be a valid integer"),
     ],
 )
 def test_settings_that_contradict_themselves(speech: Speech, fields: dict[str, int], message: str) -> None:

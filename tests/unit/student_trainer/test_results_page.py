@@ -174,7 +174,7 @@ def test_how_much_of_a_gain_is_kept(page: Path) -> None:
 def test_a_gain_that_may_be_none(tmp_path: Path) -> None:
     unknown = GainRecord(arm="essence", baseline="essence", reference="hard", kept=0.0, low=None, high=None)
     text = write_page(tmp_path, SMALL.model_copy(update={"gains": (unknown,)}))
-    assert "−3.50 points (its interval holds zero: the shares have none, and mean little):" in text
+    assert "−3.50 points (its interval holds zero or is below it: the shares have none, and mean little):" in text
     assert table_rows(text, "| arm | bytes/frame | gain kept % |") == [["essence", "7.9", "0.0", "–", "–"]]
 
 

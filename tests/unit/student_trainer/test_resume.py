@@ -206,6 +206,21 @@ class TestResume:
         save_corpus(tmp_path, here)
         assert not train(config)
 
+    def test_another_dev_set(self, speech: Speech, tmp_path: Path) -> None:
+        """The best epoch would be chosen by errors that cannot be compared."""
+        here = speech.located()
+        config = train_config(save_corpus(tmp_path, here), tmp_path / "run", training__epochs=1)
+        assert train(config)
+        changed = [replace(u, hard_labels=u.hard_labels[::-1].copy()) if u.split == "dev" else u for u in here]
+        save_corpus(tmp_path, changed)
+        with pytest.raises(InputError, match="another dev_corpus_digest"):
+            train(config)
+        state = checkpoint(config)
+        # As of a run from before it was written.
+        del state["identity"]["dev_corpus_digest"]
+        RunFolder(config.output).write_checkpoint(state)
+        assert not train(config)
+
     def test_an_encoder_whose_code_has_changed(self, uninterrupted: TrainConfig, tmp_path: Path) -> None:
         state = checkpoint(uninterrupted)
         del state["model"]["encoder.norms.1.bias"]

@@ -95,6 +95,13 @@ class TestGainKept:
         found = self.kept(tmp_path, (40, 80, 40, 40), (50, 80, 40, 40), (60, 70, 40, 40))
         assert found == GainKept(kept=None, interval=None)
 
+    @pytest.mark.parametrize("arm", [(60, 90, 50, 50), (40, 70, 30, 30), (50, 80, 40, 40)])
+    def test_of_a_loss(self, tmp_path: Path, arm: tuple[int, int, int, int]) -> None:
+        """Of a reference that is clearly worse: an arm that is better than both keeps no share below 0, none that is worse
+        keeps one."""
+        found = self.kept(tmp_path, arm, (50, 80, 40, 40), (55, 85, 45, 45))
+        assert found == GainKept(kept=None, interval=None)
+
 
 # Of the four utterances: words, and each arm's errors among them, for each of two seeds.
 WORDS = (10, 20, 10, 10)
@@ -183,6 +190,18 @@ def test_words_of_different_graphs_are_refused(runs: list[str]) -> None:
     RunFolder(runs[2]).write_json("evaluation-test.json", other)
     with pytest.raises(InputError, match=r"decoded with different graphs \(a{64} and b{64}\)"):
         compare(runs, [], [], ["test"])
+
+
+def test_words_of_other_texts_are_refused(runs: list[str]) -> None:
+    """With as many words in each utterance; evaluations from before their transcripts were named are passed over."""
+    for run, digest in zip(runs, (None, "a" * 64, None, "b" * 64), strict=True):
+        found = RunFolder(run).read_json("evaluation-test.json")
+        RunFolder(run).write_json("evaluation-test.json", found | {"transcripts_digest": digest})
+    message = r"hard-1 and .*soft-1 cannot be compared: transcripts differ \(a{64} and b{64}\); evaluate both"
+    with pytest.raises(InputError, match=message):
+        compare(runs, [], [], ["test"])
+    RunFolder(runs[3]).write_json("evaluation-test.json", found | {"transcripts_digest": "a" * 64})
+    assert len(compare(runs, [], [], ["test"]).pairs) == 1
 
 
 def test_one_seed_without_words_leaves_the_arm_without(runs: list[str]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from softlabel_schemas import InputError
 from softlabel_schemas.front_end import Fbank
 from student_trainer.batch import Example
-from student_trainer.speed import at_speed, features_at_speed, retimed, source_frames, take_frames
+from student_trainer.speed import at_speed, features_at_speed, num_samples_at, retimed, source_frames, take_frames
 from tests.support.targets import assert_same_targets, random_log_posterior, targets_from_dense
 
 RATE = 8_000
@@ -51,6 +51,12 @@ class TestWaveform:
     def test_it_is_the_same_every_time(self) -> None:
         samples = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
         np.testing.assert_array_equal(at_speed(samples, 1.1), at_speed(samples, 1.1))
+
+    @pytest.mark.parametrize("speed", [*SPEEDS, 0.5, 2.0])
+    def test_how_long_it_is(self, speed: float) -> None:
+        """To the sample, halves among them: whether a transcript fits depends on it."""
+        for num_samples in range(1_000, 1_010):
+            assert len(at_speed(np.zeros(num_samples, dtype=np.float32), speed)) == num_samples_at(num_samples, speed)
 
     def test_nothing_left(self) -> None:
         with pytest.raises(InputError, match=r"60 samples at speed 2 are less than half a frame shift"):

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from softlabel_schemas import open_dataset
+from softlabel_schemas.folds import Fold, fold_of
 from softlabel_schemas.selection import TopK
 from student_trainer.stored_size import stored_bytes_per_frame
-from tests.support.speech import INVENTORY, Speech, train_config, write_soft_labels, write_speech
+from tests.support.speech import INVENTORY, Speech, save_corpus, train_config, write_soft_labels, write_speech
 from tests.support.transcripts import CTC_FRONT_END, write_ctc_labels
 
 
@@ -82,6 +83,40 @@ def test_a_frame_of_weight_0_keeps_no_entry(speech: Speech) -> None:
     assert agreeing is not None
     assert agreeing < everything
     assert weighed == everything
+
+
+def test_hard_labels_that_are_not_in_use_decide_nothing(speech: Speech, tmp_path: Path) -> None:
+    """Of a split that trains without them, such as noise, which the ensemble hardly ever agrees with."""
+    splits = {"corpus__train_splits": ["train", "more"], "corpus__hard_label_splits": ["train"]}
+    sizes = set()
+    for shift in (1, 2, None):
+        rows = [
+            replace(u, split="more", hard_labels=None if shift is None else (u.hard_labels + shift) % 6) if i > 3 else u
+            for i, u in enumerate(speech.located("train"))
+        ]
+        here = save_corpus(tmp_path, [*rows, *speech.located("dev")])
+        frames = {"soft_labels__frames": {"disagreeing": 0.0}}
+        config = train_config(here, "run", url=str(speech.folder / "wide"), **frames, **splits)
+        sizes.add(stored_bytes_per_frame(config))
+    assert len(sizes) == 1
+
+
+def test_speakers_that_are_held_out_have_no_part_in_it(speech: Speech, tmp_path: Path) -> None:
+    """As many bytes as of a corpus without them."""
+    fold = Fold(num_folds=2, fold=fold_of("anna", 2))
+    rows = [replace(u, speaker="anna" if i % 3 else "carl") for i, u in enumerate(speech.located("train"))]
+    assert fold_of("carl", 2) != fold.fold
+    held_out = {"corpus__num_folds": fold.num_folds, "corpus__held_out_fold": fold.fold}
+    sizes = []
+    for name, here, changes in (
+        ("held-out", rows, held_out),
+        ("without", [u for u in rows if u.speaker == "carl"], {}),
+        ("all", rows, {}),
+    ):
+        (tmp_path / name).mkdir()
+        corpus = save_corpus(tmp_path / name, here)
+        sizes.append(stored_bytes_per_frame(train_config(corpus, "run", url=str(speech.folder / "wide"), **changes)))
+    assert sizes[0] == sizes[1] != sizes[2]
 
 
 def test_ctc_has_no_use_for_labels_of_frames(speech: Speech, tmp_path: Path) -> None:

@@ -70,6 +70,14 @@ class TestArms:
         assert arm.soft_labels is not None
         assert (arm.ctc, arm.soft_labels.frames) == (None, None)
 
+    def test_a_weight_that_does_not_change(self, tmp_path: Path) -> None:
+        """``false`` is no number: it is not to end at 0."""
+        constant = '[[arms]]\nname = "constant"\nsoft_labels = { final_weight = false }\n'
+        base = BASE.replace("weight = 0.8", "weight = 0.8\nfinal_weight = 0.5")
+        arm = arms_of(load_sweep(write(tmp_path, constant, base=base)))["constant"]
+        assert arm.soft_labels is not None
+        assert (arm.soft_labels.weight, arm.soft_labels.final_weight) == (0.8, None)
+
     def test_a_selection_of_the_same_policy_is_merged_another_replaces_it(self, tmp_path: Path) -> None:
         same = '[[arms]]\nname = "same"\nsoft_labels = { selection = { mass = 0.8 } }\n'
         other = '[[arms]]\nname = "other"\nsoft_labels = { selection = { policy = "top_k", k = 5 } }\n'
@@ -169,6 +177,10 @@ class TestRefused:
             (
                 HARD + '[evaluate]\nensemble = "labels"\n[compare]\ngain = ["hard", "ensemble"]\n',
                 "compare.gain names ensemble; the arms are hard",
+            ),
+            (
+                HARD + '[[arms]]\nname = "b"\ncorpus.dev_splits = []\n[evaluate]\ngraph = "graph"\n',
+                "are chosen on corpus.dev_splits, which the arms b have none of",
             ),
             (HARD + '[evaluate]\nspltis = ["test"]\n', "did you mean 'splits'"),
             (HARD + '[evaluate]\nensemble = "labels"\ngraph = "graph"\n', "dev_ensemble is needed"),

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from student_trainer.config import TrainConfig
+from student_trainer.graph_folder import make_graph
 from student_trainer.run_folder import RunFolder
 from student_trainer.sweep_config import EvaluateConfig, Sweep, load_sweep
 from student_trainer.sweep_task import evaluate_ensemble, train_and_evaluate
-from tests.support.sweeps import write_sweep, write_words
+from tests.support.speech import INVENTORY, Speech, save_corpus
+from tests.support.sweeps import write_ctc, write_sweep, write_words
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    folder = tmp_path_factory.mktemp("task")
-    write_words(folder)
-    return load_sweep(write_sweep(folder, "sweep", seeds=[0], epochs=1, words=True))
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Speech:
+    return write_words(tmp_path_factory.mktemp("task"))
+
+
+@pytest.fixture(scope="module")
+def sweep(speech: Speech) -> Sweep:
+    return load_sweep(write_sweep(speech.folder, "sweep", seeds=[0], epochs=1, words=True))
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +59,55 @@ def test_what_is_done_is_passed_over(sweep: Sweep, run: TrainConfig) -> None:
     assert written(run) == before
 
 
-def test_what_was_evaluated_before_training_went_on_is_evaluated_again(sweep: Sweep, run: TrainConfig) -> None:
-    """Someone looks at a run that is not done; it is then trained to its end, and killed before its evaluation."""
+def check_evaluated_again(run: TrainConfig, settings: EvaluateConfig, **other: Any) -> None:
+    """Where what was evaluated is not what it would be now."""
     right = read(run, "evaluation-test.json")
-    RunFolder(run.output).write_json(
-        "evaluation-test.json", right | {"weights_digest": "0" * 64, "frame_error_rate": 99.0}
-    )
-    train_and_evaluate(run, sweep.evaluate)
+    RunFolder(run.output).write_json("evaluation-test.json", right | other | {"frame_error_rate": 99.0})
+    train_and_evaluate(run, settings)
     assert read(run, "evaluation-test.json") == right
+
+
+@pytest.mark.parametrize("name", ["weights_digest", "corpus_digest", "transcripts_digest", "graph_digest"])
+def test_what_was_evaluated_of_something_else_is_evaluated_again(sweep: Sweep, run: TrainConfig, name: str) -> None:
+    """Such as other weights: someone looks at a run that is not done; it is then trained to its end, and killed before its
+    evaluation."""
+    check_evaluated_again(run, sweep.evaluate, **{name: "0" * 64})
+    # As a file from before it was written.
+    check_evaluated_again(run, sweep.evaluate, **{name: None})
+
+
+def test_what_was_evaluated_on_other_splits_is_evaluated_again(sweep: Sweep, run: TrainConfig) -> None:
+    """A file's name joins splits by a hyphen, which a split may have in its own."""
+    check_evaluated_again(run, sweep.evaluate, splits=["te", "st"])
+
+
+def test_another_test_set_and_another_graph(speech: Speech, sweep: Sweep, run: TrainConfig) -> None:
+    before = read(run, "evaluation-test.json")
+    lexicon = str(speech.folder / "lexicon.txt")
+    graph = make_graph(speech.manifest, ["train"], lexicon, INVENTORY, str(speech.folder / "other"), ngram_order=1)
+    other = sweep.evaluate.model_copy(update={"graph": graph.path})
+    train_and_evaluate(run, other)
+    assert read(run, "evaluation-test.json")["graph_digest"] == graph.description.digest() != before["graph_digest"]
+    changed = [replace(u, hard_labels=np.roll(u.hard_labels, 7)) if u.split == "test" else u for u in speech.utterances]
+    try:
+        corpus = save_corpus(speech.folder, changed).corpus
+        train_and_evaluate(run, other)
+        assert read(run, "evaluation-test.json")["corpus_digest"] == corpus.select_splits(["test"]).digest
+    finally:
+        save_corpus(speech.folder, speech.utterances)
+    train_and_evaluate(run, sweep.evaluate)
+    assert read(run, "evaluation-test.json") == before
+
+
+def test_other_transcripts_of_ctc(tmp_path: Path) -> None:
+    write_ctc(tmp_path)
+    sweep = load_sweep(write_sweep(tmp_path, "sweep", seeds=[0], epochs=1, ctc=True))
+    run = sweep.runs[0]
+    train_and_evaluate(run, sweep.evaluate)
+    evaluated = (Path(run.output) / "evaluation-test.json").stat().st_mtime_ns
+    train_and_evaluate(run, sweep.evaluate)
+    assert (Path(run.output) / "evaluation-test.json").stat().st_mtime_ns == evaluated
+    check_evaluated_again(run, sweep.evaluate, transcripts_digest="0" * 64)
 
 
 def test_words_that_were_not_asked_for_before_are_decoded_later(sweep: Sweep) -> None:

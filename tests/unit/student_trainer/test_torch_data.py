@@ -118,9 +118,26 @@ class TestSteps:
         assert ids([*before, *after]) == ids(reference(config, 1))
         assert resumed.state_dict() == {"epoch": 1, "step": 0, "world_size": 1}
 
-    def test_persistent_workers_go_on_to_the_next_epoch(self, config: TrainConfig) -> None:
-        loader = StepLoader(StepDataset(config), num_workers=2, persistent_workers=True)
-        assert ids([step for _ in range(2) for step in loader]) == ids(reference(config, 2))
+    def test_it_goes_on_behind_a_break(self, config: TrainConfig) -> None:
+        """As of a loop that looks at dev speech every third step; and from a state that is loaded in between."""
+        dataset = StepDataset(config)
+        loader = StepLoader(dataset, num_workers=2)
+        found: list[Step] = []
+        while dataset.epoch < 2:
+            for step in loader:
+                found.append(step)
+                if len(found) % 3 == 0:
+                    break
+        assert ids(found) == ids(reference(config, 2))
+        dataset.load_state_dict({"epoch": 0, "step": 1, "world_size": 1})
+        assert ids(list(loader)) == ids(reference(config, 1))[1:]
+
+    def test_workers_that_would_not_know_where_the_loop_is(self, config: TrainConfig) -> None:
+        with pytest.raises(
+            InputError, match="persistent_workers would lose and repeat steps where a loop leaves an epoch"
+        ):
+            StepLoader(StepDataset(config), num_workers=2, persistent_workers=True)
+        assert not StepLoader(StepDataset(config), num_workers=2, persistent_workers=False).persistent_workers
 
     def test_spawned_workers_read_labels_on_s3(self, speech: Speech, new_url: Callable[[str], str]) -> None:
         """After this process has read some: its S3 client would not outlive a fork."""
@@ -176,6 +193,13 @@ class TestUtterances:
         for row in (-1, 20):
             with pytest.raises(IndexError, match=f"utterance {row} asked for, the training corpus has 20"):
                 dataset[row]
+
+    def test_where_teachers_are_switched_per_batch(self, config: TrainConfig, speech: Speech) -> None:
+        """By its place in an epoch, which an utterance has not: it had the targets of the first dataset."""
+        urls = [write_soft_labels(speech.folder / name, speech.split("train")).url for name in ("a", "b")]
+        switched = train_config(speech, speech.folder / "run", soft_labels={"urls": urls})
+        with pytest.raises(InputError, match=r"soft_labels\.urls: .* use StepDataset, or give soft_labels\.url"):
+            UtteranceDataset(switched)
 
 
 def test_the_loop_in_the_readme(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,15 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from softlabel_schemas import InputError
+from softlabel_schemas.frame_selection import FrameSelection
+from softlabel_schemas.selection import TopK
 from student_trainer.cli import main
+from student_trainer.ctc import transcripts_digest
+from student_trainer.evaluate import WordDecoding, evaluate_dataset
 from student_trainer.run_folder import RUN, RunFolder, build_model
-from tests.support.speech import INVENTORY, Speech, train_config, write_soft_labels, write_speech
+from student_trainer.tune import tune_run
+from tests.support.speech import INVENTORY, Speech, save_corpus, train_config, write_soft_labels, write_speech
 from tests.support.words import write_graph, write_words_speech
 
 
@@ -99,6 +106,20 @@ def test_the_ensemble(speech: Speech, graph: Path, decoder: Path, tmp_path: Path
     assert f"word_error_rate    {result['word_error_rate']:.3f}\n{num_words} words, 0.00% of them not" in printed
 
 
+def test_the_transcripts_are_named_where_words_are_decoded(
+    speech: Speech, graph: Path, decoder: Path, tmp_path: Path
+) -> None:
+    """With those of utterances that the dataset skipped: of whatever is left out, the same ones are compared."""
+    test = speech.split("test")
+    url = write_soft_labels(tmp_path / "labels", test, skipped={test[0].utterance_id: "broken"}).url
+    decoding = WordDecoding(graph=str(graph), settings=str(decoder))
+    found = evaluate_dataset(url, speech.manifest, ["test"], str(tmp_path / "ensemble.json"), decoding)
+    assert len(found["utterances"]) == 2
+    assert found["transcripts_digest"] == transcripts_digest(speech.corpus.select_splits(["test"]))
+    without = evaluate_dataset(url, speech.manifest, ["test"], str(tmp_path / "ensemble.json"))
+    assert "transcripts_digest" not in without
+
+
 def test_a_run(speech: Speech, graph: Path, run: Path) -> None:
     """Its settings stand in its folder."""
     options = ["--graph", graph, "--corpus", speech.manifest]
@@ -109,6 +130,7 @@ def test_a_run(speech: Speech, graph: Path, run: Path) -> None:
     done("evaluate", run, *options, "--split", "test")
     result = json.loads((run / "evaluation-test.json").read_bytes())
     assert result["decoder"] == json.loads((run / "decoder.json").read_bytes())["settings"]
+    assert result["transcripts_digest"] == transcripts_digest(speech.corpus.select_splits(["test"]))
     assert result["word_error_rate"] > 0
 
 
@@ -146,6 +168,26 @@ def test_refusals(speech: Speech, graph: Path, decoder: Path, run: Path, tmp_pat
         result = student_trainer(*args)
         assert result.exit_code == 2
         assert message in result.stderr
+    # Datasets and splits whose errors would choose nothing.
+    dropped = TopK(k=3, frames=FrameSelection(silence=0))
+    url = write_soft_labels(tmp_path / "dropped", speech.split("dev"), selection=dropped).url
+    silent = save_corpus(tmp_path, [replace(u, text=" ") if u.split == "dev" else u for u in speech.located()])
+    tune = ["tune-decoder", "--graph", graph, "--split", "dev", "--output", tmp_path / "x.json", "--corpus"]
+    labels = write_soft_labels(tmp_path / "labels", speech.split("dev")).url
+    for args, message in (
+        (
+            [*tune, speech.manifest, "--dataset", url],
+            "was labelled without some frames (selection.frames drops silence)",
+        ),
+        ([*tune, silent.manifest, "--dataset", labels], "the transcripts of ['dev'] have no words"),
+        ([*tune, silent.manifest, run], "the transcripts of ['dev'] have no words"),
+    ):
+        result = student_trainer(*args)
+        assert result.exit_code == 2
+        assert message in result.stderr
+    assert not (tmp_path / "x.json").exists()
+    with pytest.raises(InputError, match=r"the transcripts of \[\] have no words"):
+        tune_run(run, speech.manifest, [], str(graph), str(tmp_path / "x.json"))
     other = write_graph(tmp_path, ["AH SEE BEE"])
     result = student_trainer("evaluate", run, "--graph", other.path, "--decoder", decoder, *data, "--split", "test")
     assert result.exit_code == 2
