@@ -26,6 +26,8 @@ from teacher_service.teacher import check_gpu, load_teachers
 
 # Of frames and of entries: what may fall on the other side of a tie, or of the end of a selection.
 _SHARE_ALIKE = 0.99
+# Between angles arcsin(sqrt(tail mass)): three steps of the coarsest codec, a tail of 0.50 against 0.52.
+_TAIL_TOLERANCE = 0.02
 _MAX_PROBLEMS = 10
 
 
@@ -39,6 +41,8 @@ class Audit:
         worst_kl: of an utterance, mean over its frames.
         num_alike: frames whose likeliest class is the same, or that have no entry in either.
         num_shared: entries of the same class and frame.
+        num_same_entries: frames with entries of the same classes; ``num_tails_alike``: those of them whose tail masses are the
+            same at every temperature, within rounding.
     """
 
     tolerance: float
@@ -49,6 +53,8 @@ class Audit:
     num_stored: int = 0
     num_anew: int = 0
     num_shared: int = 0
+    num_same_entries: int = 0
+    num_tails_alike: int = 0
     kl: float = 0.0
     worst_kl: float = 0.0
     worst_utterance: str | None = None
@@ -72,6 +78,12 @@ class Audit:
         self.num_stored += targets.num_entries
         self.num_anew += anew.num_entries
         self.num_shared += int(found.num_shared_T.sum())
+        # KL is of temperature 1: at others the posterior is scaled by what is in the tail.
+        same_T = (found.num_shared_T == targets.counts_T) & (found.num_shared_T == anew.counts_T)
+        angle_TK, other_TK = (np.arcsin(np.sqrt(each.tail_mass.astype(np.float64))) for each in (targets, anew))
+        alike_T = (np.abs(angle_TK - other_TK) <= _TAIL_TOLERANCE).all(axis=1)
+        self.num_same_entries += int(same_T.sum())
+        self.num_tails_alike += int((same_T & alike_T).sum())
         self.kl += float(found.kl_ab_T.sum())
         if mean_kl > self.worst_kl:
             self.worst_kl, self.worst_utterance = mean_kl, name
@@ -95,6 +107,11 @@ class Audit:
             ("frames with the same likeliest class", self.num_alike, self.num_frames),
             ("entries stored of those made anew", self.num_shared, self.num_anew),
             ("entries made anew of those stored", self.num_shared, self.num_stored),
+            (
+                "frames with the same tail masses, of those with the same entries",
+                self.num_tails_alike,
+                self.num_same_entries,
+            ),
         ):
             if part < _SHARE_ALIKE * whole:
                 found.append(f"{name}: {part / whole:.2%}, at least {_SHARE_ALIKE:.0%} are expected")

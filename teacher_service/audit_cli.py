@@ -32,8 +32,8 @@ from softlabel_schemas.command_line import CheckFailedError, progress
 def audit_command(url: str, job: str, fraction: float, tolerance: float, seed: int | None, as_json: bool) -> None:
     """Label random shards of the dataset at URL once more with its teachers, and compare; exit 1 if they are not the same.
 
-    They are where no utterance is beyond the tolerance, and 99% of the likeliest classes and of the entries agree. It runs in
-    this process, with the [resources] of the job, and writes nothing.
+    They are where no utterance is beyond the tolerance, and 99% of the likeliest classes, of the entries and of the tail masses
+    (at every temperature) agree. It runs in this process, with the [resources] of the job, and writes nothing.
 
     \b
     Example:

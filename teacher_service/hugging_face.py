@@ -186,6 +186,10 @@ def _load(model_class: Any, path: Path, config: Any, folder: str) -> Any:
             f"{folder}: weights are missing or of another shape: {', '.join(missing) or report['mismatched_keys']}; a model "
             "that was not fine-tuned for CTC has no lm_head"
         )
+    with torch.no_grad():
+        for key in report["missing_keys"]:
+            # At random as transformers fills it in, each import would be another teacher.
+            model.get_parameter(key).zero_()
     return model
 
 

@@ -19,6 +19,7 @@ from softlabel_schemas.describe import codec_kl, selection_words
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.manifest import ShardRecord
 from softlabel_schemas.spec import DatasetSpec
+from softlabel_schemas.strict import printable
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]|#~$])")
 # What would begin a list, a rule, a heading or a quotation at the start of a line.
@@ -218,5 +219,6 @@ def _cell(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    safe = _MARKDOWN.sub(r"\\\1", html.escape(text, quote=False))
+    shown = "\n".join(printable(line, len(line)) for line in text.split("\n"))
+    safe = _MARKDOWN.sub(r"\\\1", html.escape(shown, quote=False))
     return _BEGINNING.sub(r"\g<0>\\", safe)

@@ -147,10 +147,13 @@ def _walk(store: ObjectStore, folder: str, found: _Found, *, depth: int) -> None
         return
     if NAMES in folders:
         found.homes.append(folder)
-    if depth < _MAX_DEPTH:
-        for name in folders:
-            if name != NAMES:
-                _walk(store, f"{folder}/{name}" if folder else name, found, depth=depth + 1)
+    within = [name for name in folders if name != NAMES]
+    if within and depth == _MAX_DEPTH:
+        where = printable(f"{store.url.rstrip('/')}/{folder}", _MAX_PROBLEM)
+        found.problems.append(f"{where}: the folders in it are not looked into, {_MAX_DEPTH} levels below {store.url}")
+        return
+    for name in within:
+        _walk(store, f"{folder}/{name}" if folder else name, found, depth=depth + 1)
 
 
 def _names(store: ObjectStore, homes: list[str]) -> tuple[defaultdict[str, list[str]], list[str]]:

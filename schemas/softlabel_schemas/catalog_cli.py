@@ -14,6 +14,11 @@ from softlabel_schemas.dataset import open_dataset
 from softlabel_schemas.object_store import ObjectStore
 
 
+def _utf_8(text: str) -> bytes:
+    """A folder's name, on a disk, can be other bytes than UTF-8."""
+    return text.encode(errors="backslashreplace")
+
+
 @click.command("card")
 @click.argument("url")
 # No file by default: a README.md that is there already would be somebody's own.
@@ -26,12 +31,12 @@ def card_command(url: str, output: str) -> None:
       softlabels card s3://bucket/labels --output README.md
     """
     dataset = open_dataset(url)
-    text = card_markdown(read_entry(dataset.store, ""), dataset.manifest.shards)
+    data = _utf_8(card_markdown(read_entry(dataset.store, ""), dataset.manifest.shards))
     if output == "-":
-        click.echo(text, nl=False)
+        click.echo(data, nl=False)
         return
     folder, name = split_url(output)
-    ObjectStore(folder).put(name, text.encode())
+    ObjectStore(folder).put(name, data)
     click.echo(f"wrote {output}")
 
 
@@ -64,7 +69,7 @@ def catalog_command(url: str, folder: str | None, as_json: bool) -> None:
         pages, store = 0, ObjectStore(folder)
         with progress("catalog", len(catalog.entries) + 1, "pages") as advance:
             for name, page in catalog_pages(catalog):
-                store.put(name, page.encode())
+                store.put(name, _utf_8(page))
                 pages += 1
                 advance(pages)
         click.echo(f"wrote {pages} pages to {folder}", err=as_json)

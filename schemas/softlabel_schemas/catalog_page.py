@@ -56,4 +56,4 @@ def _plots(entry: Entry) -> tuple[list[Plot], str]:
 def _page_name(entry: Entry) -> str:
     """Readable, and of its own for each path, whatever that holds."""
     words = re.sub(r"[^a-z0-9]+", "-", entry.path.lower()).strip("-")[:60]
-    return f"{words or 'dataset'}-{sha256_hex(entry.path.encode())[:8]}.html"
+    return f"{words or 'dataset'}-{sha256_hex(entry.path.encode(errors='surrogateescape'))[:8]}.html"

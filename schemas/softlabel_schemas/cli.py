@@ -66,7 +66,8 @@ def describe(url: str, as_json: bool) -> None:
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
         # What a maker says may have many lines.
         shown = json.dumps(value) if isinstance(value, dict | list) or "\n" in str(value) else shown
-        click.echo(f"{name:<{width}}  {shown}")
+        # A folder's name can be other bytes than UTF-8.
+        click.echo(f"{name:<{width}}  {shown}".encode(errors="backslashreplace"))
 
 
 @main.command("verify")

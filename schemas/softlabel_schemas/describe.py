@@ -57,14 +57,19 @@ def _teacher_line(teacher: TeacherSpec) -> str:
 def selection_words(selection: AnySelection) -> str:
     """``mass: mass 0.95, max_entries 20, keep_hard_label``, and which frames are dropped."""
     settings = selection.model_dump(mode="json", exclude={"policy", "frames"})
-    words = [name if value is True else f"{name} {value:g}" for name, value in settings.items() if value is not False]
+    # As they are: a rounded seed would be another one.
+    words = [
+        name if value is True else f"{name} {str(value).removesuffix('.0')}"
+        for name, value in settings.items()
+        if value is not False
+    ]
     dropped = "" if selection.frames is None else f"; without frames that are {_dropped(selection.frames)}"
     return f"{selection.policy}: {', '.join(words)}{dropped}"
 
 
 def _dropped(frames: FrameSelection) -> str:
     names = [name for name in ("disagreeing", "silence") if getattr(frames, name) == 0]
-    return ", ".join([*names, *([f"uncertain (below {frames.min_top1:g})"] if frames.uncertain == 0 else [])])
+    return ", ".join([*names, *([f"uncertain (below {frames.min_top1})"] if frames.uncertain == 0 else [])])
 
 
 def codec_kl(codec: CodecName, entries_per_frame: float) -> float:

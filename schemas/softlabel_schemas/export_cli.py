@@ -51,7 +51,7 @@ def export(url: str, form: ExportForm, output: str, corpus: str | None) -> None:
         )
     if form != "lhotse" and corpus is not None:
         raise InputError(f"--corpus belongs to --to lhotse; found --to {form}: leave it out")
-    dataset = open_dataset(url)
+    dataset, num_shortened = open_dataset(url), 0
     with _new_folder(output) as folder, progress("export", dataset.num_shards, "shards") as advance:
         shards = _counted(dataset, advance)
         if form == "kaldi":
@@ -60,13 +60,21 @@ def export(url: str, form: ExportForm, output: str, corpus: str | None) -> None:
         elif form == "lhotse":
             assert corpus is not None
             labelled = (each for shard in shards for each in shard)
-            write_cuts(labelled, load_corpus(corpus), dataset.manifest.spec.frame_shift_ms, folder, Path(output))
+            with needs_extra("audio"):
+                num_shortened = write_cuts(
+                    labelled, load_corpus(corpus), dataset.manifest.spec.frame_shift_ms, folder, Path(output)
+                )
         elif form == "parquet":
             write_parquet(dataset, shards, folder)
         else:
             write_zarr(dataset, shards, folder)
     manifest = dataset.manifest
     click.echo(f"{output}: {manifest.num_utterances:,} utterances, {manifest.num_frames:,} frames")
+    if num_shortened:
+        click.echo(
+            f"{num_shortened:,} utterances end in the first half of their last frame: cut.load_soft_label_ids() and its like "
+            "leave that frame out, cut.soft_label_ids.load() does not"
+        )
     if manifest.skipped:
         click.echo(f"{len(manifest.skipped):,} utterances were skipped when the dataset was made, and are not in it")
 

@@ -71,7 +71,7 @@ class Frames:
 
 
 @dataclass(frozen=True, slots=True)
-class _AudioFile:
+class AudioFile:
     sample_rate: int
     num_samples: int
     num_channels: int
@@ -152,19 +152,19 @@ def _inventory_of(rows: Sequence[ImportedRow]) -> ClassInventory | None:
 
 def _read_audio_files(
     rows: Sequence[ImportedRow], problems: Problems
-) -> dict[tuple[str, tuple[int, int] | None], _AudioFile]:
+) -> dict[tuple[str, tuple[int, int] | None], AudioFile]:
     """Header and digest of each audio file, in the order of the rows; those that cannot be read are problems."""
     wanted = list(dict.fromkeys((row.audio, row.audio_part) for row in rows))
     stores = {folder: ObjectStore(folder) for folder in {split_url(audio)[0] for audio, _ in wanted}}
     files = {}
 
-    def read(item: tuple[str, tuple[int, int] | None]) -> _AudioFile | str:
+    def read(item: tuple[str, tuple[int, int] | None]) -> AudioFile | str:
         (folder, name), part = split_url(item[0]), item[1]
         try:
             data = stores[folder].read_range(name, part[0], sum(part)) if part else stores[folder].read(name)
         except FileNotFoundError:
             return "audio files that do not exist"
-        return _header(data)
+        return audio_file(data)
 
     with progress("import", len(wanted), "audio files") as advance:
         for done, coming in enumerate(read_ahead(read, wanted, num_parallel=_FILES_AT_ONCE), start=1):
@@ -177,14 +177,14 @@ def _read_audio_files(
     return files
 
 
-def _header(data: bytes) -> _AudioFile | str:
-    """Or what is wrong with it."""
+def audio_file(data: bytes) -> AudioFile | str:
+    """What the bytes of one say of it, or what is wrong with it."""
     import soundfile
 
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             digest = hashlib.sha256(data).hexdigest()
-            found = _AudioFile(file.samplerate, file.frames, file.channels, file.subtype, digest)
+            found = AudioFile(file.samplerate, file.frames, file.channels, file.subtype, digest)
     except soundfile.SoundFileError as error:
         return f"audio files that are not readable ({getattr(error, 'error_string', error)})"
     return found if found.num_channels == 1 else f"audio files with {found.num_channels} channels, expected 1"
@@ -192,7 +192,7 @@ def _header(data: bytes) -> _AudioFile | str:
 
 def _utterance(
     row: ImportedRow,
-    audio: _AudioFile,
+    audio: AudioFile,
     frames: Frames,
     id_of_name: dict[str, int],
     output: str,

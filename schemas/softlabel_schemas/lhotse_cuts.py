@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from softlabel_schemas.corpus_output import joined
 from softlabel_schemas.digest import parse_json
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.frame_labels import AlignedItem, class_ids_of
-from softlabel_schemas.imported import ImportedRow, array_of_npy, read_source
+from softlabel_schemas.imported import ImportedRow, array_of_npy, audio_file, read_source
 from softlabel_schemas.problems import Problems
 from softlabel_schemas.shard import LabelledUtterance
 from softlabel_schemas.strict import printable
@@ -155,16 +156,19 @@ def _load_array(manifest: dict[str, Any], cut: dict[str, Any], frame_shift_ms: f
 
 def write_cuts(
     utterances: Iterable[LabelledUtterance], corpus: Corpus, frame_shift_ms: float, folder: Path, final_folder: Path
-) -> None:
+) -> int:
     """``cuts.jsonl.gz``, and for each utterance three temporal arrays in ``arrays/``, whose paths hold in ``final_folder``.
 
     With M the largest number of entries of a frame of the utterance and K temperatures: ``soft_label_ids`` int32 [T, M], padded
     with -1; ``soft_label_log_probs`` float32 [T, M], raw, padded with -inf; ``soft_label_tail_mass`` float32 [T, K].
 
+    Returns the number of utterances whose last frame a cut leaves out: Lhotse loads those that its duration has, rounded.
+
     Raises:
         InputError: an utterance is not in the corpus or has another length there, or its audio is a part of an archive, which
-            Lhotse cannot read.
+            Lhotse cannot read; or the recording that it is a segment of cannot be read.
     """
+    num_shortened, recordings = 0, dict[str, int]()
     rows = {utterance_id: row for row, utterance_id in enumerate(corpus.table["utterance_id"].to_pylist())}
     with gzip.open(folder / "cuts.jsonl.gz", "wt", encoding="utf-8") as file:
         for number, labelled in enumerate(utterances):
@@ -172,16 +176,18 @@ def write_cuts(
                 raise InputError(f"utterance {printable(labelled.utterance_id)} is not in the corpus manifest given")
             utterance = corpus[rows[labelled.utterance_id]]
             num_frames = labelled.targets.num_frames
-            if abs(utterance.seconds * 1000 / frame_shift_ms - num_frames) > _MAX_EXTRA_FRAMES:
+            frames_of_cut = utterance.seconds * 1000 / frame_shift_ms
+            if abs(frames_of_cut - num_frames) > _MAX_EXTRA_FRAMES:
                 raise InputError(
                     f"utterance {printable(labelled.utterance_id)} lasts {utterance.seconds:g} s in the corpus manifest given, "
                     f"but has {num_frames} frames of {frame_shift_ms:g} ms; give that of the corpus that was labelled"
                 )
+            num_shortened += num_frames > math.floor(frames_of_cut + 0.5)
             arrays = _arrays(labelled.targets)
             # Numbers, as ids may hold what names of files cannot.
             key = f"{number // 1000:06d}/{number:09d}"
             (folder / "arrays" / key).parent.mkdir(parents=True, exist_ok=True)
-            cut = _cut(utterance, corpus)
+            cut = _cut(utterance, corpus, recordings)
             for name, values in arrays.items():
                 np.save(folder / "arrays" / f"{key}-{name}.npy", values)
                 cut["custom"][f"soft_label_{name}"] = {
@@ -196,6 +202,7 @@ def write_cuts(
                     "start": cut["start"],
                 }
             file.write(json.dumps(cut, ensure_ascii=False) + "\n")
+    return num_shortened
 
 
 def _arrays(targets: SoftTargets) -> dict[str, npt.NDArray[Any]]:
@@ -207,7 +214,15 @@ def _arrays(targets: SoftTargets) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def _cut(utterance: Utterance, corpus: Corpus) -> dict[str, Any]:
+def _samples_of(location: str) -> int:
+    found = audio_file(read_source(location))
+    if isinstance(found, str):
+        raise InputError(f"{location}: {found}")
+    return found.num_samples
+
+
+def _cut(utterance: Utterance, corpus: Corpus, recordings: dict[str, int]) -> dict[str, Any]:
+    """``recordings``: samples of those that have segments, as far as they are known."""
     if utterance.audio is None or utterance.audio_bytes is not None:
         raise InputError(
             f"utterance {printable(utterance.utterance_id)} has no audio file of its own, which a Lhotse recording needs"
@@ -215,7 +230,12 @@ def _cut(utterance: Utterance, corpus: Corpus) -> dict[str, Any]:
     folder, name = corpus.resolve(utterance.audio)
     location = joined(folder, name) if "://" in folder else str(Path(folder, name).absolute())
     rate, start = utterance.sample_rate, utterance.start_sample or 0
-    num_samples = start + utterance.num_samples
+    num_samples = utterance.num_samples
+    if utterance.start_sample is not None:
+        # Lhotse checks it against the file where a cut takes the whole of what is declared.
+        if location not in recordings:
+            recordings[location] = _samples_of(location)
+        num_samples = recordings[location]
     supervision = {
         "id": utterance.utterance_id,
         "recording_id": utterance.utterance_id,

@@ -18,9 +18,11 @@ from markdown_it import MarkdownIt
 
 from softlabel_schemas import open_dataset
 from softlabel_schemas.cli import main
-from softlabel_schemas.describe import codec_kl
+from softlabel_schemas.describe import codec_kl, selection_words
 from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.selection import ByteBudget, Mass, RandomSampling
 from tests.support.datasets import CODECS, NUM_CLASSES, write_dataset
+from tests.support.members import member_rows, write_member
 from tests.support.shared import DESCRIPTION, HOSTILE, write_prefix
 from tests.support.targets import random_targets
 from tests.support.trees import tree
@@ -55,6 +57,45 @@ def test_every_dataset_is_found_and_says_what_it_is(prefix: str) -> None:
     assert entries["labels-2"]["facts"]["content_digest"] == manifest.content_digest
     assert found["problems"] == []
     assert tree(Path(prefix)) == before
+
+
+def test_a_folder_whose_name_is_no_utf_8(tmp_path: Path) -> None:
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/team/caf\xe9")
+    write_dataset(folder, shard_format="parquet")
+    pages = tmp_path / "pages"
+    for args in (("card", folder), ("describe", folder), ("catalog", f"{tmp_path}/team", "--html", str(pages))):
+        result = softlabels(*args)
+        assert (result.exit_code, result.exception) == (0, None)
+    assert "caf\\udce9" in softlabels("describe", folder).stdout
+    assert len(list(pages.glob("caf-*.html"))) == 1
+
+
+def test_folders_that_are_too_deep_are_a_problem_of_the_catalogue(tmp_path: Path) -> None:
+    write_dataset(str(tmp_path.joinpath(*"abcdefghijklm", "labels")), shard_format="parquet")
+    found = json.loads(softlabels("catalog", str(tmp_path), "--json").stdout)
+    assert found["datasets"] == []
+    assert found["problems"] == [
+        f"{tmp_path}/a/b/c/d/e/f/g/h/i/j/k/l: the folders in it are not looked into, 12 levels below {tmp_path}"
+    ]
+    write_dataset(str(tmp_path.joinpath(*"abcdefghijk", "labels")), shard_format="parquet")
+    assert len(json.loads(softlabels("catalog", str(tmp_path), "--json").stdout)["datasets"]) == 1
+
+
+def test_settings_are_said_as_they_are() -> None:
+    assert selection_words(RandomSampling(draws=50, seed=20_261_128)) == "random_sampling: draws 50, seed 20261128"
+    assert selection_words(Mass(mass=0.9999999, max_entries=20)) == "mass: mass 0.9999999, max_entries 20"
+    assert (
+        selection_words(ByteBudget(bytes_per_frame=8, max_entries=20))
+        == "byte_budget: bytes_per_frame 8, max_entries 20"
+    )
+
+
+def test_a_card_has_nothing_that_a_terminal_obeys(tmp_path: Path) -> None:
+    url = write_member(tmp_path / "labels", member_rows(1), name="tdnn\x1b]0;owned\x07")
+    result = softlabels("card", url)
+    assert result.exit_code == 0
+    assert "owned" in result.stdout
+    assert not {"\x1b", "\x07"} & set(result.stdout)
 
 
 def test_the_text(prefix: str) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 import zarr
 from click.testing import CliRunner, Result
 
-from softlabel_schemas import SoftTargets, open_dataset, write_corpus
+from softlabel_schemas import SoftTargets, Utterance, open_dataset, write_corpus
 from softlabel_schemas.cli import main
 from softlabel_schemas.commit import begin, commit_shard, publish
 from softlabel_schemas.inventory import ClassInventory
@@ -26,7 +27,16 @@ from softlabel_schemas.plan import ShardRange
 from softlabel_schemas.shard import LabelledUtterance, Shard, UtteranceStats
 from softlabel_schemas.spec import DatasetSpec
 from tests.support.datasets import INVENTORY, TEMPERATURES, Written, make_document, random_rows, write_dataset
-from tests.support.speech import FRAME_SHIFT_MS, SoftDataset, Speech, write_soft_labels, write_speech
+from tests.support.speech import (
+    FRAME_SHIFT_MS,
+    FRONT_END,
+    SAMPLE_RATE,
+    SoftDataset,
+    Speech,
+    save_corpus,
+    write_soft_labels,
+    write_speech,
+)
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +276,36 @@ class TestLhotse:
         # The arrays follow when a cut is cut.
         part = cuts[0].truncate(offset=2 * FRAME_SHIFT_MS / 1000, duration=3 * FRAME_SHIFT_MS / 1000)
         np.testing.assert_array_equal(part.load_soft_label_tail_mass(), labels.targets[cuts[0].id].tail_mass[2:5])
+
+    def test_segments_of_a_recording(self, tmp_path: Path) -> None:
+        """One that begins it, and one whose last frame has less than half of its samples, which Lhotse rounds off."""
+        lhotse = pytest.importorskip("lhotse", reason="pip install lhotse")
+        samples_of_frame = round(SAMPLE_RATE * FRAME_SHIFT_MS / 1000)
+        soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, SAMPLE_RATE), SAMPLE_RATE)
+        utterances = [
+            Utterance(
+                utterance_id=f"part-{start}",
+                audio="a.wav",
+                sample_rate=SAMPLE_RATE,
+                num_samples=num_samples,
+                split="train",
+                hard_labels=np.zeros(10, np.int32),
+                start_sample=start,
+            )
+            for start, num_samples in ((0, 10 * samples_of_frame), (2400, 9 * samples_of_frame + 60))
+        ]
+        speech = save_corpus(tmp_path, utterances)
+        front_end = FRONT_END.model_copy(update={"snip_edges": False})
+        labels = write_soft_labels(tmp_path / "labels", utterances, num_shards=1, front_end=front_end)
+        result = export(labels.url, "lhotse", tmp_path / "cuts", "--corpus", speech.manifest)
+        assert result.exit_code == 0, result.stderr
+        assert "\n1 utterances end in the first half of their last frame: cut.load_soft_label_ids()" in result.stdout
+        cuts = lhotse.CutSet.from_file(tmp_path / "cuts" / "cuts.jsonl.gz").to_eager()
+        for cut, utterance, num_loaded in zip(cuts, utterances, (10, 9), strict=True):
+            assert cut.recording.num_samples == SAMPLE_RATE
+            assert cut.load_audio().shape == (1, utterance.num_samples)
+            assert len(cut.soft_label_ids.load()) == 10
+            assert len(cut.load_soft_label_ids()) == num_loaded
 
     def test_the_corpus_of_others(self, speech: Speech, labels: SoftDataset, tmp_path: Path) -> None:
         rows = speech.located()

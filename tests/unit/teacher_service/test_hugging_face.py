@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from click.testing import CliRunner
 
@@ -93,6 +95,18 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     text = (tmp_path / "bundle" / "teacher.json").read_text()
     assert str(tmp_path) not in text
     assert "transformers_version" not in text
+
+
+def test_what_only_pre_training_needs_may_be_missing_and_is_the_same_in_each_import(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Transformers fills it in at random; published models lack it."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    weights = safetensors.torch.load_file(copy / "model.safetensors")
+    del weights["wav2vec2.masked_spec_embed"]
+    safetensors.torch.save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    first, second = (import_folder(str(copy), tmp_path / name, name="same").digest() for name in ("first", "second"))
+    assert first == second
 
 
 def test_from_a_url(folder: Path, tmp_path: Path) -> None:
