@@ -27,7 +27,7 @@ from softlabel_schemas.verification import verify
 @click.group(cls=CommandGroup, extra="catalog", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="essence-distill")
 def main() -> None:
-    """Look into, check, share and tidy up soft-label datasets, on a folder or any fsspec URL.
+    """Look into, check, share and tidy up soft-label datasets, on a folder or object storage.
 
     Where a dataset is read, its URL may be a name: PREFIX#NAME or PREFIX#NAME:VERSION (see "softlabels tag").
 

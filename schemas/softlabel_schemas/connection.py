@@ -27,39 +27,9 @@ _SECONDS_PER_MIB = 1.0
 # Plain storage. Locations come from files that others made, too (a corpus manifest names its audio), and fsspec also has
 # protocols that act on what they read: reference:// renders the templates it finds, others unpack archives.
 STORAGE_PROTOCOLS = (
-    *(
-        "file",
-        "local",
-        "memory",
-        "s3",
-        "s3a",
-        "gs",
-        "gcs",
-        "abfs",
-        "abfss",
-        "az",
-        "adl",
-        "hdfs",
-        "webhdfs",
-        "hf",
-        "dbfs",
-    ),
-    *(
-        "http",
-        "https",
-        "webdav",
-        "ftp",
-        "sftp",
-        "ssh",
-        "smb",
-        "oss",
-        "oci",
-        "ocilake",
-        "tos",
-        "tosfs",
-        "dropbox",
-        "gdrive",
-    ),
+    *("file", "local", "memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl"),
+    *("http", "https", "webdav", "ftp", "sftp", "ssh", "smb", "hdfs", "webhdfs", "hf"),
+    *("oss", "oci", "ocilake", "tos", "tosfs", "dbfs", "dropbox", "gdrive"),
 )
 # In the query of a URL.
 _SECRET = re.compile("signature|sig=|token|x-amz-|credential|secret|passw|apikey=|(^|[&_-])(key|auth)=", re.IGNORECASE)

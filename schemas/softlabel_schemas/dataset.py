@@ -237,7 +237,7 @@ def _num_bytes(shard: Shard) -> int:
 def open_dataset(
     url: str | Path, storage_options: Mapping[str, Any] | None = None, *, cache: FileCache | None = None
 ) -> SoftLabelDataset:
-    """Open a published dataset on a folder or any fsspec URL.
+    """Open a published dataset on a folder or object storage.
 
     Args:
         url: or a name, ``PREFIX#NAME:VERSION`` (see ``names.py``); without a version it is the highest.

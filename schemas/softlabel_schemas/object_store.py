@@ -1,4 +1,4 @@
-"""ObjectStore: the few operations that datasets need, on a folder or any fsspec URL.
+"""ObjectStore: the few operations that datasets need, on a folder or any storage of fsspec.
 
 * ``put`` replaces atomically: a reader sees the old or the new object, never a part. Object stores do that by
   themselves; on a local disk the bytes go to a temporary name, are flushed, and are renamed.
@@ -52,13 +52,13 @@ class ObjectStore(Connection):
     """Objects under one URL, by relative path.
 
     Args:
-        url: a folder or an fsspec URL such as ``s3://bucket/prefix``.
+        url: a folder or the URL of a storage (``STORAGE_PROTOCOLS``) such as ``s3://bucket/prefix``.
         storage_options: passed to the fsspec file system; credentials are better left to its environment.
         last_writer_wins: make ``put_if_absent`` look first and then write, for servers without conditional writes; two
             writers at once can then both believe that they were first.
 
     Raises:
-        InputError: the URL's protocol is unknown or its package is missing, or the URL holds a credential.
+        InputError: the URL's protocol is another or its package is missing, or the URL holds a credential.
     """
 
     def __init__(
