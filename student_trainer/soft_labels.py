@@ -15,6 +15,7 @@ from softlabel_schemas.frame_selection import frame_weights, silence_classes
 from softlabel_schemas.narrowing import check_derivable, narrow
 from softlabel_schemas.selection import NO_LABEL
 from softlabel_schemas.targets import SoftTargets
+from softlabel_schemas.tempering import check_tempered
 from student_trainer.config import SoftLabelConfig
 
 
@@ -52,6 +53,7 @@ class SoftLabels:
                 f"{dataset.store.url}: temperature {config.temperature:g} is asked for, "
                 f"tails are stored for {', '.join(f'{t:g}' for t in spec.temperatures)}"
             )
+        check_tempered(spec, config.temperature, where=dataset.store.url)
         if config.selection is not None:
             check_derivable(
                 spec.selection, config.selection, num_classes=spec.num_classes, temperature=config.temperature

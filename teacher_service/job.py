@@ -18,6 +18,7 @@ from softlabel_schemas.object_store import MAX_DOCUMENT_BYTES, ObjectStore
 from softlabel_schemas.plan import ShardRange
 from softlabel_schemas.selection import max_entries_per_frame
 from softlabel_schemas.spec import DatasetSpec, StorageSpec, TeacherSpec
+from softlabel_schemas.tempering import check_tempered
 from teacher_service.config import JobConfig
 from teacher_service.teacher import check_factory, check_held_out
 
@@ -101,6 +102,8 @@ def prepare(config: JobConfig) -> PreparedJob:
         num_folds=num_folds,
         speakers_digest=None if num_folds is None else scan.speakers.digest(where=config.corpus.manifest),
     )
+    for temperature in spec.temperatures:
+        check_tempered(spec, temperature, where="targets.temperatures")
     _check_manifest_size(config, spec, sum(scan.seconds_of_shard), len(scan.plan))
     storage = StorageSpec(
         shard_format=config.destination.format,

@@ -16,6 +16,8 @@ from speechocean762 import PARTS
 Tables = dict[str, object]
 # Out-of-fold labels of all training speech; an arm may name others.
 LABELS_TRAIN = "labels-train"
+# Of these, at another temperature than 1.
+LABELS_TRAIN_EXACT = "labels-train-exact"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class Arm:
     def tables(self, settings: Mapping[Kind, Settings], epochs: int) -> Tables:
         own = self.settings or settings[self.kind]
         tables: Tables = {
-            "soft_labels": False if own.soft is None else {**own.soft, **self.soft},
+            "soft_labels": False if own.soft is None else {**own.soft, **_dataset(own), **self.soft},
             "training": {**own.training, "epochs": epochs * self.num_epochs},
         }
         if self.corpus:
@@ -47,6 +49,11 @@ class Arm:
         if self.augmented:
             tables["augmentation"] = {}
         return tables
+
+
+def _dataset(settings: Settings) -> Mapping[str, object]:
+    """That of a temperature; for temperature 1 the sweep's own."""
+    return {} if (settings.soft or {}).get("temperature", 1.0) == 1 else {"url": LABELS_TRAIN_EXACT}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +117,12 @@ class Question:
         return "\n".join(lines) + "\n"
 
     def labels(self) -> set[str]:
-        """The datasets that it and its trials need."""
-        of_arms = {str(arm.soft.get("url", LABELS_TRAIN)) for arm in self.arms if arm.kind != "hard"}
+        """The datasets that it and its trials need; what settings that are yet to be chosen need, their trials did."""
+        of_arms = {
+            str({**_dataset(arm.settings or Settings()), **arm.soft}.get("url", LABELS_TRAIN))
+            for arm in self.arms
+            if arm.kind != "hard"
+        }
         of_trials = self.trials.labels() if self.trials else set()
         return of_arms | of_trials | {self._evaluated} | ({"labels-dev"} if self.words else set())
 

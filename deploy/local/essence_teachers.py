@@ -5,16 +5,17 @@
     share 25%, 50%     three models each       labels-25, labels-50    all training speech
     all of it          three models            labels-test, labels-dev, labels-heard (the speech they were trained on)
     all but a fold     three models, 4 folds   labels-train            each speaker by teachers that never heard them
+                                               labels-train-exact      the same, at other temperatures too
 
-Every dataset stores all classes, so that any selection can be derived from it, a sampled one included. What is done already
-is passed over.
+Every dataset stores all classes, so that any selection can be derived from it, a sampled one included. At another temperature
+than 1 that takes a codec without loss (``softlabel_schemas.tempering`` says why). What is done already is passed over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from recipe import Model, Workspace, inline
 from speechocean762 import PARTS
@@ -92,18 +93,20 @@ def _train(workspace: Workspace, group: Group, architecture: Architecture, *, ep
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """A dataset. ``groups``: one, or one for each fold."""
+    """A dataset. ``groups``: one, or one for each fold. ``targets``: keys of [targets]."""
 
     url: str
     splits: tuple[str, ...]
     groups: tuple[Group, ...]
+    targets: Mapping[str, object] = field(default_factory=dict)
 
     def job(self, architectures: Sequence[Architecture], num_classes: int) -> str:
         folds = f"num_folds = {NUM_FOLDS}\n" if len(self.groups) > 1 else ""
         teachers = "".join(self._teachers(architectures))
+        targets = "".join(f"{key} = {inline(value)}\n" for key, value in self.targets.items())
         return (
             f'[corpus]\nmanifest = "corpus.parquet"\nsplits = {inline(self.splits)}\n{folds}\n{teachers}'
-            '[combination]\nmethod = "arithmetic"\n\n[targets]\ntemperatures = [1.0, 2.0]\n\n'
+            f'[combination]\nmethod = "arithmetic"\n\n[targets]\n{targets}\n'
             f'[selection]\npolicy = "top_k"\nk = {num_classes}\n\n'
             f'[destination]\nurl = "{self.url}"\nshard_seconds = 600.0\n\n[resources]\nnum_actors = 2\n'
         )
@@ -117,6 +120,12 @@ class Labels:
 
 LABELS = (
     Labels(url="labels-train", splits=PARTS, groups=FOLDS),
+    Labels(
+        url="labels-train-exact",
+        splits=PARTS,
+        groups=FOLDS,
+        targets={"temperatures": [1.0, 2.0], "codec": "packed-f32"},
+    ),
     Labels(url="labels-heard", splits=PARTS, groups=(WHOLE,)),
     Labels(url="labels-dev", splits=("dev",), groups=(WHOLE,)),
     Labels(url="labels-test", splits=("test",), groups=(WHOLE,)),

@@ -9,15 +9,16 @@ import essence
 import essence_questions as questions
 import essence_settings as settings
 import pytest
-from essence_arms import Question, trials_of
+from essence_arms import LABELS_TRAIN_EXACT, Question, trials_of
 from essence_questions import EIGHT_BYTES
 from essence_settings import Kind, Settings
-from essence_teachers import LABELS
+from essence_teachers import LABELS, Labels
 from recipe import Workspace
 
+from softlabel_schemas.tempering import obstacle
 from student_trainer.config import TrainConfig
 from student_trainer.sweep_config import Sweep, load_sweep
-from teacher_service.config import load_job
+from teacher_service.config import JobConfig, load_job
 
 EPOCHS = 12
 ALL_QUESTIONS = (*questions.QUESTIONS, *questions.FURTHER_QUESTIONS)
@@ -150,7 +151,13 @@ def test_only_what_the_chosen_questions_need_is_labelled() -> None:
         return [labels.url for labels in essence.labels_of(chosen, 1)]
 
     whole = ["labels-train", "labels-heard", "labels-dev", "labels-test", "labels-25", "labels-50"]
-    assert [labels.url for labels in essence.labels_of(questions.QUESTIONS, 6)] == whole
+    assert [labels.url for labels in essence.labels_of(questions.QUESTIONS, 1)] == whole
+    # The second trial of all soft outputs is of temperature 2.
+    assert [labels.url for labels in essence.labels_of(questions.QUESTIONS, 2)] == [
+        "labels-train",
+        "labels-train-exact",
+        *whole[1:],
+    ]
     assert needed("how-much") == ["labels-train", "labels-dev", "labels-test"]
     assert needed("unlabelled") == [url for url in whole if url != "labels-heard"]
     assert needed("does-it-help", "how-much") == whole[:4]
@@ -161,16 +168,36 @@ def test_a_question_finds_all_its_labels(sweeps: dict[str, Sweep]) -> None:
         sweep = sweeps[question.name]
         used = {url for run in sweep.runs if run.soft_labels for url in run.soft_labels.locations}
         used |= {url for url in (sweep.evaluate.ensemble, sweep.evaluate.dev_ensemble) if url}
-        assert {Path(url).name for url in used} | ({"labels-dev"} if question.trials else set()) == question.labels()
+        names = {Path(url).name for url in used} | ({"labels-dev"} if question.trials else set())
+        # What the chosen temperature needs is made for the trials that chose it.
+        assert names - {LABELS_TRAIN_EXACT} == question.labels()
+
+
+def load_text(labels: Labels, folder: Path) -> JobConfig:
+    path = folder / f"{labels.url}.toml"
+    path.write_text(labels.job(essence.ARCHITECTURES, 638), encoding="utf-8")
+    return load_job(path)
 
 
 def test_every_labelling_job_is_valid(tmp_path: Path) -> None:
     for labels in LABELS:
-        path = tmp_path / f"{labels.url}.toml"
-        path.write_text(labels.job(essence.ARCHITECTURES, 638), encoding="utf-8")
-        config = load_job(path)
+        config = load_text(labels, tmp_path)
         assert len(config.teachers) == 3 * len(labels.groups)
-        assert config.targets.temperatures == (1.0, 2.0)
+        for temperature in config.targets.temperatures:
+            assert obstacle(config.selection, config.targets.codec, temperature, 638) is None
+
+
+def test_soft_targets_of_another_temperature_are_of_labels_that_tell_it(tmp_path: Path) -> None:
+    """In the trials, and where they were chosen for a question."""
+    told = {labels.url: load_text(labels, tmp_path).targets.temperatures for labels in LABELS}
+    chosen = settings.chosen(trials_file(tmp_path, {"hard": 0, "soft": 1, "both": 2}))
+    tuning = trials_of("small", questions.SMALL, settings.NUM_TRIALS)
+    sweeps = [loaded(tmp_path, tuning, {}), loaded(tmp_path, questions.QUESTIONS[0], chosen)]
+    tempered = [run for sweep in sweeps for run in sweep.runs if run.soft_labels and run.soft_labels.temperature != 1]
+    assert len(tempered) == 3 + 5
+    for run in tempered:
+        assert run.soft_labels is not None
+        assert run.soft_labels.temperature in told[Path(run.soft_labels.locations[0]).name]
 
 
 def test_trials_are_judged_by_their_mean_over_seeds(tmp_path: Path) -> None:

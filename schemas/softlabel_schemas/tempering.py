@@ -1,0 +1,72 @@
+"""Which temperatures a lossy codec can tell: the others are refused, not approximated.
+
+A lossy codec stores whatever is too small to tell from 0 as one small probability, its floor. At temperature 1 that is nothing:
+the floor of "mtf-sqrt" is 1.7e-6. At temperature tau it weighs 1.7e-6^(1/tau) beside Z_tau, which is at least 1: 0.0013 at 2,
+0.036 at 4. Six hundred such entries of a frame, of next to no probability, would then outweigh the class that has nearly all of
+it. How many there may be in a frame, the selection says: an entry that a mass or a threshold asks for is never so small.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from softlabel_schemas.errors import InputError
+from softlabel_schemas.selection import AnySelection, Mass, Threshold, max_entries_per_frame
+from softlabel_schemas.spec import CodecName, DatasetSpec
+
+# How far entries at the floor may move a posterior: at most by this share of it, and by that only where one class has all.
+_MAX_WEIGHT = 0.1
+
+
+class _Floor(NamedTuple):
+    """``prob``: what a probability below ``below`` is stored as."""
+
+    prob: float
+    below: float
+
+
+# See the error bounds of ``mtf_sqrt.py`` and ``codec.py``; "packed-f32" has none.
+FLOORS = {
+    "mtf-sqrt": _Floor(prob=(0.25 / 192) ** 2, below=(0.5 / 192) ** 2),
+    "packed-u8": _Floor(prob=math.exp(-255 / 16), below=math.exp(-254.5 / 16)),
+}
+
+
+def obstacle(selection: AnySelection, codec: CodecName, temperature: float, num_classes: int) -> str | None:
+    """Why the posterior at ``temperature`` cannot be told from what is stored; None: it can."""
+    if temperature == 1 or codec not in FLOORS:
+        return None
+    floor = FLOORS[codec]
+    num_entries = _num_at_floor(selection, floor, num_classes)
+    weight = floor.prob ** (1 / temperature)
+    if num_entries * weight <= _MAX_WEIGHT:
+        return None
+    return (
+        f"codec '{codec}' stores every probability below {floor.below:.1e} as {floor.prob:.1e}; at temperature {temperature:g} "
+        f"{num_entries} such entries of a frame would weigh {weight:.2g} each, however small they were"
+    )
+
+
+def check_tempered(spec: DatasetSpec, temperature: float, *, where: str) -> None:
+    """Raises InputError where ``temperature`` cannot be told from the labels of a dataset of ``spec``."""
+    found = obstacle(spec.selection, spec.codec, temperature, spec.num_classes)
+    if found is not None:
+        raise InputError(
+            f"{where}: temperature {temperature:g} is asked for, but {found}; use temperature 1, or label with "
+            'targets.codec = "packed-f32" or with a narrower selection'
+        )
+
+
+def _num_at_floor(selection: AnySelection, floor: _Floor, num_classes: int) -> int:
+    """Of a frame's entries, how many may be at the floor; the likeliest class never is."""
+    if isinstance(selection, Mass):
+        # Before each entry less than the mass was kept, so that it, the likeliest of the rest, has its share of the rest.
+        smallest = (1 - selection.mass) / num_classes
+    elif isinstance(selection, Threshold):
+        smallest = selection.min_prob
+    else:
+        smallest = 0.0
+    if smallest >= floor.below:
+        return int(selection.keep_hard_label)
+    return max_entries_per_frame(selection, num_classes) - 1
