@@ -121,6 +121,8 @@ class SoftTargets:
     def at_temperature(self, temperature: float) -> tuple[Float32, Float32]:
         """Log-probabilities float32 [E] and tail mass float32 [T] at ``temperature``.
 
+        Of decoded targets as exact as their codec allows: ``tempering.check_tempered`` says where that is not enough.
+
         Raises:
             InputError: no tail was stored for this temperature, so its posterior cannot be derived.
         """

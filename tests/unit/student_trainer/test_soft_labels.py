@@ -149,6 +149,13 @@ class TestJoin:
         with pytest.raises(InputError, match=r"temperature 1\.5 is asked for, tails are stored for 1, 2"):
             join(speech, labels.url, temperature=1.5)
 
+    def test_a_temperature_that_the_codec_cannot_tell(self, speech: Speech, new_labels: Callable[..., str]) -> None:
+        spec = {"temperatures": (1.0, 4.0), "codec": "mtf-sqrt"}
+        url = new_labels(selection=TopK(k=INVENTORY.num_classes), spec=spec)
+        with pytest.raises(InputError, match=f"^{url}: temperature 4 is asked for, but codec 'mtf-sqrt' stores every"):
+            join(speech, url, temperature=4.0)
+        join(speech, url)
+
     @pytest.mark.parametrize(
         ("stored", "wanted", "reason"),
         [

@@ -67,6 +67,25 @@ def test_splits_are_selected(sounds: Sounds, teacher: TeacherConfig, tmp_path: P
         prepare(make_job(sounds.manifest, [teacher], tmp_path / "labels", corpus__splits=["train", "dev"]))
 
 
+def test_a_temperature_that_the_codec_cannot_tell(sounds: Sounds, teacher: TeacherConfig, tmp_path: Path) -> None:
+    """Beside all twelve classes; beside few, or stored without loss, it is told."""
+
+    def job(k: int, codec: str) -> JobConfig:
+        changes = {"targets__temperatures": [1.0, 4.0], "targets__codec": codec}
+        return make_job(
+            sounds.manifest, [teacher], tmp_path / "labels", selection={"policy": "top_k", "k": k}, **changes
+        )
+
+    message = (
+        "targets.temperatures: temperature 4 is asked for, but codec 'mtf-sqrt' stores every probability below 6.8e-06 as 1.7e-06; "
+        "at temperature 4 11 such entries of a frame would weigh 0.036 each"
+    )
+    with pytest.raises(InputError, match=re.escape(message)):
+        prepare(job(12, "mtf-sqrt"))
+    for k, codec in ((2, "mtf-sqrt"), (12, "packed-f32")):
+        assert prepare(job(k, codec)).document.spec.temperatures == (1.0, 4.0)
+
+
 def check_refused(message: str, manifest: str, teachers: Sequence[TeacherConfig], folder: Path) -> None:
     """``message`` is literal text."""
     with pytest.raises(InputError, match=re.escape(message)):
