@@ -152,13 +152,13 @@ class ResourceConfig(StrictModel):
     Attributes:
         num_actors: each holds the whole ensemble, with folds those of all folds; a batch is run by those of one.
         cpus_per_actor: also the number of torch threads.
-        gpus_per_actor: may be a fraction; above 0 the teachers run on the GPU.
+        gpus_per_actor: may be a fraction; above 0 the teachers run on the GPU. All of them on one: more GPUs are more actors.
         batch_seconds: padded speech in a batch.
     """
 
     num_actors: Annotated[int, Field(ge=1)] = 1
     cpus_per_actor: Annotated[int, Field(ge=1)] = 1
-    gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
+    gpus_per_actor: Annotated[float, Field(ge=0, le=1)] = 0.0
     batch_seconds: Annotated[float, Field(gt=0)] = 120.0
     precision: Literal["float32", "bfloat16"] = "float32"
 

@@ -63,12 +63,13 @@ def load_exported_program(data: bytes, *, where: str, device: str = "cpu") -> to
         InputError: not an exported program, or one with records that could run code; names the record.
     """
     try:
-        # The device it was exported on stands in the graph too, where Module.to() does not reach.
-        return move_to_device_pass(torch.export.load(_checked_archive(data, where)), device).module()
+        program = torch.export.load(_checked_archive(data, where))
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - of a damaged archive, torch's parsers may raise anything
         raise InputError(f"{where} is not a readable torch.export program: {error}") from None
+    # The device it was exported on stands in the graph too, where Module.to() does not reach. What fails here is the device.
+    return move_to_device_pass(program, device).module()
 
 
 def _checked_archive(data: bytes, where: str) -> io.BytesIO:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from softlabel_schemas.about import write_about
+from softlabel_schemas.about import begin_about
 from softlabel_schemas.bundle import BundleReader
 from softlabel_schemas.commit import Published, begin, committed_shards, publish
 from softlabel_schemas.corpus import check_label_inventory, check_label_range
@@ -151,7 +151,7 @@ def missing_shards(job: PreparedJob) -> list[ShardRange]:
     """Begin or join the run at the destination; the shards without a commit record."""
     store = job.store()
     begin(store, job.document, job.inventory)
-    write_about(store, job.config.description)
+    begin_about(store, job.config.description)
     done = committed_shards(store)
     return [shard_range for shard_range in job.plan if shard_range.index not in done]
 

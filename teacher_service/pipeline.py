@@ -28,7 +28,7 @@ from softlabel_schemas.front_end import AnyFrontEnd
 from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.shard import LabelledUtterance
 from softlabel_schemas.spec import DatasetSpec, StorageSpec
-from softlabel_schemas.utterance_reader import UtteranceError, UtteranceReader
+from softlabel_schemas.utterance_reader import MissingFileError, UtteranceError, UtteranceReader
 from teacher_service.batching import batch_rows, batch_rows_by_fold, pad
 from teacher_service.overlap import Behind, ahead
 from teacher_service.teacher import Teacher
@@ -92,8 +92,8 @@ def label_shard(
     """Label the rows of one shard; a function of its arguments alone.
 
     What is wrong with one utterance, in the corpus or in what the teachers give for it, leaves out that one. Storage and
-    devices that fail are not an utterance's fault: their errors are passed on, and the shard can be tried again. No thread
-    outlives the call.
+    devices that fail are not an utterance's fault: their errors are passed on, and the shard can be tried again; so it is where
+    none of the files is there. No thread outlives the call.
 
     Args:
         rows: all rows of the shard and no others.
@@ -102,12 +102,14 @@ def label_shard(
 
     Raises:
         UtteranceError: an utterance cannot be labelled and ``storage.on_error`` is "fail"; names it.
+        OSError: the files of all utterances are missing.
     """
     reader, utterances = UtteranceReader(rows), list(rows)
     frames = spec.selection.frames
     silence_V = np.zeros(0, dtype=bool) if frames is None else silence_classes(teachers[0].inventory, frames)
     labelled: dict[int, LabelledUtterance] = {}
     skipped: dict[int, SkippedUtterance] = {}
+    missing: list[MissingFileError] = []
 
     def keep(results: Results) -> None:
         for index, result in results.items():
@@ -116,6 +118,8 @@ def label_shard(
             elif storage.on_error == "fail":
                 raise result
             else:
+                if isinstance(result, MissingFileError):
+                    missing.append(result)
                 skipped[index] = SkippedUtterance(utterance_id=utterances[index].utterance_id, reason=str(result))
 
     def keep_batch(done: tuple[_Batch, Results, float] | None) -> None:
@@ -144,6 +148,12 @@ def label_shard(
             for batch in batches:
                 keep_batch(behind.push(finish, batch, *_run_batch(utterances, batch)))
         keep_batch(behind.last())
+    if len(missing) == len(utterances):
+        # Skipped is for good. A machine that lacks a mount would leave out all that it is given.
+        raise OSError(
+            f"{missing[0]}, nor do the files of the other {len(missing) - 1} utterances of the shard; this machine may lack the "
+            "storage that they lie on; if they are gone for good, take them out of the corpus manifest"
+        )
     return LabelledShard(
         utterances=[labelled[index] for index in sorted(labelled)],
         skipped=[skipped[index] for index in sorted(skipped)],

@@ -11,6 +11,7 @@ Nothing is waited for without a limit. What is noticed, and when:
 an actor's process or its node died    by Ray: at once for a process, within about half a minute for a node
 an actor is frozen                     it has not answered a beat for two minutes
 a shard makes no progress              no batch and no stored shard for ``errors.stall_minutes`` (15 by default)
+a GPU fails                            by the first shard that its actor then fails
 an upload is stuck                     after 30 s and 1 s per MiB, and tried again for two minutes (``object_store``)
 teachers do not load                   half an hour
 no node has room for any actor         half an hour
@@ -278,8 +279,14 @@ class _Driver:
             self._lose(worker, f"the actor died: {error}")
             return
         except (IntegrityError, OSError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, RuntimeError) and self._job.config.resources.gpus_per_actor > 0:
+                # After a fault of its GPU a process answers beats, and fails every shard that it is given within seconds: the
+                # whole job's, one after the other.
+                self._lose(worker, reason, blamed=reference)
+                return
             del worker.shards[reference]
-            self._queue.failed(shard_range, f"{type(error).__name__}: {error}")
+            self._queue.failed(shard_range, reason)
             return
         del worker.shards[reference]
         self._queue.done()
@@ -329,11 +336,12 @@ class _Driver:
                 f"for a labelling actor within {_ROOM_SECONDS / 60:.0f} min; run again when there is room"
             )
 
-    def _lose(self, worker: _Worker, reason: str) -> None:
-        """Of its shards only the first counts as lost. The second may have been in work too; if it is at fault, it is the first
-        of the next actor's."""
-        for position, shard_range in enumerate(worker.shards.values()):
-            if position == 0:
+    def _lose(self, worker: _Worker, reason: str, *, blamed: Any = None) -> None:
+        """Of its shards only one counts as lost: the first, where none is ``blamed``. The second may have been in work too; if it
+        is at fault, it is the first of the next actor's."""
+        blamed = next(iter(worker.shards), None) if blamed is None else blamed
+        for reference, shard_range in worker.shards.items():
+            if reference == blamed:
                 self._queue.lost(shard_range, reason)
             else:
                 self._queue.put_back(shard_range)

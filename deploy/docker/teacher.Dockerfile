@@ -32,9 +32,9 @@ RUN /opt/essence/bin/pip install --constraint constraints.txt ".[hf,s3]" \
 
 FROM python:${PYTHON}
 # Ray's head and autoscaler look for procps and wget; its launcher copies files into a running container with rsync, and the head
-# starts workers through ssh.
+# starts workers through ssh. Triton compiles the launcher of its kernels with a C compiler, on the first batch on a GPU.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends openssh-client procps rsync wget \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev openssh-client procps rsync wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 --shell /bin/bash ray
 COPY --from=build /opt/essence /opt/essence

@@ -77,7 +77,17 @@ def read_about(store: ObjectStore) -> About | None:
 
 def write_about(store: ObjectStore, description: Description, *, software: str | None = SOFTWARE) -> None:
     """Write it, or replace its description; the software stays what it was the first time. Raises IntegrityError."""
+    _write(store, read_about(store), description, software)
+
+
+def begin_about(store: ObjectStore, description: Description) -> None:
+    """Write it as a job does each time that it is run: one that says nothing leaves what was said since. Raises IntegrityError."""
     found = read_about(store)
+    if found is None or description != Description():
+        _write(store, found, description, SOFTWARE)
+
+
+def _write(store: ObjectStore, found: About | None, description: Description, software: str | None) -> None:
     wanted = About(software=found.software if found else software, description=description)
     if wanted != found:
         store.put(layout.ABOUT, to_bytes(wanted))

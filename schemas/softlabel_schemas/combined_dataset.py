@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from softlabel_schemas.about import Description, write_about
+from softlabel_schemas.about import Description, begin_about
 from softlabel_schemas.combine import combine_targets
 from softlabel_schemas.commit import Published, begin, commit_shard, committed_shards, publish
 from softlabel_schemas.dataset import SoftLabelDataset
@@ -79,7 +79,7 @@ class CombinedDataset:
             InputError: the output was begun with others.
         """
         begin(self._store, self._document, self._inputs[0].inventory)
-        write_about(self._store, Description())
+        begin_about(self._store, Description())
         return sorted(set(range(len(self.num_frames_of_shard))) - committed_shards(self._store))
 
     def make_shard(self, index: int) -> None:

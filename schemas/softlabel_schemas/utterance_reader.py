@@ -53,6 +53,10 @@ class UtteranceError(InputError):
     """
 
 
+class MissingFileError(UtteranceError):
+    """Its file is not there. Where that is so of many, the machine may lack the storage that they lie on."""
+
+
 class UtteranceReader:
     """Reads the audio or features of a corpus's utterances; keeps one utterance's file for several front ends, and recordings
     that several utterances are parts of."""
@@ -139,7 +143,7 @@ class UtteranceReader:
             return _read_part(store, name, utterance, max_bytes)
         except FileNotFoundError:
             # The reason of a skipped utterance is stored: it names the location as the corpus does, not this machine's.
-            raise UtteranceError(f"utterance {utterance.utterance_id}: {location} does not exist") from None
+            raise MissingFileError(f"utterance {utterance.utterance_id}: {location} does not exist") from None
         except IntegrityError:
             is_part = max_bytes > _MAX_RECORDING_BYTES
             why = "a recording" if is_part else f"the {utterance.seconds:g} s that the corpus manifest says"

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import softlabel_schemas.cli
 from softlabel_schemas import load_corpus, open_dataset
-from softlabel_schemas.about import read_about
+from softlabel_schemas.about import Description, read_about, write_about
 from softlabel_schemas.bundle import BundleReader
 from softlabel_schemas.deprecation import Deprecation, deprecate
 from softlabel_schemas.names import tag, wanted_address
@@ -74,6 +74,17 @@ def test_the_description_decides_nothing_and_may_change(tmp_path: Path) -> None:
     about = read_about(ObjectStore(tmp_path / "labels"))
     assert about is not None
     assert about.description.title == "Tones"
+
+
+def test_a_job_without_a_description_leaves_what_was_said_of_its_dataset_since(tmp_path: Path) -> None:
+    sounds = write_sounds(tmp_path / "sounds", [0.5, 0.4])
+    label(sounds, tmp_path)
+    store = ObjectStore(tmp_path / "labels")
+    write_about(store, Description(title="Tones", licence="CC-BY-4.0"))
+    label(sounds, tmp_path)
+    about = read_about(store)
+    assert about is not None
+    assert about.description == Description(title="Tones", licence="CC-BY-4.0")
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

@@ -108,6 +108,13 @@ def test_the_teachers_image_takes_every_kind_of_teacher() -> None:
     assert {"transformers", "torch", "ray", "s3fs"} <= requirements(sorted(extras("teacher")))
 
 
+def test_the_teachers_image_has_the_compiler_that_triton_calls() -> None:
+    """In its last stage, without which no shard could be labelled on a GPU."""
+    stages = path_of("teacher").read_text().split("\nFROM ")
+    (packages,) = re.findall(r"apt-get install (.*?)\\\n", stages[-1])
+    assert {"gcc", "libc6-dev"} <= set(packages.split())
+
+
 def test_rays_launcher_finds_what_it_runs_in_the_container(tmp_path: Path) -> None:
     """Its commands go through login shells, which replace ENV's PATH; rsync copies into the container, ssh goes out of it."""
     (packages,) = [run for run in instructions("teacher", "RUN") if "apt-get install" in run]

@@ -12,12 +12,15 @@ from policy_sentry.querying.actions import get_action_data
 
 from softlabel_schemas import layout
 from softlabel_schemas.names import NameRecord
+from teacher_service.config import load_job
 
 FOLDER = Path(__file__).parents[3] / "deploy" / "iam"
 POLICIES = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
 ROLES = ("reader", "writer", "publisher")
 BUCKET = "arn:aws:s3:::essence-labels"
-DATASET = f"{BUCKET}/team/speech-train"
+OVERLAYS = sorted((FOLDER.parent / "kuberay" / "overlays").glob("*/job.toml"))
+# Where the jobs that come with the policies write.
+(DATASET,) = {f"arn:aws:s3:::{load_job(path).destination.url.removeprefix('s3://')}" for path in OVERLAYS}
 
 SHARD = layout.shard_folder(3, "a" * 64) + "/shard.parquet"
 COMMIT = layout.commit_record(3)

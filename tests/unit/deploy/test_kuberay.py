@@ -129,5 +129,21 @@ def test_spot_machines_are_tolerated_by_workers_alone(rendered: dict[str, Resour
     workers, head = pods(rendered["gpu-spot"])["worker"], pods(rendered["gpu-spot"])["head"]
     tolerated = {each["key"] for each in workers["tolerations"]}
     assert {"nvidia.com/gpu", "cloud.google.com/gke-spot", "karpenter.sh/capacity-type"} <= tolerated
-    assert not {"tolerations", "affinity"} & head.keys()
+    assert "tolerations" not in head
     assert workers["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_who_holds_the_job_together_stays_off_spot_machines(rendered: dict[str, Resources]) -> None:
+    """Off all that workers prefer: clouds need not taint them."""
+
+    def labels(terms: list[dict[str, Any]], operator: str) -> set[tuple[str, str]]:
+        found = [each for term in terms for each in term["matchExpressions"]]
+        assert {each["operator"] for each in found} == {operator}
+        return {(each["key"], value) for each in found for value in each["values"]}
+
+    affinities = {name: pod["affinity"]["nodeAffinity"] for name, pod in pods(rendered["gpu-spot"]).items()}
+    preferred = affinities["worker"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    spot = labels([each["preference"] for each in preferred], "In")
+    for name in ("head", "submitter"):
+        (term,) = affinities[name]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+        assert labels([term], "NotIn") == spot

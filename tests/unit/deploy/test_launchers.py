@@ -59,6 +59,8 @@ def test_its_images_ports_and_commands_are_the_products(launcher: dict[str, Any]
     assert docker["head_image"] == f"essence-teacher:{version}"
     assert docker["worker_image"] == f"essence-teacher:{version}-cuda"
     assert "--env RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1" in docker["run_options"]
+    # NVIDIA's runtime, with which Ray starts the workers, gives a container none that names none.
+    assert "--env NVIDIA_VISIBLE_DEVICES=all" in docker["worker_run_options"]
     start = " ".join(launcher["head_start_ray_commands"])
     assert {"--dashboard-host=127.0.0.1", "--dashboard-port=8265", "--num-cpus=0"} <= set(start.split())
     (submit,) = [line for line in comments(LAUNCHER) if line.startswith("teacher-service ")]
@@ -85,3 +87,15 @@ def test_the_laptops_server_is_on_loopback_and_pinned(compose: dict[str, Any]) -
     assert all(value.startswith(f"${{{name}:?") for name, value in environment.items())
     assert "127.0.0.1:9000:9000" in compose["services"]["minio"]["ports"]
     assert any("AWS_ENDPOINT_URL=http://127.0.0.1:9000" in line for line in comments(COMPOSE))
+
+
+def test_only_what_stays_up_is_waited_for(compose: dict[str, Any]) -> None:
+    """Compose gives up, with exit status 1, on a service that ends while it waits for it."""
+    told = [line.strip() for line in (ROOT / "deploy" / "README.md").read_text().splitlines()]
+    commands = [line for line in told if line.startswith("docker compose ")]
+    assert commands == [line.strip() for line in comments(COMPOSE) if line.strip().startswith("docker compose ")]
+    (up, once) = (line.split() for line in commands)
+    staying = {name for name, service in compose["services"].items() if service["restart"] != "no"}
+    assert set(up[up.index("--wait") + 1 :]) == staying
+    assert once[-3:-1] == ["run", "--rm"]
+    assert {once[-1]} == compose["services"].keys() - staying

@@ -59,6 +59,7 @@ def test_defaults_and_what_is_set(tmp_path: Path) -> None:
         ({"destination__format": "hdf5"}, "destination.format: Input should be 'parquet' or 'zarr', found 'hdf5'"),
         ({"errors__max_skipped_fraction": 1.5}, "errors.max_skipped_fraction: Input should be less than or equal to 1"),
         ({"resources__num_actors": 0}, "resources.num_actors: Input should be greater than or equal to 1, found 0"),
+        ({"resources__gpus_per_actor": 2}, "resources.gpus_per_actor: Input should be less than or equal to 1, found 2"),
         ({"resources__batch_seconds": float("inf")}, "resources.batch_seconds: Input should be a finite number"),
         ({"corpus__splits": []}, "corpus.splits: Tuple should have at least 1 item"),
     ],

@@ -51,6 +51,8 @@ class Actor:
     busy_until: float = 0.0
     begun: list[float] = field(default_factory=list)
     on_label: Callable[[Actor], None] = field(default=lambda _actor: None)
+    # From then on every shard fails at once.
+    fails_at: float = NEVER
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("start", "load", "label", "beat"):
@@ -71,6 +73,8 @@ class Actor:
         if name == "beat":
             return Reference(self, now, Beat(seconds_done=sum(self.shares_labelled()), idle_seconds=0.0))
         self.on_label(self)
+        if now >= self.fails_at:
+            return Reference(self, now + 5, RuntimeError("AcceleratorError: CUDA error: unspecified launch failure"))
         self.begun.append(max(self.busy_until, now))
         self.busy_until = self.begun[-1] + self.label_seconds
         return Reference(self, self.busy_until, Receipt(num_frames=1, num_skipped=0))
@@ -118,6 +122,8 @@ class SimulatedRay:
     def get(self, reference: Reference, timeout: float) -> Any:
         if reference.actor.dies_at < reference.at:
             raise ActorDiedError
+        if isinstance(reference.value, Exception):
+            raise reference.value
         return reference.value
 
     def kill(self, actor: Actor) -> None:
@@ -149,16 +155,17 @@ def _manifest(folder: Path) -> str:
 
 
 @pytest.fixture
-def simulate(
-    job: PreparedJob, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Callable[[Actor], None], int, int], tuple[SimulatedRay, float]]:
+def simulate(job: PreparedJob, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[SimulatedRay, float]]:
     """A function: run so many shards on so many actors, and return Ray and the hours it took."""
 
-    def run(on_start: Callable[[Actor], None], num_shards: int, num_actors: int) -> tuple[SimulatedRay, float]:
+    def run(
+        on_start: Callable[[Actor], None], num_shards: int, num_actors: int, num_gpus: float = 0.0
+    ) -> tuple[SimulatedRay, float]:
         ray = SimulatedRay(on_start)
         monkeypatch.setattr(ray_job, "ray", ray)
         monkeypatch.setattr(ray_job, "time", ray)
-        resources = job.config.resources.model_copy(update={"num_actors": num_actors})
+        update = {"num_actors": num_actors, "gpus_per_actor": num_gpus}
+        resources = job.config.resources.model_copy(update=update)
         plan = [ShardRange(index=index, first_row=index, num_rows=1) for index in range(num_shards)]
         simulated = replace(
             job,
@@ -242,6 +249,26 @@ def test_a_model_that_kills_every_actor_ends_the_job_soon(simulate: Any) -> None
         simulate(on_start, 25_000, 4)
     assert len(cluster[0].started) < 20
     assert cluster[0].now - 1000 < 3600
+
+
+@pytest.mark.parametrize("fails_after", [0.0, 1000.0])
+def test_an_actor_whose_gpu_fails_is_replaced_before_it_has_failed_the_job(simulate: Any, fails_after: float) -> None:
+    def on_start(actor: Actor) -> None:
+        actor.label_seconds = 300.0
+        if actor.number == 0:
+            actor.fails_at = actor.cluster.now + fails_after
+
+    ray, hours = simulate(on_start, 200, 4, 1.0)
+    assert len(ray.started) == 5
+    assert hours < 4.6
+
+
+def test_what_a_model_raises_on_the_cpu_costs_its_shard_attempts_and_not_the_actor(simulate: Any) -> None:
+    def on_start(actor: Actor) -> None:
+        actor.fails_at = actor.cluster.now
+
+    with pytest.raises(GaveUpError, match="the last 12 attempts at shards all failed"):
+        simulate(on_start, 200, 4)
 
 
 def test_no_actor_waits_with_a_second_shard_while_another_idles(simulate: Any) -> None:

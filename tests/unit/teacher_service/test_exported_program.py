@@ -51,6 +51,17 @@ def test_equals_the_model_it_was_exported_from(architecture: str) -> None:
         assert found_B.tolist() == lengths
 
 
+def test_a_device_that_fails_is_not_the_programs_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An InputError would end the job, where another machine may have a device that works."""
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("teacher_service.exported_program.move_to_device_pass", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_exported_program(exported_program("tdnn"), where="model.pt2", device="cuda")
+
+
 class Strided(nn.Module):
     """A user's own, with much that the project's own models lack: buffers of both kinds, a constant, a stride, infinity,
     operators with names for arguments, an attribute path with numbers."""
