@@ -151,8 +151,8 @@ def label_shard(
     if len(missing) == len(utterances):
         # Skipped is for good. A machine that lacks a mount would leave out all that it is given.
         raise OSError(
-            f"{missing[0]}, nor do the files of the other {len(missing) - 1} utterances of the shard; this machine may lack the "
-            "storage that they lie on; if they are gone for good, take them out of the corpus manifest"
+            f"{missing[0]}, nor do the files of the other {len(missing) - 1} utterances of the shard; this machine may lack "
+            "the storage that they lie on; if they are gone for good, take them out of the corpus manifest"
         )
     return LabelledShard(
         utterances=[labelled[index] for index in sorted(labelled)],

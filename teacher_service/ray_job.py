@@ -337,8 +337,8 @@ class _Driver:
             )
 
     def _lose(self, worker: _Worker, reason: str, *, blamed: Any = None) -> None:
-        """Of its shards only one counts as lost: the first, where none is ``blamed``. The second may have been in work too; if it
-        is at fault, it is the first of the next actor's."""
+        """Of its shards only one counts as lost: the first, where none is ``blamed``. The second may have been in work too; if
+        it is at fault, it is the first of the next actor's."""
         blamed = next(iter(worker.shards), None) if blamed is None else blamed
         for reference, shard_range in worker.shards.items():
             if reference == blamed:

@@ -81,7 +81,11 @@ def write_about(store: ObjectStore, description: Description, *, software: str |
 
 
 def begin_about(store: ObjectStore, description: Description) -> None:
-    """Write it as a job does each time that it is run: one that says nothing leaves what was said since. Raises IntegrityError."""
+    """Write it as a job does each time that it is run. One that says nothing leaves what was said since.
+
+    Raises:
+        IntegrityError: what is there is damaged.
+    """
     found = read_about(store)
     if found is None or description != Description():
         _write(store, found, description, SOFTWARE)

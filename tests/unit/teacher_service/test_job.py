@@ -77,8 +77,8 @@ def test_a_temperature_that_the_codec_cannot_tell(sounds: Sounds, teacher: Teach
         )
 
     message = (
-        "targets.temperatures: temperature 4 is asked for, but codec 'mtf-sqrt' stores every probability below 6.8e-06 as 1.7e-06; "
-        "at temperature 4 11 such entries of a frame would weigh 0.036 each"
+        "targets.temperatures: temperature 4 is asked for, but codec 'mtf-sqrt' stores every probability below 6.8e-06 as "
+        "1.7e-06; at temperature 4 11 such entries of a frame would weigh 0.036 each"
     )
     with pytest.raises(InputError, match=re.escape(message)):
         prepare(job(12, "mtf-sqrt"))
