@@ -46,6 +46,7 @@ class ImportedRow:
         audio: URL or path of the audio file.
         audio_part: offset and length of the audio file in the bytes there, as in a tar archive.
         start, duration: in the recording, seconds; ``duration`` None: up to its end.
+        end: instead of a duration, of a segment of Kaldi's: seconds, below 0 the recording's end.
         class_ids: hard label of each frame of the alignment, int32 [frames].
         items: hard labels as stretches of time from the start of the utterance.
     """
@@ -55,6 +56,7 @@ class ImportedRow:
     audio_part: tuple[int, int] | None = None
     start: float = 0.0
     duration: float | None = None
+    end: float | None = None
     text: str | None = None
     speaker: str | None = None
     split: str | None = None
@@ -198,13 +200,13 @@ def _utterance(
     output: str,
     problems: Problems,
 ) -> Utterance | None:
-    if not all(math.isfinite(seconds * audio.sample_rate) for seconds in (row.start, row.duration or 0.0)):
+    times = (row.start, row.duration or 0.0, row.end or 0.0)
+    if not all(math.isfinite(seconds * audio.sample_rate) for seconds in times):
         problems.add("segments whose times are no finite numbers of samples", row.utterance_id)
         return None
-    start = round(row.start * audio.sample_rate)
-    duration = audio.num_samples - start if row.duration is None else round(row.duration * audio.sample_rate)
-    num_samples = min(duration, audio.num_samples - start)
-    if start < 0 or num_samples <= 0 or duration - num_samples > _MAX_OVERSHOOT_SECONDS * audio.sample_rate:
+    start, end = _samples_of(row, audio)
+    num_samples = min(end, audio.num_samples) - start
+    if start < 0 or num_samples <= 0 or end - audio.num_samples > _MAX_OVERSHOOT_SECONDS * audio.sample_rate:
         problems.add("segments outside their recordings, or empty", row.utterance_id)
         return None
     is_whole = start == 0 and num_samples == audio.num_samples
@@ -245,3 +247,14 @@ def _utterance(
         audio_offset=row.audio_part and row.audio_part[0],
         audio_bytes=row.audio_part and row.audio_part[1],
     )
+
+
+def _samples_of(row: ImportedRow, audio: AudioFile) -> tuple[int, int]:
+    """The first sample, and the one after the last, which may be beyond the recording."""
+    rate, num_samples = audio.sample_rate, audio.num_samples
+    if row.end is not None:
+        # As extract-segments does, in double: both ends are cut off. A rounded length is a sample off in 1.2% of segments with
+        # milliseconds, which can be the one that the alignment lacks a frame for.
+        return int(row.start * rate), num_samples if row.end < 0 else int(row.end * rate)
+    start = round(row.start * rate)
+    return start, num_samples if row.duration is None else start + round(row.duration * rate)

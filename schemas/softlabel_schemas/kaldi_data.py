@@ -49,9 +49,7 @@ def read_data_dir(folder: str, alignments: Mapping[str, Int32]) -> list[Imported
     rows = []
     for utterance_id in recordings if segments is None else segments:
         try:
-            recording, start, duration = (
-                (utterance_id, 0.0, None) if segments is None else _segment(segments[utterance_id])
-            )
+            recording, start, end = (utterance_id, 0.0, None) if segments is None else _segment(segments[utterance_id])
         except ValueError:
             problems.add("lines of segments that are not UTTERANCE RECORDING START END", utterance_id)
             continue
@@ -63,7 +61,7 @@ def read_data_dir(folder: str, alignments: Mapping[str, Int32]) -> list[Imported
                 utterance_id=utterance_id,
                 audio=recordings[recording],
                 start=start,
-                duration=duration,
+                end=end,
                 text=texts.get(utterance_id),
                 speaker=speakers.get(utterance_id),
                 class_ids=alignments.get(utterance_id),
@@ -99,8 +97,8 @@ def _read_table(store: ObjectStore, name: str, problems: Problems) -> dict[str, 
     return found
 
 
-def _segment(text: str) -> tuple[str, float, float | None]:
-    """Recording, start and duration in seconds; an end of -1 is that of the recording. Raises ValueError."""
+def _segment(text: str) -> tuple[str, float, float]:
+    """Recording, start and end in seconds; an end of -1 is that of the recording. Raises ValueError."""
     # A fourth value is the channel.
     recording, start, end, *_ = text.split()
-    return recording, float(start), None if float(end) < 0 else float(end) - float(start)
+    return recording, float(start), float(end)

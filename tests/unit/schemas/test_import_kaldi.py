@@ -104,6 +104,19 @@ def test_segments(recordings: Recordings) -> None:
     assert [each.text for each in corpus] == ["eins", "", None, None]
 
 
+def test_segments_have_the_samples_that_kaldi_cuts_out(recordings: Recordings) -> None:
+    """It cuts both ends off: here 176,416 to 259,375, where the rounded duration has 82,960 samples and a frame more."""
+    soundfile.write("long.wav", np.zeros(17 * RATE, np.int16), RATE)
+    Path("data/wav.scp").write_text("long long.wav\n")
+    Path("data/segments").write_text("a long 11.026 16.211\nb long 0.00011 0.00499\nc long 16.00011 -1\n")
+    Path("data/text").unlink()
+    Path("data/utt2spk").unlink()
+    write_alignments("ark:ali.ark", {"a": np.zeros(1 + (82_959 - 400) // 160, np.int32)})
+    imported("train=data", "--alignment", "ali.ark")
+    found = [(each.start_sample, each.num_samples) for each in load_corpus("corpus.parquet")]
+    assert found == [(176_416, 82_959), (1, 78), (256_001, 15_999)]
+
+
 @pytest.mark.parametrize("form", ["ark", "text ark", "scp", "gz", "two arks"])
 def test_alignments(recordings: Recordings, form: str) -> None:
     ids = recordings.class_ids
