@@ -26,7 +26,7 @@ from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.manifest import from_bytes, to_bytes
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.spec import Sha256
-from softlabel_schemas.strict import StrictModel
+from softlabel_schemas.strict import StrictModel, parse, printable
 
 NAMES = "names"
 _MAX_VERSION = 999_999
@@ -48,8 +48,13 @@ class Address:
 
 
 def _inside(path: str) -> str:
-    if any(part in ("", ".", "..") for part in path.split("/")) or "\\" in path or not path.isprintable():
-        raise ValueError("expected a path that stays within the prefix")
+    if any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError("a part is empty, '.' or '..', expected a path that stays within the prefix")
+    if "\\" in path:
+        raise ValueError("it has a \\, which separates folders on some systems; rename the folder")
+    unfit = next((c for c in path if not c.isprintable()), None)
+    if unfit is not None:
+        raise ValueError(f"it has U+{ord(unfit):04X}, expected printable characters; rename the folder")
     return path
 
 
@@ -119,7 +124,8 @@ def tag(url: str, address: Address) -> NameRecord:
     """Give the dataset at ``url`` a version of a name: the one asked for, or the next. Who has it already keeps it.
 
     Raises:
-        InputError: nothing is published there, it is not under the prefix, or another dataset has that version.
+        InputError: nothing is published there, it is not under the prefix, its path there is none for a name, or another
+            dataset has that version.
         IntegrityError: the manifest or a record is damaged.
     """
     dataset, store = ObjectStore(url), ObjectStore(address.prefix)
@@ -138,7 +144,8 @@ def tag(url: str, address: Address) -> NameRecord:
             return latest
         version = versions[-1] + 1 if versions else 1
     while version <= _MAX_VERSION:
-        record = NameRecord(name=address.name, version=version, path=path, content_digest=content_digest)
+        fields = {"name": address.name, "version": version, "path": path, "content_digest": content_digest}
+        record = parse(NameRecord, fields, where=f"{address} for {printable(dataset.url)}")
         # Looked for first: a server that ignores the condition would replace another's record.
         if not store.exists(record.key) and store.put_if_absent(record.key, to_bytes(record)):
             return record

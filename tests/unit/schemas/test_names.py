@@ -127,6 +127,25 @@ def test_only_what_is_published_under_the_prefix(prefix: str, tmp_path: Path) ->
         tag(f"{prefix}/labels-1", wanted_address("memory://bucket#english"))
 
 
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("labels\u3000two", "path: it has U+3000, expected printable characters; rename the folder"),
+        ("labels\u00a0two", "path: it has U+00A0, expected printable characters; rename the folder"),
+        ("labels\\two", "path: it has a \\, which separates folders on some systems; rename the folder"),
+        ("caf\udce9", "path: Input should be a valid string, unable to parse raw data as a unicode string, found"),
+        ("/".join(["x" * 200] * 5), "path: String should have at most 1000 characters, found"),
+    ],
+)
+def test_a_folder_that_cannot_have_a_name(prefix: str, folder: str, message: str) -> None:
+    (Path(prefix) / folder).parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(f"{prefix}/labels-1", f"{prefix}/{folder}")
+    refused = softlabels("tag", f"{prefix}/{folder}", f"{prefix}#english")
+    assert refused.exit_code == 2
+    assert f"is not valid:\n  {message}" in refused.stderr
+    assert not (Path(prefix) / "names").exists()
+
+
 def test_a_prefix_can_be_moved(prefix: str, tmp_path: Path) -> None:
     tag(f"{prefix}/old/labels-2", wanted_address(f"{prefix}#english"))
     digest = open_dataset(f"{prefix}#english").manifest.content_digest
@@ -154,11 +173,18 @@ def test_other_labels_at_that_place(prefix: str) -> None:
         open_dataset(f"{prefix}#english")
 
 
-@pytest.mark.parametrize("path", ["../outside", "a/../../b", "/etc", "a//b", "a/./b", "a\\..\\b", "a\n", ""])
-def test_a_record_cannot_lead_out_of_the_prefix(tmp_path: Path, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        *((path, "a part is empty, '.' or '..'") for path in ("../outside", "a/../../b", "/etc", "a//b", "a/./b", "")),
+        ("a\\..\\b", "it has a \\,"),
+        ("a\n", "it has U+000A,"),
+    ],
+)
+def test_a_record_cannot_lead_out_of_the_prefix(tmp_path: Path, path: str, message: str) -> None:
     record = {"name": "english", "version": 1, "path": path, "content_digest": "0" * 64}
     ObjectStore(tmp_path).put("names/english/1.json", seal(record))
-    with pytest.raises(IntegrityError, match=r"1\.json is not valid"):
+    with pytest.raises(IntegrityError, match=re.escape(f"1.json is not valid:\n  path: {message}")):
         open_dataset(f"{tmp_path}#english")
 
 
