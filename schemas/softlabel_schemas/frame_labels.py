@@ -25,7 +25,7 @@ class NumFramesError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class AlignedItem:
-    """A class and when it was spoken, in seconds from the start of the utterance."""
+    """A class and when it was spoken, in seconds from the start of the utterance; no time is NaN."""
 
     name: str
     start: float
@@ -85,7 +85,10 @@ def frames_of_items(
     frames_per_second = 1000 / frame_shift_ms
     for item in items:
         # Centres at start <= (t + 1/2) / frames_per_second < end.
-        first, stop = (max(0, int(np.ceil(time * frames_per_second - 0.5))) for time in (item.start, item.end))
+        # Cut to the utterance as floats: far times are no integers, not even all of those that are finite.
+        first, stop = (
+            int(np.clip(np.ceil(time * frames_per_second - 0.5), 0, num_frames)) for time in (item.start, item.end)
+        )
         labels_T[first:stop] = id_of_name[item.name]
     return labels_T
 

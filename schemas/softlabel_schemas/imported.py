@@ -35,6 +35,8 @@ from softlabel_schemas.utterance_reader import SERIAL_SUBTYPES
 # Kaldi's extract-segments cuts off what a segment has beyond the recording up to so much, and refuses more.
 _MAX_OVERSHOOT_SECONDS = 0.5
 _FILES_AT_ONCE = 8
+# Without an inventory each class up to the highest gets a name: one stray id of 2,000,000,000 would take the memory of as many.
+_MAX_UNNAMED_ID = 1 << 20
 _SILENCES = ("SIL", "sil", "sp", "spn", "SPN", "+NSN+", "+SPN+")
 
 
@@ -128,8 +130,8 @@ def utterances_of(
             refuse_credentials(row.audio)
         except InputError as error:
             problems.add(f"audio where {error}", row.utterance_id)
+    inventory = inventory or _inventory_of(rows, problems)
     problems.raise_if_any(f"{where} cannot be imported")
-    inventory = inventory or _inventory_of(rows)
     id_of_name = {name: index for index, name in enumerate(inventory.names)} if inventory else {}
     files = _read_audio_files(rows, problems)
     utterances = []
@@ -142,13 +144,21 @@ def utterances_of(
     return utterances, inventory
 
 
-def _inventory_of(rows: Sequence[ImportedRow]) -> ClassInventory | None:
-    """Of the names in the alignments, which are phones; of numbers, up to the highest. None without alignments."""
+def _inventory_of(rows: Sequence[ImportedRow], problems: Problems) -> ClassInventory | None:
+    """Of the names in the alignments, which are phones; of numbers, up to the highest. None without alignments, or with ids
+    that are too high, which are problems.
+    """
     names = sorted({item.name for row in rows for item in row.items or ()})
-    highest = max((int(row.class_ids.max(initial=-1)) for row in rows if row.class_ids is not None), default=-1)
     if names:
         silences = tuple(name for name in names if name in _SILENCES)
         return ClassInventory(names=tuple(names), phones=tuple(names), silence_phones=silences)
+    highest = -1
+    for row in rows:
+        found = -1 if row.class_ids is None else int(row.class_ids.max(initial=-1))
+        if found > _MAX_UNNAMED_ID:
+            problems.add(f"alignments with class ids above {_MAX_UNNAMED_ID}, which need --inventory", row.utterance_id)
+        else:
+            highest = max(highest, found)
     return ClassInventory(names=tuple(str(index) for index in range(highest + 1))) if highest >= 0 else None
 
 

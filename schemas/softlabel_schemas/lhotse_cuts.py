@@ -132,6 +132,8 @@ def _hard_labels(
     items = [
         (symbol, float(begin) - start, float(length)) for part in of_supervisions for symbol, begin, length, *_ in part
     ]
+    if not all(math.isfinite(begin) and math.isfinite(length) for _, begin, length in items):
+        raise _BadCutError(f"cuts whose '{name}' has times that are not finite")
     return None, tuple(AlignedItem(str(symbol), begin, begin + length) for symbol, begin, length in items)
 
 
@@ -148,6 +150,8 @@ def _load_array(manifest: dict[str, Any], cut: dict[str, Any], frame_shift_ms: f
         )
     data = read_source(f"{array['storage_path']}/{array['storage_key']}")
     values = array_of_npy(data)
+    if not values.ndim:
+        raise _BadCutError("arrays of a single value, expected one for each frame")
     first = round((cut["start"] - manifest["start"]) / manifest["frame_shift"])
     if first < 0:
         raise _BadCutError("cuts that begin before their array")

@@ -75,6 +75,11 @@ def test_a_frame_has_the_item_at_its_centre(borders: list[int], frame_shift_ms: 
         assert label in (holding or [*nearby, -1])
 
 
+def test_an_item_that_ends_long_after_the_utterance() -> None:
+    items = [AlignedItem("a", -1e308, 0.01), AlignedItem("b", 0.01, 1e308)]
+    assert frames_of_items(items, {"a": 0, "b": 1}, 3, 10.0).tolist() == [0, 1, 1]
+
+
 def test_a_name_without_an_id() -> None:
     with pytest.raises(KeyError, match="zh"):
         frames_of_items([AlignedItem("zh", 0.0, 1.0)], {"sh": 0}, 3, 10.0)

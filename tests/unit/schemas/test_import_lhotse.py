@@ -117,6 +117,17 @@ def test_alignments_of_supervisions(recordings: Recordings) -> None:
     assert corpus[1].hard_labels.tolist() == expected[10:20]
 
 
+@pytest.mark.parametrize("item", [["AA", float("nan"), 0.1], ["AA", 0.0, float("inf")], ["AA", float("-inf"), 1.0]])
+def test_alignments_with_times_that_are_not_finite(recordings: Recordings, item: list[Any]) -> None:
+    cut = cut_of(recordings, "anna-1").to_dict()
+    cut["supervisions"][0]["alignment"] = {"phone": [item]}
+    Path("cuts.jsonl").write_text(json.dumps(cut))
+    message = refused("train=cuts.jsonl", "--alignment", "phone")
+    assert message == (
+        "error: cuts.jsonl cannot be imported:\n  cuts whose 'phone' has times that are not finite: 1 (anna-1)\n"
+    )
+
+
 def test_several_supervisions_are_one_utterance(recordings: Recordings) -> None:
     cut = cut_of(recordings, "anna-1")
     (first,) = cut.supervisions
@@ -177,11 +188,17 @@ MANIFEST = {"array": ARRAY, "temporal_dim": 0, "frame_shift": 0.01, "start": 0}
             MANIFEST | {"array": ARRAY | {"storage_path": ".", "storage_key": "zip.npy"}},
             "cuts that are malformed: 1 (anna-1: ValueError not a .npy array: ",
         ),
+        (
+            MANIFEST | {"array": ARRAY | {"storage_path": ".", "storage_key": "one.npy"}},
+            "arrays of a single value, expected one for each frame: 1 (anna-1)",
+        ),
+        ([0, (1 << 20) + 1], "alignments with class ids above 1048576, which need --inventory: 1 (anna-1)"),
         (None, "cuts.jsonl: no cut has the custom field or the alignment 'senones'"),
     ],
 )
 def test_bad_alignments(recordings: Recordings, value: Any, message: str) -> None:
     np.save("b.npy", np.zeros(25, np.int32))
+    np.save("one.npy", np.int32(3))
     Path("zip.npy").write_bytes(b"PK\x03\x04")
     cut = cut_of(recordings, "anna-1").to_dict() | {"custom": {"senones": value}}
     Path("cuts.jsonl").write_text(json.dumps(cut) + "\n")
