@@ -95,7 +95,8 @@ def read_source(url: str) -> bytes:
 def read_text(url: str) -> str:
     """Raises InputError where the file is missing or not UTF-8."""
     try:
-        return read_source(url).decode()
+        # Windows' programs begin it with a byte order mark.
+        return read_source(url).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{url} is not UTF-8 text: {error}") from None
 

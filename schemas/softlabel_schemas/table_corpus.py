@@ -15,6 +15,7 @@ from softlabel_schemas.errors import InputError
 from softlabel_schemas.frame_labels import class_ids_of
 from softlabel_schemas.imported import ImportedRow, read_text
 from softlabel_schemas.problems import Problems
+from softlabel_schemas.strict import printable
 
 _NEEDED = ("utterance_id", "audio")
 # Of a value: an alignment of a day of 10 ms frames, with six digits and a space for each, has 60 million. csv's own limit,
@@ -48,7 +49,7 @@ def _rows(table: csv.DictReader[str], url: str, folder: str, *, is_tsv: bool) ->
     missing = [name for name in _NEEDED if name not in (table.fieldnames or ())]
     if missing:
         # Without a header line they are values, and a URL among them may hold a credential.
-        found = ", ".join("a URL" if "://" in name else name for name in table.fieldnames or ())
+        found = ", ".join("a URL" if "://" in name else printable(name) for name in table.fieldnames or ())
         raise InputError(
             f"{url} has no column {' and no column '.join(missing)} (it has {found}); name them in its first line, with "
             f"{'tabs' if is_tsv else 'commas'} between"

@@ -83,6 +83,7 @@ class TestTable:
         [
             ("utt\taudio\n", "rows.tsv has no column utterance_id (it has utt, audio); name them in its first line"),
             ("utterance_id audio\n", "(it has utterance_id audio); name them in its first line, with tabs between"),
+            ("id\x1b[2J\taudio\n", "rows.tsv has no column utterance_id (it has id\\x1b[2J, audio);"),
             ("", "rows.tsv has no column utterance_id and no column audio (it has )"),
             ("utterance_id\taudio\n", "rows.tsv has no utterances"),
             ("utterance_id\taudio\na\nb\tc\td\n", "rows that have not 2 values: 2 (line 2, line 3)"),
@@ -108,6 +109,12 @@ class TestTable:
     def test_bad_tables(self, recordings: Recordings, content: str, message: str) -> None:
         Path("rows.tsv").write_text(content)
         assert message in refused("table", "train=rows.tsv")
+
+    def test_a_byte_order_mark(self, recordings: Recordings) -> None:
+        """As in what Excel saves as "CSV UTF-8"."""
+        Path("rows.csv").write_text("utterance_id,audio\na,audio/anna-1.flac\n", encoding="utf-8-sig")
+        imported("table", "train=rows.csv")
+        assert load_corpus("corpus.parquet")[0].utterance_id == "a"
 
     @pytest.mark.parametrize("name", ["rows.tsv", "rows.csv"])
     def test_an_alignment_of_an_hour(self, recordings: Recordings, name: str) -> None:
