@@ -96,7 +96,7 @@ def choose_hours(dataset: SoftLabelDataset, hours: float) -> Choice:
         elif wanted > 0:
             columns = dataset.shards.read_columns(index)[1]
             num_taken = int(np.searchsorted(np.cumsum(columns.num_frames), wanted)) + 1
-            parts.append(Part(shard=shard, utterance_ids=frozenset(columns.utterance_ids[:num_taken])))
+            parts.append(_part(shard, columns.utterance_ids[:num_taken]))
         if wanted <= 0 or parts:
             break
     parts += _whole(dataset, whole)
@@ -148,9 +148,12 @@ def _parts_of(dataset: SoftLabelDataset, utterance_ids: Collection[str]) -> tupl
         else:
             by_shard[index].add(utterance_id)
     shards = dataset.manifest.shards
-    return tuple(
-        Part(shard=shards[index], utterance_ids=frozenset(ids)) for index, ids in sorted(by_shard.items())
-    ), unknown
+    return tuple(_part(shards[index], ids) for index, ids in sorted(by_shard.items())), unknown
+
+
+def _part(shard: ShardRecord, utterance_ids: Collection[str]) -> Part:
+    """Distinct ids of rows of the shard. All of them are the whole shard, so that a subset has one digest."""
+    return Part(shard=shard, utterance_ids=None if len(utterance_ids) == shard.num_rows else frozenset(utterance_ids))
 
 
 def _whole(dataset: SoftLabelDataset, indices: Collection[int]) -> tuple[Part, ...]:

@@ -24,7 +24,7 @@ from softlabel_schemas.subset import Subset
 from softlabel_schemas.subset_choice import choose_hours, choose_shards, choose_utterances
 from softlabel_schemas.targets import labels_digest
 from softlabel_schemas.verification import verify
-from tests.support.datasets import CODECS, INVENTORY, SPEC, random_rows, write_dataset
+from tests.support.datasets import CODECS, INVENTORY, SPEC, random_rows, random_utterance, write_dataset
 from tests.support.targets import assert_same_targets
 from tests.support.trees import tree
 
@@ -132,6 +132,19 @@ def test_from_a_dataset_of_format_version_1(tmp_path: Path) -> None:
     result = softlabels("pull", whole.store.url, str(tmp_path / "some"), "--utterances", str(tmp_path / "ids.txt"))
     assert result.exit_code == 0, result.stderr
     assert check_subset(str(tmp_path / "some"), whole, wanted).manifest.spec.format_version == 2
+
+
+def test_all_rows_of_a_shard_are_the_shard_however_they_were_chosen(dataset: SoftLabelDataset, tmp_path: Path) -> None:
+    """By ids, with what it skipped, and by hours, as by number."""
+    for index, shard in enumerate(dataset.manifest.shards):
+        ids = [*dataset.read_shard(index).utterance_ids, *(entry.utterance_id for entry in shard.skipped)]
+        whole = choose_shards(dataset, str(index))
+        assert choose_utterances(dataset, ids).digest() == whole.digest()
+        assert choose_utterances(dataset, ids[1:]).digest() != whole.digest()
+    rows = [random_utterance(np.random.default_rng(1), each, 5) for each in ("a", "b")]
+    two = open_dataset(write_dataset(str(tmp_path / "two"), shard_format="parquet", num_shards=1, rows=rows).url)
+    # A frame less than there is: the last utterance too.
+    assert choose_hours(two, 9 * SECONDS_PER_FRAME / 3600).digest() == choose_shards(two, "0").digest()
 
 
 @settings(max_examples=15)
