@@ -38,13 +38,14 @@ class Entry:
     Attributes:
         path: relative to the prefix; empty where the prefix is the dataset itself.
         names: ``name:version``, those of its own prefix and of the prefixes above.
+        state: "unreadable" is what is whole, but of a newer format version.
         problem: why it is not published or cannot be read; empty where it can.
         facts: of :func:`softlabel_schemas.describe.description`; None unless published.
     """
 
     url: str
     path: str
-    state: Literal["published", "unfinished", "damaged"]
+    state: Literal["published", "unfinished", "unreadable", "damaged"]
     names: tuple[str, ...] = ()
     problem: str = ""
     facts: dict[str, Any] | None = None
@@ -130,7 +131,13 @@ def read_entry(store: ObjectStore, path: str, names: tuple[str, ...] = ()) -> En
             deprecation=read_deprecation(own),
         )
     except (InputError, IntegrityError, OSError) as error:
-        return Entry(url=url, path=path, names=names, state="damaged", problem=printable(str(error), _MAX_PROBLEM))
+        return Entry(
+            url=url,
+            path=path,
+            names=names,
+            state="unreadable" if isinstance(error, InputError) else "damaged",
+            problem=printable(str(error), _MAX_PROBLEM),
+        )
 
 
 def _walk(store: ObjectStore, folder: str, found: _Found, *, depth: int) -> None:

@@ -110,7 +110,7 @@ class _Claims:
 
 
 def read_spec(store: ObjectStore) -> SpecDocument:
-    """Raises InputError where no run was begun, IntegrityError where the document is damaged."""
+    """Raises InputError where no run was begun or a newer version began it, IntegrityError where the document is damaged."""
     try:
         data = _read(store, layout.SPEC)
     except FileNotFoundError:
@@ -343,7 +343,9 @@ def _publish_committed(
 
 
 def read_manifest(store: ObjectStore) -> Manifest:
-    """Raises FileNotFoundError where none is published, IntegrityError where it is damaged."""
+    """Raises FileNotFoundError where none is published, IntegrityError where it is damaged, InputError where it is of a newer
+    format version.
+    """
     return from_bytes(Manifest, _read(store, layout.MANIFEST), where=store.describe(layout.MANIFEST))
 
 

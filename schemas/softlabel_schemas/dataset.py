@@ -244,7 +244,8 @@ def open_dataset(
         cache: keeps the files and blocks of shards that are read on a local disk.
 
     Raises:
-        InputError: nothing is published there; says whether a run was begun. Or there is no such name.
+        InputError: nothing is published there; says whether a run was begun. Or there is no such name, or a newer version of
+            this package made it.
         IntegrityError: the manifest is damaged, or a name leads to other labels than those it was given to.
     """
     found, record = (url, None) if isinstance(url, Path) else located(url, storage_options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -15,8 +15,10 @@ from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.file_records import FileRecords, FilesApart, take_out_files
 from softlabel_schemas.limits import MAX_COUNT, MAX_SHARD_BYTES, MAX_SHARDS, MAX_UTTERANCES_PER_SHARD
 from softlabel_schemas.spec import Count, DatasetSpec, Sha256, StorageSpec
-from softlabel_schemas.strict import ModelT, StrictModel, parse
+from softlabel_schemas.strict import ModelT, StrictModel, parse, shortened
 from softlabel_schemas.utterance_index import BucketTable, ShardIndex
+
+_NEWEST_VERSION = max(get_args(DatasetSpec.model_fields["format_version"].annotation))
 
 # Nats times frames: no sum of an honest shard comes near, and those of a million shards stay finite.
 Sum = Annotated[float, Field(ge=-64 * MAX_COUNT, le=64 * MAX_COUNT)]
@@ -189,13 +191,21 @@ def _fields(document: StrictModel, context: FilesApart | None = None) -> dict[st
 
 
 def from_bytes(model: type[ModelT], data: bytes, *, where: str) -> ModelT:
-    """Raises IntegrityError for any byte that is not as written, and for a body that breaks the schema."""
+    """The document that the bytes are.
+
+    Raises:
+        IntegrityError: a byte is not as written, or the body breaks the schema.
+        InputError: it is of a newer format version.
+    """
     with _without_collection():
         body = unseal(data, where=where)
         rest, files = take_out_files(body) if issubclass(model, CommitRecord | Manifest) else (body, [])
         context = FilesApart(iter(files)) if files else None
+        value = parse_canonical(rest, where=where)
+        if issubclass(model, SpecDocument | Manifest):
+            _refuse_newer(value, where)
         try:
-            document = parse(model, parse_canonical(rest, where=where), where=where, context=context)
+            document = parse(model, value, where=where, context=context)
         except InputError as error:
             raise IntegrityError(str(error)) from None
         # The lists that were taken out have their one form. Each is a shard's if the rest has its own and no list is left over.
@@ -203,6 +213,17 @@ def from_bytes(model: type[ModelT], data: bytes, *, where: str) -> ModelT:
         if not has_one_form or (context is not None and next(context.lists, None) is not None):
             raise IntegrityError(f"{where}: values are not in their canonical form")
         return document
+
+
+def _refuse_newer(body: Any, where: str) -> None:
+    """Raises InputError for a format version above ours, before the tables: what is new in it is no damage."""
+    spec = body.get("spec") if isinstance(body, dict) else None
+    version = spec.get("format_version") if isinstance(spec, dict) else None
+    if isinstance(version, int) and version > _NEWEST_VERSION:
+        raise InputError(
+            f"{where} is of format version {shortened(version)}, this package reads versions up to {_NEWEST_VERSION}; it was "
+            "made by a newer one: upgrade essence-distill"
+        )
 
 
 @contextlib.contextmanager

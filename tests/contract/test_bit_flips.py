@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from softlabel_schemas import IntegrityError, open_dataset
+from softlabel_schemas import InputError, IntegrityError, open_dataset
+from softlabel_schemas.catalog import read_entry
 from softlabel_schemas.cli import main
+from softlabel_schemas.commit import read_spec
 from softlabel_schemas.digest import LabelHash, seal
+from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.targets import labels_digest
 from tests.support.datasets import SHARD_FORMATS, random_rows, write_dataset
 
@@ -192,8 +195,8 @@ FORGERIES: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "an unknown key": (lambda body: body.update(digest=""), "digest: unknown key 'digest'"),
     "another version": (
-        lambda body: body["spec"].update(format_version=3),
-        "spec.format_version: Input should be 1 or 2, found 3",
+        lambda body: body["spec"].update(format_version=0),
+        "spec.format_version: Input should be 1",
     ),
     "another form": (lambda body: body["storage"].update(shard_seconds=3600), "not in their canonical form"),
 }
@@ -213,6 +216,30 @@ def test_a_sealed_manifest_that_contradicts_itself_is_refused(root: Path, name: 
     with pytest.raises(IntegrityError, match=re.escape(message)):
         open_dataset(root)
     assert verify(root).exit_code == 1
+
+
+def test_a_newer_format_version_is_not_damage(root: Path) -> None:
+    """It is seen before what is new in it."""
+
+    def renew(body: Any) -> None:
+        body["spec"].update(format_version=99, sampler={"kind": "new"})
+        body["storage"]["layout"] = "new"
+        for shard in body.get("shards", ()):
+            shard["files"][0]["compression"] = "new"
+
+    for name in ("manifest.json", "spec.json"):
+        forge(root / name, renew)
+    with pytest.raises(
+        InputError, match=r"manifest\.json is of format version 99, this package reads versions up to \d;"
+    ):
+        open_dataset(root)
+    with pytest.raises(InputError, match=r"spec\.json is of format version 99.*: upgrade essence-distill"):
+        read_spec(ObjectStore(root))
+    result = verify(root)
+    assert result.exit_code == 2
+    entry = read_entry(ObjectStore(root), "")
+    assert (entry.state, entry.standing) == ("unreadable", entry.problem)
+    assert "upgrade essence-distill" in entry.problem
 
 
 def test_a_sealed_manifest_that_contradicts_its_shards_is_noticed(root: Path) -> None:
