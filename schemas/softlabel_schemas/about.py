@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import click
 from pydantic import AfterValidator, Field
 
 from softlabel_schemas import layout
+from softlabel_schemas.errors import IntegrityError
 from softlabel_schemas.manifest import from_bytes, to_bytes
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.strict import StrictModel
@@ -73,6 +75,15 @@ def read_about(store: ObjectStore) -> About | None:
         # To who may not list a bucket S3 says of what is not there that access to it is refused.
         return None
     return from_bytes(About, data, where=store.describe(layout.ABOUT))
+
+
+def read_about_or_warn(store: ObjectStore) -> About | None:
+    """:func:`read_about`, but one that cannot be read, of a newer writer perhaps, is a warning on stderr: no label needs it."""
+    try:
+        return read_about(store)
+    except IntegrityError as error:
+        click.echo(f"warning: the description of the dataset is left out: {error}", err=True)
+        return None
 
 
 def write_about(store: ObjectStore, description: Description, *, software: str | None = SOFTWARE) -> None:

@@ -39,7 +39,7 @@ class Entry:
         path: relative to the prefix; empty where the prefix is the dataset itself.
         names: ``name:version``, those of its own prefix and of the prefixes above.
         state: "unreadable" is what is whole, but of a newer format version.
-        problem: why it is not published or cannot be read; empty where it can.
+        problem: why it is not published or cannot be read, or why its description cannot; empty where all can.
         facts: of :func:`softlabel_schemas.describe.description`; None unless published.
     """
 
@@ -64,7 +64,9 @@ class Entry:
         """The state in words: published, or why it should not be used."""
         if self.deprecation is not None:
             return self.deprecation.sentence()
-        return f"damaged: {self.problem}" if self.state == "damaged" else self.problem or self.state
+        if self.state in ("damaged", "published") and self.problem:
+            return f"{self.state}: {self.problem}"
+        return self.problem or self.state
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +116,12 @@ def read_entry(store: ObjectStore, path: str, names: tuple[str, ...] = ()) -> En
     url = f"{store.url.rstrip('/')}/{path}" if path else store.url
     own = ObjectStore(url)
     try:
+        about, problem = _about(own)
         if not own.exists(layout.MANIFEST):
             num_shards = read_spec(own).storage.num_shards
             done = f"not finished: {len(committed_shards(own))} of {num_shards} shards are committed"
-            return Entry(url=url, path=path, names=names, state="unfinished", problem=done, about=read_about(own))
+            problem = "; ".join(filter(None, (done, problem)))
+            return Entry(url=url, path=path, names=names, state="unfinished", problem=problem, about=about)
         # With the "/" it is no name, whatever the folder is called.
         dataset = open_dataset(f"{url}/" if "://" in url else url)
         return Entry(
@@ -125,9 +129,10 @@ def read_entry(store: ObjectStore, path: str, names: tuple[str, ...] = ()) -> En
             path=path,
             names=names,
             state="published",
+            problem=problem,
             facts=description(dataset),
             spec=dataset.manifest.spec,
-            about=read_about(own),
+            about=about,
             deprecation=read_deprecation(own),
         )
     except (InputError, IntegrityError, OSError) as error:
@@ -138,6 +143,14 @@ def read_entry(store: ObjectStore, path: str, names: tuple[str, ...] = ()) -> En
             state="unreadable" if isinstance(error, InputError) else "damaged",
             problem=printable(str(error), _MAX_PROBLEM),
         )
+
+
+def _about(store: ObjectStore) -> tuple[About | None, str]:
+    """And why it cannot be read, which is no damage to the dataset: a newer writer's may hold more."""
+    try:
+        return read_about(store), ""
+    except IntegrityError as error:
+        return None, printable(str(error), _MAX_PROBLEM)
 
 
 def _walk(store: ObjectStore, folder: str, found: _Found, *, depth: int) -> None:

@@ -31,7 +31,10 @@ def card_command(url: str, output: str) -> None:
       softlabels card s3://bucket/labels --output README.md
     """
     dataset = open_dataset(url)
-    data = _utf_8(card_markdown(read_entry(dataset.store, ""), dataset.manifest.shards))
+    entry = read_entry(dataset.store, "")
+    data = _utf_8(card_markdown(entry, dataset.manifest.shards))
+    if entry.problem:
+        click.echo(f"warning: the description of the dataset is left out: {entry.problem}", err=True)
     if output == "-":
         click.echo(data, nl=False)
         return

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from softlabel_schemas.about import read_about
+from softlabel_schemas.about import read_about_or_warn
 from softlabel_schemas.align_cli import align
 from softlabel_schemas.catalog_cli import card_command, catalog_command
 from softlabel_schemas.command_line import CheckFailedError, CommandGroup, progress
@@ -52,7 +52,7 @@ def describe(url: str, as_json: bool) -> None:
     """
     dataset = open_dataset(url)
     facts = description(dataset)
-    about, deprecation = read_about(dataset.store), read_deprecation(dataset.store)
+    about, deprecation = read_about_or_warn(dataset.store), read_deprecation(dataset.store)
     if about is not None:
         facts |= {"software": about.software} | about.description.model_dump(mode="json", exclude_none=True)
     if deprecation is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from softlabel_schemas.about import About, read_about, write_about
+from softlabel_schemas.about import About, read_about_or_warn, write_about
 from softlabel_schemas.commit import Published, begin, commit_columns, committed_shards, publish
 from softlabel_schemas.dataset import SoftLabelDataset
 from softlabel_schemas.errors import InputError, IntegrityError
@@ -50,8 +50,9 @@ class Subset:
         Raises:
             InputError: the output was begun with another dataset or choice.
         """
+        # Before the output is claimed: this may fail.
+        about = read_about_or_warn(self._dataset.store) or About()
         begin(self.store, self._document, self._dataset.inventory)
-        about = read_about(self._dataset.store) or About()
         write_about(self.store, about.description, software=about.software)
         return sorted(set(range(self.num_shards)) - committed_shards(self.store))
 

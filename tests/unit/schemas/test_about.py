@@ -12,6 +12,7 @@ from softlabel_schemas import IntegrityError, open_dataset
 from softlabel_schemas.about import About, Description, read_about, write_about
 from softlabel_schemas.cli import main
 from softlabel_schemas.deprecation import read_deprecation
+from softlabel_schemas.digest import seal
 from softlabel_schemas.gc import find_garbage
 from softlabel_schemas.manifest import to_bytes
 from softlabel_schemas.object_store import ObjectStore
@@ -94,6 +95,38 @@ def test_a_damaged_document_is_an_error(written: Written) -> None:
         store.put(name, b'{"body":{"reason":"x"},"sha256":"' + b"0" * 64 + b'"}')
         with pytest.raises(IntegrityError, match=name):
             read(store)
+
+
+def test_one_of_a_newer_writer_is_left_out_and_nothing_else(written: Written, tmp_path: Path) -> None:
+    said = {"description": {"languages": [], "homepage": "https://host"}, "software": "essence-distill 99"}
+    ObjectStore(written.url).put("about.json", seal(said))
+    unknown = "about.json is not valid:\n  description.homepage: unknown key 'homepage'"
+    described = softlabels("describe", written.url, "--json")
+    assert json.loads(described.stdout)["content_digest"] == written.manifest.content_digest
+    pulled = softlabels("pull", written.url, str(tmp_path / "some"), "--shards", "0")
+    assert read_about(ObjectStore(tmp_path / "some")) == About()
+    card = softlabels("card", written.url)
+    assert "# labels" in card.stdout
+    for result in (described, pulled, card):
+        assert result.exit_code == 0, result.stderr
+        assert result.stderr.startswith("warning: the description of the dataset is left out: ")
+        assert unknown in result.stderr.replace("\\n", "\n")
+    (entry,) = json.loads(softlabels("catalog", written.url, "--json").stdout)["datasets"]
+    assert (entry["state"], entry["description"]) == ("published", {})
+    assert entry["facts"]["content_digest"] == written.manifest.content_digest
+    assert f"published: {entry['problem']}" in softlabels("catalog", written.url).stdout
+    assert unknown in entry["problem"].replace("\\n", "\n")
+
+
+def test_a_source_that_fails_does_not_claim_the_output(
+    written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(store: ObjectStore) -> About:
+        raise OSError(store.url)
+
+    monkeypatch.setattr("softlabel_schemas.subset.read_about_or_warn", fail)
+    assert softlabels("pull", written.url, str(tmp_path / "some"), "--shards", "0").exit_code == 2
+    assert not (tmp_path / "some").exists()
 
 
 def test_a_deprecated_dataset_is_readable_and_says_so(written: Written) -> None:
