@@ -46,6 +46,9 @@ class CombinedDataset:
 
     Raises:
         InputError: the inputs do not fit together; names what differs, and both values.
+
+    Attributes:
+        left_out_temperatures: those that not every input stores, with the URLs of the inputs that lack each.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class CombinedDataset:
             storage=first.storage.model_copy(update={"on_error": on_error}),
         )
         self.num_frames_of_shard = [shard.num_frames for shard in first.shards]
+        self.left_out_temperatures = _left_out_temperatures(inputs, self._document.spec)
 
     def begin(self) -> list[int]:
         """Claim the output, or join a run of the same inputs and settings; the shards without a commit record.
@@ -194,6 +198,15 @@ def _is_ensemble(spec: DatasetSpec) -> bool:
 def _is_whole(specs: Sequence[DatasetSpec]) -> bool:
     """Whether some input, and so the ensemble too, has an entry for every class in every frame."""
     return any(isinstance(spec.selection, TopK) and spec.selection.k >= spec.num_classes for spec in specs)
+
+
+def _left_out_temperatures(inputs: Sequence[SoftLabelDataset], spec: DatasetSpec) -> dict[float, list[str]]:
+    temperatures_of = {data.store.url: data.manifest.spec.temperatures for data in inputs}
+    stored = {temperature for temperatures in temperatures_of.values() for temperature in temperatures}
+    return {
+        temperature: [url for url, temperatures in temperatures_of.items() if temperature not in temperatures]
+        for temperature in sorted(stored - set(spec.temperatures))
+    }
 
 
 def _spec(inputs: Sequence[SoftLabelDataset], weights: Sequence[float], method: Combination, top_k: int) -> DatasetSpec:

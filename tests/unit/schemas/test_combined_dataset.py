@@ -88,6 +88,20 @@ def test_the_spec_names_teachers_and_inputs(urls: list[str], tmp_path: Path) -> 
     assert facts["combined_from"] == [f"{digests[0]} (0.25)", f"{digests[1]} (0.75)"]
 
 
+def test_temperatures_that_an_input_lacks_are_said(urls: list[str], tmp_path: Path) -> None:
+    third = write_member(
+        tmp_path / "third", member_rows(3, temperatures=(1.0, 8.0)), name="cnn", temperatures=(1.0, 8.0)
+    )
+    result = combine([*urls, third], tmp_path / "all")
+    assert result.stderr.startswith(
+        f"warning: temperature 2.0 is left out: {urls[1]}, {third} did not store it\n"
+        f"warning: temperature 4.0 is left out: {third} did not store it\n"
+        f"warning: temperature 8.0 is left out: {urls[0]}, {urls[1]} did not store it\n"
+    )
+    assert open_dataset(tmp_path / "all").manifest.spec.temperatures == (1.0,)
+    assert "warning" not in combine([third], tmp_path / "one").stderr
+
+
 def test_ensembles_can_be_combined(urls: list[str], tmp_path: Path) -> None:
     """Weights are multiplied; an ensemble of the other kind is refused."""
     third = write_member(tmp_path / "third", member_rows(3), name="conformer")
