@@ -27,6 +27,8 @@ from teacher_service.teacher import check_factory, check_held_out
 _RECORD_BYTES = 480
 _FILE_BYTES = 130
 _ZARR_FILES = 24
+# Of a skipped utterance, with its id twice: the reason names it. 136 with ids of 24 characters.
+_SKIPPED_BYTES = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +106,7 @@ def prepare(config: JobConfig) -> PreparedJob:
     )
     for temperature in spec.temperatures:
         check_tempered(spec, temperature, where="targets.temperatures")
-    _check_manifest_size(config, spec, sum(scan.seconds_of_shard), len(scan.plan))
+    _check_manifest_size(config, spec, sum(scan.seconds_of_shard), len(scan.plan), scan.num_rows)
     storage = StorageSpec(
         shard_format=config.destination.format,
         num_shards=len(scan.plan),
@@ -131,9 +133,11 @@ def _weights(config: JobConfig) -> list[float]:
     ]
 
 
-def _check_manifest_size(config: JobConfig, spec: DatasetSpec, seconds: float, num_shards: int) -> None:
+def _check_manifest_size(config: JobConfig, spec: DatasetSpec, seconds: float, num_shards: int, num_rows: int) -> None:
     """Raises InputError where the manifest may become too large to be published: better now than after the labelling."""
-    num_bytes = num_shards * _RECORD_BYTES
+    may_skip = config.errors.on_error == "skip"
+    num_skipped = int(config.errors.max_skipped_fraction * num_rows) if may_skip else 0
+    num_bytes = num_shards * _RECORD_BYTES + num_skipped * _SKIPPED_BYTES
     if config.destination.format == "zarr":
         num_frames = 1000 * seconds / spec.frame_shift_ms
         entries = num_frames * max_entries_per_frame(spec.selection, spec.num_classes)
@@ -142,8 +146,9 @@ def _check_manifest_size(config: JobConfig, spec: DatasetSpec, seconds: float, n
         num_bytes += int(_FILE_BYTES * (_ZARR_FILES * num_shards + chunks))
     if num_bytes > MAX_DOCUMENT_BYTES:
         raise InputError(
-            f"{num_shards} shards may need a manifest of {num_bytes / 2**20:.0f} MiB, it can have {MAX_DOCUMENT_BYTES >> 20}; "
-            'set a larger destination.shard_seconds, or destination.format = "parquet", whose shards are one file each'
+            f"{num_shards} shards and {num_skipped} skipped utterances may need a manifest of {num_bytes / 2**20:.0f} MiB, it "
+            f"can have {MAX_DOCUMENT_BYTES >> 20}; set a larger destination.shard_seconds, a smaller "
+            'errors.max_skipped_fraction, or destination.format = "parquet", whose shards are one file each'
         )
 
 

@@ -126,7 +126,7 @@ def commit_shard(
     skipped: Sequence[SkippedUtterance],
 ) -> CommitRecord:
     """Encode, store and commit one shard; returns the record that stands, ours or an earlier writer's. Raises as
-    :func:`encode_shard`.
+    :func:`encode_shard`, and InputError where the record is larger than one can be.
     """
     files, record = encode_shard(document, shard_range, utterances, skipped)
     return _store(store, document, files, record)
@@ -281,7 +281,8 @@ def publish(
         check: told the number of skipped utterances before the manifest is created; what it raises ends the publication.
 
     Raises:
-        InputError: shards are missing (says how many and the first), or there is no room to sort the index.
+        InputError: shards are missing (says how many and the first), there is no room to sort the index, or the manifest is
+            larger than one can be.
         IntegrityError: a commit record is damaged, or another manifest was published from the same spec.
     """
     wanted = range(document.storage.num_shards)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from softlabel_schemas.errors import IntegrityError
+from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.limits import MAX_DOCUMENT_VALUES
 from softlabel_schemas.strict import shortened
 
@@ -40,13 +40,18 @@ def sha256_hex(data: bytes | memoryview) -> str:
 
 
 def seal(body: Any) -> bytes:
-    """The stored form of a document; ``body`` is anything JSON can hold. Raises ValueError where it has too many values."""
+    """The stored form of a document; ``body`` is anything JSON can hold. Raises InputError where it has too many values."""
     return seal_canonical(canonical_json(body))
 
 
 def seal_canonical(canonical: bytes) -> bytes:
     """:func:`seal` for a body that is canonical JSON already."""
-    check_num_values(canonical)
+    try:
+        check_num_values(canonical)
+    except ValueError as error:
+        raise InputError(
+            f"a document cannot be stored: {error}; fewer shards or skipped utterances have less"
+        ) from None
     return _HEAD + canonical + _TAIL + sha256_hex(canonical).encode() + b'"}'
 
 

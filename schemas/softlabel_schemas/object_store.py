@@ -255,9 +255,13 @@ class ObjectStore(Connection):
 
         Raises:
             ConditionalWriteError: the store cannot create conditionally, and says so.
+            InputError: there is more to write than the format allows.
         """
         if len(data) > MAX_DOCUMENT_BYTES:
-            raise ValueError(f"{self.describe(key)}: {len(data)} bytes are too many for a conditional write")
+            raise InputError(
+                f"{self.describe(key)}: {len(data)} bytes are too many for a conditional write, expected at most "
+                f"{MAX_DOCUMENT_BYTES}; fewer shards, or fewer skipped utterances, make a document smaller"
+            )
         if self.last_writer_wins:
             if self.exists(key):
                 return False

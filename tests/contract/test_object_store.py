@@ -240,7 +240,9 @@ def test_leftovers_of_killed_writers_are_not_data(store: ObjectStore) -> None:
 def test_too_much_for_a_conditional_write(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("softlabel_schemas.object_store.MAX_DOCUMENT_BYTES", 10)
     assert store.put_if_absent("b", bytes(10))
-    with pytest.raises(ValueError, match="too many for a conditional write"):
+    with pytest.raises(
+        InputError, match="11 bytes are too many for a conditional write, expected at most 10; fewer shards"
+    ):
         store.put_if_absent("a", bytes(11))
     assert not store.exists("a")
 

@@ -222,6 +222,20 @@ def test_publishing_allows_a_share_of_skipped_utterances(
     assert not (tmp_path / "labels" / "manifest.json").exists()
 
 
+def test_a_manifest_has_room_for_all_that_may_be_skipped(
+    sounds: Sounds, teacher: TeacherConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("teacher_service.job.MAX_DOCUMENT_BYTES", 1500)
+
+    def prepared(**errors: Any) -> PreparedJob:
+        return prepare(make_job(sounds.manifest, [teacher], tmp_path / "labels", errors=errors))
+
+    prepared(on_error="fail", max_skipped_fraction=0.5)
+    prepared(on_error="skip", max_skipped_fraction=0.3)
+    with pytest.raises(InputError, match=r"2 shards and 3 skipped utterances may need .* errors\.max_skipped_fraction"):
+        prepared(on_error="skip", max_skipped_fraction=0.5)
+
+
 def test_publishing_reads_each_commit_record_once(
     sounds: Sounds, teacher: TeacherConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
