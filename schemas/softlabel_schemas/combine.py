@@ -100,13 +100,19 @@ class Estimate:
 
 
 def combine_targets(
-    inputs: Sequence[SoftTargets], weights: Sequence[float], method: Combination, *, top_k: int
+    inputs: Sequence[SoftTargets],
+    weights: Sequence[float],
+    method: Combination,
+    temperatures: tuple[float, ...],
+    *,
+    top_k: int,
 ) -> Combined:
-    """The ensemble's targets at the temperatures that all inputs have, in the order of the first.
+    """The ensemble's targets.
 
     Args:
         inputs: of the same frames, one for each teacher (or ensemble).
         weights: positive, adding up to 1.
+        temperatures: that all inputs have, 1 first.
 
     Raises:
         InputError: the inputs differ in frames or classes; names both.
@@ -124,7 +130,6 @@ def combine_targets(
     order = order[known_T[pooled.frames_E[order]]]
     is_kept_E = np.zeros(len(pooled.log_E), dtype=bool)
     is_kept_E[order] = True
-    temperatures = tuple(t for t in first.temperatures if all(t in targets.temperatures for targets in inputs))
     tails = []
     for temperature in temperatures:
         outside_T = _pool(np.stack([each.log_outside_T(temperature) for each in estimates]), weights, method)

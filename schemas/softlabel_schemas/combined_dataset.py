@@ -21,9 +21,10 @@ from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.manifest import SkippedUtterance, SpecDocument
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.plan import ShardRange
-from softlabel_schemas.selection import SampledSelection, TopK
+from softlabel_schemas.selection import AnySelection, SampledSelection, TopK
 from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
 from softlabel_schemas.spec import Combination, DatasetSpec, InputSpec
+from softlabel_schemas.tempering import obstacle
 
 # In which the inputs must agree, or they are not labels of the same frames and classes made alike.
 _SAME = (
@@ -48,7 +49,7 @@ class CombinedDataset:
         InputError: the inputs do not fit together; names what differs, and both values.
 
     Attributes:
-        left_out_temperatures: those that not every input stores, with the URLs of the inputs that lack each.
+        left_out_temperatures: those that some input stores and the result does not, with the reason of each.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class CombinedDataset:
             storage=first.storage.model_copy(update={"on_error": on_error}),
         )
         self.num_frames_of_shard = [shard.num_frames for shard in first.shards]
-        self.left_out_temperatures = _left_out_temperatures(inputs, self._document.spec)
+        self.left_out_temperatures = _left_out_temperatures(inputs, self._document.spec.selection)
 
     def begin(self) -> list[int]:
         """Claim the output, or join a run of the same inputs and settings; the shards without a commit record.
@@ -127,7 +128,9 @@ class CombinedDataset:
             utterance_id = of_inputs[0].utterance_id
             try:
                 targets = [each.targets for each in of_inputs]
-                found = combine_targets(targets, self._weights, spec.combination, top_k=spec.selection.k)
+                found = combine_targets(
+                    targets, self._weights, spec.combination, spec.temperatures, top_k=spec.selection.k
+                )
             except InputError as error:
                 raise InputError(f"utterance {utterance_id}: {error}") from None
             kept_mass_T = found.targets.kept_mass_T()
@@ -200,26 +203,38 @@ def _is_whole(specs: Sequence[DatasetSpec]) -> bool:
     return any(isinstance(spec.selection, TopK) and spec.selection.k >= spec.num_classes for spec in specs)
 
 
-def _left_out_temperatures(inputs: Sequence[SoftLabelDataset], spec: DatasetSpec) -> dict[float, list[str]]:
-    temperatures_of = {data.store.url: data.manifest.spec.temperatures for data in inputs}
-    stored = {temperature for temperatures in temperatures_of.values() for temperature in temperatures}
-    return {
-        temperature: [url for url, temperatures in temperatures_of.items() if temperature not in temperatures]
-        for temperature in sorted(stored - set(spec.temperatures))
-    }
+def _left_out_temperatures(inputs: Sequence[SoftLabelDataset], selection: AnySelection) -> dict[float, str]:
+    """``selection``: of the result, which has the codec of the first input."""
+    stored = {temperature for data in inputs for temperature in data.manifest.spec.temperatures}
+    reasons = {temperature: _why_left_out(inputs, selection, temperature) for temperature in sorted(stored)}
+    return {temperature: reason for temperature, reason in reasons.items() if reason is not None}
+
+
+def _why_left_out(inputs: Sequence[SoftLabelDataset], selection: AnySelection, temperature: float) -> str | None:
+    lacking = [data.store.url for data in inputs if temperature not in data.manifest.spec.temperatures]
+    if lacking:
+        return f"{', '.join(lacking)} did not store it"
+    for data in inputs:
+        spec = data.manifest.spec
+        found = obstacle(spec.selection, spec.codec, temperature, spec.num_classes)
+        if found is not None:
+            return f"of {data.store.url} {found}"
+    first = inputs[0].manifest.spec
+    return obstacle(selection, first.codec, temperature, first.num_classes)
 
 
 def _spec(inputs: Sequence[SoftLabelDataset], weights: Sequence[float], method: Combination, top_k: int) -> DatasetSpec:
     specs = [data.manifest.spec for data in inputs]
     first = specs[0]
     members = [(teacher, weight) for spec, weight in zip(specs, weights, strict=True) for teacher in spec.teachers]
-    common = [t for t in first.temperatures if all(t in spec.temperatures for spec in specs)]
+    selection = TopK(k=top_k if _is_whole(specs) else min(top_k, max(first.num_classes - 1, 1)))
+    left_out = _left_out_temperatures(inputs, selection)
     update = {
         "format_version": 2,
         "teachers": tuple(teacher.model_copy(update={"weight": teacher.weight * w}) for teacher, w in members),
         "combination": method,
-        "temperatures": tuple(common),
-        "selection": TopK(k=top_k if _is_whole(specs) else min(top_k, max(first.num_classes - 1, 1))),
+        "temperatures": tuple(t for t in first.temperatures if t not in left_out),
+        "selection": selection,
         "combined_from": tuple(
             InputSpec(content_digest=data.manifest.content_digest, weight=weight)
             for data, weight in zip(inputs, weights, strict=True)

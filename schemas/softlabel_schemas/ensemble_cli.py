@@ -32,8 +32,8 @@ def combine(urls: tuple[str, ...], weights: str | None, method: Combination, top
     """Make the dataset of an ensemble from those of its members at URLS, without running a teacher.
 
     They label the same corpus. It is exact where they store every class; of a class that one of them did not store its
-    share of the tail is taken. Tail masses are made for the temperatures that all of them store. Run it again after a kill,
-    and it goes on.
+    share of the tail is taken. Tail masses are made for the temperatures that all of them store and can tell. Run it again
+    after a kill, and it goes on.
 
     \b
     Example:
@@ -43,8 +43,8 @@ def combine(urls: tuple[str, ...], weights: str | None, method: Combination, top
     for dataset in inputs:
         warn_if_deprecated(dataset.store)
     made = CombinedDataset(inputs, _numbers(weights) if weights else [1.0] * len(urls), method, top_k, output)
-    for temperature, lacking in made.left_out_temperatures.items():
-        click.echo(f"warning: temperature {temperature} is left out: {', '.join(lacking)} did not store it", err=True)
+    for temperature, reason in made.left_out_temperatures.items():
+        click.echo(f"warning: temperature {temperature:g} is left out: {reason}", err=True)
     missing = made.begin()
     frames = made.num_frames_of_shard
     done = sum(frames) - sum(frames[index] for index in missing)

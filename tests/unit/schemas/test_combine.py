@@ -67,7 +67,7 @@ def test_exact_where_every_class_was_stored(method: Combination, top_k: int) -> 
     """What a job would have stored of the whole posteriors, tails at every temperature included."""
     log_posteriors, weights = posteriors(1, 3), [0.5, 0.2, 0.3]
     inputs = [stored(each, NUM_CLASSES, TEMPERATURES) for each in log_posteriors]
-    found = combine_targets(inputs, weights, method, top_k=top_k)
+    found = combine_targets(inputs, weights, method, TEMPERATURES, top_k=top_k)
     whole_TV = dense(log_posteriors, weights, method)
     expected = stored(whole_TV.astype(np.float32), top_k, TEMPERATURES)
     found.targets.validate()
@@ -81,7 +81,7 @@ def test_exact_where_every_class_was_stored(method: Combination, top_k: int) -> 
 def test_one_input_is_narrowed(method: Combination) -> None:
     """Exactly, at every temperature, whatever was not kept."""
     targets = stored(posteriors(2, 1)[0], 8, TEMPERATURES)
-    found = combine_targets([targets], [1.0], method, top_k=3).targets
+    found = combine_targets([targets], [1.0], method, TEMPERATURES, top_k=3).targets
     ranks_E = np.arange(targets.num_entries) - np.repeat(targets.offsets[:-1], targets.counts_T)
     expected = targets.keep(ranks_E < 3)
     np.testing.assert_array_equal(found.class_ids, expected.class_ids)
@@ -100,7 +100,7 @@ def test_equals_the_estimates_combined(seed: int, widths: list[int], scale: floa
     log_posteriors = posteriors(seed, len(widths), scale=scale)
     weights = np.random.default_rng(seed).dirichlet([2.0] * len(widths)).tolist()
     inputs = [stored(each, k, (1.0,)) for each, k in zip(log_posteriors, widths, strict=True)]
-    found = combine_targets(inputs, weights, method, top_k=NUM_CLASSES).targets
+    found = combine_targets(inputs, weights, method, inputs[0].temperatures, top_k=NUM_CLASSES).targets
     found.validate(mass_tolerance=1e-5)
     estimates = [np.log(np.maximum(spread(each), np.exp(-100))).astype(np.float32) for each in inputs]
     expected_TV = np.exp(dense(estimates, weights, method))
@@ -117,7 +117,7 @@ def test_the_error_is_within_its_bound(seed: int, widths: list[int]) -> None:
     weights = np.random.default_rng(seed).dirichlet([2.0] * len(widths)).tolist()
     inputs = [stored(each, k, (1.0,)) for each, k in zip(log_posteriors, widths, strict=True)]
     true_TV = np.exp(dense(log_posteriors, weights, "arithmetic"))
-    found = combine_targets(inputs, weights, "arithmetic", top_k=NUM_CLASSES).targets
+    found = combine_targets(inputs, weights, "arithmetic", inputs[0].temperatures, top_k=NUM_CLASSES).targets
     probs_TV, kept_TV = filled(found)
     missing_TV = [~filled(each)[1] for each in inputs]
     tails_T1 = [each.tail_mass[:, :1].astype(np.float64) for each in inputs]
@@ -139,7 +139,7 @@ def test_tails_at_another_temperature_are_near() -> None:
     ]
     inputs = [stored(each, 10, (1.0, 2.0)) for each in log_posteriors]
     for method in METHODS:
-        found = combine_targets(inputs, weights, method, top_k=10).targets
+        found = combine_targets(inputs, weights, method, (1.0, 2.0), top_k=10).targets
         kept_TV = filled(found)[1]
         true_T = (dense_posterior(dense(log_posteriors, weights, method), 2.0) * ~kept_TV).sum(axis=1)
         even_TV = dense([np.log(spread(each)).astype(np.float32) for each in inputs], weights, method)
@@ -148,20 +148,10 @@ def test_tails_at_another_temperature_are_near() -> None:
         assert ours < 0.5 * evenly, method
 
 
-def test_common_temperatures_only() -> None:
-    first, second = posteriors(3, 2)
-    found = combine_targets(
-        [stored(first, 4, (1.0, 4.0, 2.0)), stored(second, 4, (1.0, 2.0))], [0.5, 0.5], "arithmetic", top_k=4
-    ).targets
-    assert found.temperatures == (1.0, 2.0)
-    with pytest.raises(InputError, match="temperature 4 cannot be derived"):
-        found.at_temperature(4.0)
-
-
 def test_frames_that_differ() -> None:
     first, second = (stored(each, 4, (1.0,)) for each in posteriors(3, 2))
     with pytest.raises(InputError, match=r"input 2 has \(frames, classes\) \(8, 24\), the first has \(9, 24\)"):
-        combine_targets([first, second.frames(0, 8)], [0.5, 0.5], "arithmetic", top_k=4)
+        combine_targets([first, second.frames(0, 8)], [0.5, 0.5], "arithmetic", (1.0,), top_k=4)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -183,7 +173,7 @@ def test_frames_without_entries_and_without_tail(method: Combination) -> None:
         tail_mass=np.zeros((2, 2), np.float32),
     )
     for other in (nothing, something):
-        found = combine_targets([nothing, other], [0.5, 0.5], method, top_k=2).targets
+        found = combine_targets([nothing, other], [0.5, 0.5], method, (1.0, 2.0), top_k=2).targets
         np.testing.assert_array_equal(found.counts_T, [0, 1])
         np.testing.assert_allclose(found.tail_mass, [[1, 1], [0, 0]], atol=1e-6)
         found.validate()

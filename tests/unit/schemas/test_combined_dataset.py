@@ -61,7 +61,7 @@ def test_each_utterance_is_combined(urls: list[str], tmp_path: Path, method: Any
     assert [each.utterance_id for each in both] == [f"utt-{index}" for index in (0, 1, 3, 4, 5, 6, 8)]
     for found in both:
         targets = [first[found.utterance_id].targets, second[found.utterance_id].targets]
-        expected = combine_targets(targets, [0.25, 0.75], method, top_k=6)
+        expected = combine_targets(targets, [0.25, 0.75], method, both.manifest.spec.temperatures, top_k=6)
         assert_same_targets(found.targets, expected.targets)
         assert found.stats.kept_mass == pytest.approx(expected.targets.kept_mass_T().mean(), abs=1e-6)
         assert found.stats.entropy == pytest.approx(expected.entropy_T.mean(), abs=1e-6)
@@ -94,12 +94,28 @@ def test_temperatures_that_an_input_lacks_are_said(urls: list[str], tmp_path: Pa
     )
     result = combine([*urls, third], tmp_path / "all")
     assert result.stderr.startswith(
-        f"warning: temperature 2.0 is left out: {urls[1]}, {third} did not store it\n"
-        f"warning: temperature 4.0 is left out: {third} did not store it\n"
-        f"warning: temperature 8.0 is left out: {urls[0]}, {urls[1]} did not store it\n"
+        f"warning: temperature 2 is left out: {urls[1]}, {third} did not store it\n"
+        f"warning: temperature 4 is left out: {third} did not store it\n"
+        f"warning: temperature 8 is left out: {urls[0]}, {urls[1]} did not store it\n"
     )
     assert open_dataset(tmp_path / "all").manifest.spec.temperatures == (1.0,)
     assert "warning" not in combine([third], tmp_path / "one").stderr
+
+
+def test_temperatures_that_a_codec_cannot_tell_are_left_out(tmp_path: Path) -> None:
+    """Of a dataset of all classes; in one of few, from labels without loss, they are told."""
+    temperatures = (1.0, 4.0)
+    whole = member_rows(1, temperatures=temperatures, is_whole=True)
+    selection = TopK(k=NUM_CLASSES)
+    for codec, kept in (("mtf-sqrt", (1.0,)), ("packed-f32", temperatures)):
+        url = write_member(tmp_path / codec, whole, codec=codec, temperatures=temperatures, selection=selection)
+        result = combine([url], tmp_path / f"combined-{codec}")
+        assert result.exit_code == 0, result.output
+        assert open_dataset(tmp_path / f"combined-{codec}").manifest.spec.temperatures == kept
+        said = (
+            f"warning: temperature 4 is left out: of {url} codec 'mtf-sqrt' stores every probability below 6.8e-06 as"
+        )
+        assert result.stderr.startswith(said) == (kept == (1.0,))
 
 
 def test_ensembles_can_be_combined(urls: list[str], tmp_path: Path) -> None:
