@@ -14,8 +14,8 @@ import io
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,11 +76,13 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class AudioFile:
+    """``sha256``: empty where only the header was read."""
+
     sample_rate: int
     num_samples: int
     num_channels: int
     subtype: str
-    sha256: str
+    sha256: str = ""
 
 
 def read_source(url: str) -> bytes:
@@ -192,12 +194,17 @@ def _read_audio_files(
 
 def audio_file(data: bytes) -> AudioFile | str:
     """What the bytes of one say of it, or what is wrong with it."""
+    found = audio_header(io.BytesIO(data))
+    return found if isinstance(found, str) else replace(found, sha256=hashlib.sha256(data).hexdigest())
+
+
+def audio_header(file: IO[bytes]) -> AudioFile | str:
+    """:func:`audio_file`, without the digest, and so without reading all of it."""
     import soundfile
 
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            digest = hashlib.sha256(data).hexdigest()
-            found = AudioFile(file.samplerate, file.frames, file.channels, file.subtype, digest)
+        with soundfile.SoundFile(file) as audio:
+            found = AudioFile(audio.samplerate, audio.frames, audio.channels, audio.subtype)
     except soundfile.SoundFileError as error:
         return f"audio files that are not readable ({getattr(error, 'error_string', error)})"
     return found if found.num_channels == 1 else f"audio files with {found.num_channels} channels, expected 1"

@@ -7,6 +7,7 @@ unpickles arrays stored as "memory_raw". https://lhotse.readthedocs.io/en/latest
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import math
 import zlib
@@ -17,12 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from softlabel_schemas.corpus import Corpus, Utterance
+from softlabel_schemas.corpus import Corpus, Utterance, split_url
+from softlabel_schemas.corpus_blocks import RangeFile
 from softlabel_schemas.corpus_output import joined
 from softlabel_schemas.digest import parse_json
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.frame_labels import AlignedItem, class_ids_of
-from softlabel_schemas.imported import ImportedRow, array_of_npy, audio_file, read_source
+from softlabel_schemas.imported import ImportedRow, array_of_npy, audio_header, read_source
+from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.problems import Problems
 from softlabel_schemas.shard import LabelledUtterance
 from softlabel_schemas.strict import printable
@@ -30,6 +33,8 @@ from softlabel_schemas.targets import SoftTargets
 
 # Of labels, beyond what the duration has room for: a frame is begun, and edges may be padded.
 _MAX_EXTRA_FRAMES = 2
+# Of a recording at a time, to find its length.
+_HEADER_BYTES = 1 << 16
 # Plain files and URLs; the others are commands, or bytes within the manifest.
 _SOURCES = ("file", "url")
 
@@ -219,7 +224,18 @@ def _arrays(targets: SoftTargets) -> dict[str, npt.NDArray[Any]]:
 
 
 def _samples_of(location: str) -> int:
-    found = audio_file(read_source(location))
+    """From the header alone: recordings with segments are long."""
+    folder, name = split_url(location)
+    try:
+        file = RangeFile(ObjectStore(folder), name)
+        # Here, as what is raised while soundfile reads is printed.
+        file.fetch(0, _HEADER_BYTES)
+    except FileNotFoundError:
+        raise InputError(f"{location} does not exist") from None
+    found = audio_header(io.BufferedReader(file, _HEADER_BYTES))
+    if file.error is not None:
+        # For soundfile the file then ends there.
+        raise file.error
     if isinstance(found, str):
         raise InputError(f"{location}: {found}")
     return found.num_samples

@@ -28,6 +28,8 @@ class Subset:
 
     def __init__(self, dataset: SoftLabelDataset, choice: Choice, output: str) -> None:
         self._dataset, self._choice = dataset, choice
+        # Of the shards made here, so that whole ones need not be fetched once more for them.
+        self._ids_of_shard: dict[int, list[str]] = {}
         self.store = ObjectStore(output)
         manifest = dataset.manifest
         subset_of = SubsetSpec(
@@ -71,12 +73,15 @@ class Subset:
             )
         shard_range = ShardRange(index=index, first_row=self._starts[index], num_rows=num_rows)
         commit_columns(self.store, self._document, shard_range, columns, _sums(columns), skipped)
+        self._ids_of_shard[index] = [*columns.utterance_ids, *(entry.utterance_id for entry in skipped)]
 
     def utterance_ids(self) -> list[str]:
         """Of all rows, skipped ones too, once every shard is committed."""
         found: list[str] = []
-        for part in self._choice.parts:
-            if part.utterance_ids is not None:
+        for index, part in enumerate(self._choice.parts):
+            if index in self._ids_of_shard:
+                found += self._ids_of_shard[index]
+            elif part.utterance_ids is not None:
                 found += part.utterance_ids
             else:
                 found += self._dataset.shards.read_columns(part.shard.index)[1].utterance_ids

@@ -277,8 +277,9 @@ class TestLhotse:
         part = cuts[0].truncate(offset=2 * FRAME_SHIFT_MS / 1000, duration=3 * FRAME_SHIFT_MS / 1000)
         np.testing.assert_array_equal(part.load_soft_label_tail_mass(), labels.targets[cuts[0].id].tail_mass[2:5])
 
-    def test_segments_of_a_recording(self, tmp_path: Path) -> None:
-        """One that begins it, and one whose last frame has less than half of its samples, which Lhotse rounds off."""
+    def test_segments_of_a_recording(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One that begins it, and one whose last frame has less than half of its samples, which Lhotse rounds off. Of the
+        recording only the header is read."""
         lhotse = pytest.importorskip("lhotse", reason="pip install lhotse")
         samples_of_frame = round(SAMPLE_RATE * FRAME_SHIFT_MS / 1000)
         soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, SAMPLE_RATE), SAMPLE_RATE)
@@ -297,7 +298,16 @@ class TestLhotse:
         speech = save_corpus(tmp_path, utterances)
         front_end = FRONT_END.model_copy(update={"snip_edges": False})
         labels = write_soft_labels(tmp_path / "labels", utterances, num_shards=1, front_end=front_end)
+        read, found = ObjectStore.read_range, list[int]()
+
+        def reading(store: ObjectStore, key: str, start: int, stop: int) -> bytes:
+            found.extend([stop - start] if key == "a.wav" else [])
+            return read(store, key, start, stop)
+
+        monkeypatch.setattr("softlabel_schemas.lhotse_cuts._HEADER_BYTES", 1024)
+        monkeypatch.setattr(ObjectStore, "read_range", reading)
         result = export(labels.url, "lhotse", tmp_path / "cuts", "--corpus", speech.manifest)
+        assert 0 < sum(found) <= 4096 < (tmp_path / "a.wav").stat().st_size
         assert result.exit_code == 0, result.stderr
         assert "\n1 utterances end in the first half of their last frame: cut.load_soft_label_ids()" in result.stdout
         cuts = lhotse.CutSet.from_file(tmp_path / "cuts" / "cuts.jsonl.gz").to_eager()
@@ -306,6 +316,25 @@ class TestLhotse:
             assert cut.load_audio().shape == (1, utterance.num_samples)
             assert len(cut.soft_label_ids.load()) == 10
             assert len(cut.load_soft_label_ids()) == num_loaded
+
+    @pytest.mark.parametrize(
+        ("data", "message"), [(None, "does not exist"), (b"RIFF", "are not readable"), (b"", "are not")]
+    )
+    def test_a_recording_that_cannot_be_read(self, tmp_path: Path, data: bytes | None, message: str) -> None:
+        samples = np.random.default_rng(0).uniform(-0.5, 0.5, SAMPLE_RATE)
+        soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE)
+        utterance = Utterance(
+            utterance_id="a", audio="a.wav", sample_rate=SAMPLE_RATE, num_samples=4000, split="train", start_sample=0
+        )
+        speech = save_corpus(tmp_path, [utterance])
+        labels = write_soft_labels(tmp_path / "labels", [utterance], num_shards=1)
+        (tmp_path / "a.wav").unlink()
+        if data is not None:
+            (tmp_path / "a.wav").write_bytes(data)
+        result = export(labels.url, "lhotse", tmp_path / "cuts", "--corpus", speech.manifest)
+        assert result.exit_code == 2
+        assert f"{tmp_path}/a.wav" in result.stderr
+        assert message in result.stderr
 
     def test_the_corpus_of_others(self, speech: Speech, labels: SoftDataset, tmp_path: Path) -> None:
         rows = speech.located()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from softlabel_schemas.cli import main
 from softlabel_schemas.corpus import load_corpus
 from softlabel_schemas.digest import LabelHash
 from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.shard_reader import ShardReader
 from softlabel_schemas.subset import Subset
 from softlabel_schemas.subset_choice import choose_hours, choose_shards, choose_utterances
 from softlabel_schemas.targets import labels_digest
@@ -208,6 +210,29 @@ def test_speakers_and_their_corpus(dataset: SoftLabelDataset, tmp_path: Path) ->
     assert len(found) + len(found.manifest.skipped) == len(wanted)
     (tmp_path / "speakers.txt").write_text("d\n")
     assert "has no speaker 'd'" in softlabels(*args, "--corpus", corpus).stderr
+
+
+def test_with_a_corpus_each_shard_is_fetched_once(
+    dataset: SoftLabelDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a pull that is resumed once more, for their ids."""
+    corpus = write_speakers(dataset, tmp_path / "corpus")
+    args = ["pull", dataset.store.url, str(tmp_path / "some"), "--shards", "0-2", "--corpus", corpus]
+    begun = Subset(dataset, choose_shards(dataset, "0-2"), str(tmp_path / "some"))
+    begun.begin()
+    begun.make_shard(1)
+    read, found = ShardReader.read_columns, list[int]()
+
+    def reading(reader: ShardReader, index: int) -> Any:
+        found.append(index)
+        return read(reader, index)
+
+    monkeypatch.setattr(ShardReader, "read_columns", reading)
+    assert softlabels(*args).exit_code == 0
+    assert found == [0, 2, 1]
+    rows = load_corpus(tmp_path / "some" / "corpus.parquet")
+    wanted = [each for index in range(3) for each in dataset.read_shard(index).utterance_ids]
+    assert {row.utterance_id for row in rows} == {*wanted, "utt-silent"}
 
 
 def test_it_goes_on_after_a_kill_to_the_same_bytes(dataset: SoftLabelDataset, tmp_path: Path) -> None:
