@@ -233,7 +233,8 @@ class TrainingData:
         self, order: Order, epochs: range, first_step: int, given_up: threading.Event, share: Share
     ) -> Iterator[_Pool]:
         """Those with something left to do. A corpus of one pool is loaded once, in all variants: each is made once, and neither
-        audio nor targets are read again. A share of it is another one in every epoch, and is read again."""
+        audio nor targets are read again. A share of it is another one in every epoch, and is read again; and one epoch alone
+        has no use for more than its own variants."""
         everything = None
         for epoch in epochs:
             speeds_N = self._speeds_N(epoch)
@@ -250,7 +251,7 @@ class TrainingData:
                     for at, rows in todo.items()
                     for row in rows
                 }
-                if len(pools) == 1 and share.is_all:
+                if len(pools) == 1 and share.is_all and len(epochs) > 1:
                     everything = everything or self.load_variants(self._all_variants(), given_up)
                     examples = everything
                 else:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from softlabel_schemas import InputError
 from student_trainer.config import TrainConfig
-from student_trainer.data import Step
+from student_trainer.data import Step, TrainingData
 from student_trainer.inputs import open_inputs
 from student_trainer.order import Order, Share, even_batches
 from student_trainer.torch_data import StepDataset, StepLoader, UtteranceDataset
@@ -163,6 +163,27 @@ class TestSteps:
         seen = Counter(chain.from_iterable(chain.from_iterable(map(ids, shares))))
         assert set(seen.values()) == {1}
         assert len(seen) == 20
+
+    def test_an_epoch_makes_nothing_but_its_own_examples(
+        self, speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of one pool, each utterance heard at one of three speeds and taught by one of three datasets."""
+        urls = [write_soft_labels(tmp_path / name, speech.split("train")).url for name in ("a", "b", "c")]
+        soft_labels = {"urls": urls, "temperature": 2.0}
+        config = train_config(speech, tmp_path / "run", soft_labels=soft_labels, augmentation={})
+        expected = reference(config, 2)
+        load, made = TrainingData.load_variants, []
+
+        def counting(self: TrainingData, *args: Any) -> Any:
+            examples = load(self, *args)
+            made.append(len(examples))
+            return examples
+
+        monkeypatch.setattr(TrainingData, "load_variants", counting)
+        dataset = StepDataset(config)
+        for step, other in zip([*dataset, *dataset], expected, strict=True):
+            assert_same_batch(step, other)
+        assert made == [20, 20]
 
     def test_what_is_refused(self, config: TrainConfig) -> None:
         with pytest.raises(InputError, match="rank is 2, expected 0 to 1"):
