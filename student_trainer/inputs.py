@@ -16,7 +16,7 @@ from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import SkippedUtterance
 from student_trainer.augmentation import Augmenter
 from student_trainer.config import TrainConfig
-from student_trainer.ctc import Spelling, check_long_enough_at, transcripts_digest
+from student_trainer.ctc import Spelling, check_transcripts, transcripts_digest
 from student_trainer.data import TrainingData
 from student_trainer.evaluate import load_evaluation_corpus
 from student_trainer.hard_labels import check_something_to_learn, label_column, labelled_digest, with_labels_in_use
@@ -67,9 +67,12 @@ def open_inputs(config: TrainConfig) -> Inputs:
         # The configuration's own check; stored features cannot be augmented.
         assert isinstance(config.front_end, Fbank)
         augmenter = Augmenter(config.augmentation, config.front_end, config.seed)
-        if spelling is not None and config.model.architecture in ENCODERS:
-            # Some epoch draws it: rather now than then.
-            check_long_enough_at(corpus, spelling, config.front_end, max(augmenter.speeds))
+    if spelling is not None:
+        # A user's own encoder may drop frames; stored features have as many as they have.
+        keeps_frames = config.model.architecture in ENCODERS
+        front_end = config.front_end if keeps_frames and isinstance(config.front_end, Fbank) else None
+        # Some epoch draws the highest speed.
+        check_transcripts(corpus, spelling, front_end, None if augmenter is None else max(augmenter.speeds))
     return Inputs(
         corpus=whole_corpus,
         inventory=inventory,
@@ -87,7 +90,8 @@ def training_speech(config: TrainConfig) -> Corpus:
 
 
 def open_dev(config: TrainConfig, inventory: ClassInventory) -> TrainingData | None:
-    """The dev speech; None where the run has none. Raises InputError where an utterance has no hard labels."""
+    """The dev speech; None where the run has none. Raises InputError where an utterance has no hard labels, or with CTC a
+    transcript that cannot be spelled."""
     splits = config.corpus.dev_splits
     if not splits:
         return None
@@ -98,7 +102,10 @@ def open_dev(config: TrainConfig, inventory: ClassInventory) -> TrainingData | N
     else:
         corpus = load_transcribed_corpus(config.corpus.manifest, splits)
         spelling = Spelling(inventory, config.ctc.units)
-    return TrainingData(_heard(corpus, config), config.front_end, spelling=spelling, keep_seconds=keep_seconds)
+    heard = _heard(corpus, config)
+    if spelling is not None:
+        check_transcripts(heard, spelling)
+    return TrainingData(heard, config.front_end, spelling=spelling, keep_seconds=keep_seconds)
 
 
 def _heard(corpus: Corpus, config: TrainConfig) -> Corpus:

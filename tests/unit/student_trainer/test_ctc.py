@@ -237,19 +237,42 @@ class TestStudent:
         assert not train(config)
 
     @pytest.mark.parametrize(
-        ("text", "message"),
+        ("utterance_id", "text", "message"),
         [
-            ("a-1 " * 80, r"its transcript needs 159 frames, the model gives \d+; leave it out of the corpus"),
-            ("a-1 nonsense", "its transcript has 'nonsense', which is no token"),
-            (None, "1 of 20 training utterances have no hard labels in use"),
+            (
+                "train-00",
+                "a-1 " * 80,
+                r"its transcript needs 159 frames, the model gives \d+; leave it out of the corpus",
+            ),
+            ("train-00", "a-1 nonsense", "its transcript has 'nonsense', which is no token"),
+            ("train-00", None, "1 of 20 training utterances have no hard labels in use"),
+            ("dev-20", "nonsense", "utterance dev-20: its transcript has 'nonsense', which is no token"),
         ],
     )
-    def test_transcripts_that_are_refused(self, speech: Speech, tmp_path: Path, text: str | None, message: str) -> None:
-        utterances = [replace(u, text=text) if i == 0 else u for i, u in enumerate(speech.utterances)]
+    def test_transcripts_that_are_refused(
+        self, speech: Speech, tmp_path: Path, utterance_id: str, text: str | None, message: str
+    ) -> None:
+        """Before the first step: a text that is mended later makes it another run."""
+        utterances = [replace(u, text=text) if u.utterance_id == utterance_id else u for u in speech.utterances]
         write_corpus(tmp_path / "corpus.parquet", utterances)
         config = ctc_config(replace(speech, manifest=str(tmp_path / "corpus.parquet")), tmp_path / "run")
         with pytest.raises(InputError, match=message):
             train(config)
+        assert not (tmp_path / "run").exists()
+
+    def test_a_transcript_without_room_in_fewer_frames(self, speech: Speech, tmp_path: Path) -> None:
+        """Known only from the batches of an encoder that drops frames."""
+        num_frames = CTC_FRONT_END.num_frames(speech.utterances[0].num_samples)
+        full = " ".join(["a-1", "b-1"] * num_frames).split()[:num_frames]
+        utterances = [replace(u, text=" ".join(full)) if i == 0 else u for i, u in enumerate(speech.utterances)]
+        write_corpus(tmp_path / "corpus.parquet", utterances)
+        own = {"architecture": "tests.support.speech:pair_encoder", "arguments": {}}
+        here = replace(speech, manifest=str(tmp_path / "corpus.parquet"))
+        message = (
+            rf"train-00: its transcript needs {num_frames} frames, the model gives {(num_frames + 1) // 2}; leave it"
+        )
+        with pytest.raises(InputError, match=message):
+            train(ctc_config(here, tmp_path / "run", model=own))
 
     def test_other_speeds(self, speech: Speech, tmp_path: Path) -> None:
         """Transcripts have no times: nothing of them is moved."""
