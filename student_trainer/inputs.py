@@ -15,7 +15,7 @@ from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import SkippedUtterance
 from student_trainer.augmentation import Augmenter
-from student_trainer.config import TrainConfig
+from student_trainer.config import SoftLabelConfig, TrainConfig
 from student_trainer.ctc import Spelling, check_transcripts, transcripts_digest
 from student_trainer.data import TrainingData
 from student_trainer.evaluate import load_evaluation_corpus
@@ -118,11 +118,16 @@ def _open_datasets(config: TrainConfig) -> tuple[SoftLabelDataset, ...]:
     soft = config.soft_labels
     if soft is None:
         return ()
-    cache = None if soft.cache is None else FileCache(soft.cache, int(soft.cache_gib * 2**30))
+    cache = file_cache(soft)
     datasets = tuple(open_dataset(url, cache=cache) for url in soft.locations)
     for dataset in datasets:
         warn_if_deprecated(dataset.store)
     return datasets
+
+
+def file_cache(config: SoftLabelConfig) -> FileCache | None:
+    """Where files that are read from object storage are kept, if anywhere."""
+    return None if config.cache is None else FileCache(config.cache, int(config.cache_gib * 2**30))
 
 
 def _check_frame_shift(corpus: Corpus, config: TrainConfig) -> None:

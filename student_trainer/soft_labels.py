@@ -14,6 +14,7 @@ from softlabel_schemas.errors import InputError
 from softlabel_schemas.frame_selection import frame_weights, silence_classes
 from softlabel_schemas.narrowing import check_derivable, narrow
 from softlabel_schemas.selection import NO_LABEL
+from softlabel_schemas.shard import LabelledUtterance
 from softlabel_schemas.targets import SoftTargets
 from softlabel_schemas.tempering import check_tempered
 from student_trainer.config import SoftLabelConfig
@@ -75,6 +76,12 @@ class SoftLabels:
             stored = self.dataset.read_utterances([utterance.utterance_id for utterance in utterances])
         except KeyError as error:
             raise InputError(f"no soft targets for utterance {error.args[0]}") from None
+        return self.from_stored(utterances, stored)
+
+    def from_stored(
+        self, utterances: Sequence[Utterance], stored: Sequence[LabelledUtterance]
+    ) -> list[WeightedTargets]:
+        """As :meth:`of`, of rows of the dataset that were read already: one for each of ``utterances``, in their order."""
         found = []
         for utterance, labelled in zip(utterances, stored, strict=True):
             targets, labels_T = labelled.targets, utterance.hard_labels

@@ -16,7 +16,7 @@ from softlabel_schemas.shard import LabelledUtterance, encode_columns
 from softlabel_schemas.targets import SoftTargets
 from student_trainer.config import SoftLabelConfig, TrainConfig
 from student_trainer.hard_labels import with_labels_in_use
-from student_trainer.inputs import training_speech
+from student_trainer.inputs import file_cache, training_speech
 from student_trainer.soft_labels import SoftLabels
 
 
@@ -38,17 +38,17 @@ def stored_bytes_per_frame(config: TrainConfig) -> float | None:
 
 def _bytes_per_frame(config: TrainConfig, soft_labels: SoftLabelConfig, url: str) -> float:
     corpus = with_labels_in_use(training_speech(config), config)
-    dataset = open_dataset(url)
+    dataset = open_dataset(url, cache=file_cache(soft_labels))
     labels = SoftLabels(dataset, soft_labels, corpus, dataset.manifest.spec.inventory_digest)
     utterances = {utterance.utterance_id: utterance for utterance in corpus}
     num_bytes = num_frames = 0
     with progress(f"size of {config.name}", dataset.num_shards, "shards") as advance:
         for done, shard in enumerate(dataset.iter_shards(), start=1):
-            wanted = [utterances[name] for name in shard.utterance_ids if name in utterances]
-            narrowed = _narrowed(labels, wanted)
+            stored = [row for row in shard if row.utterance_id in utterances]
+            narrowed = _narrowed(labels, [utterances[row.utterance_id] for row in stored], stored)
             num_frames += sum(targets.num_frames for targets in narrowed)
             if narrowed:
-                num_bytes += _encoded_bytes(dataset, soft_labels, wanted, narrowed)
+                num_bytes += _encoded_bytes(dataset, soft_labels, stored, narrowed)
             advance(done)
     return num_bytes / max(num_frames, 1)
 
@@ -58,9 +58,11 @@ def changes_size(config: SoftLabelConfig) -> bool:
     return config.selection is not None or config.frames is not None
 
 
-def _narrowed(labels: SoftLabels, utterances: Sequence[Utterance]) -> list[SoftTargets]:
+def _narrowed(
+    labels: SoftLabels, utterances: Sequence[Utterance], stored: Sequence[LabelledUtterance]
+) -> list[SoftTargets]:
     found = []
-    for weighted in labels.of(utterances):
+    for weighted in labels.from_stored(utterances, stored):
         targets = weighted.soft
         if weighted.weights_T is not None:
             targets = targets.keep(np.repeat(weighted.weights_T > 0, targets.counts_T))
@@ -90,7 +92,10 @@ def _normalized(targets: SoftTargets) -> SoftTargets:
 
 
 def _encoded_bytes(
-    dataset: SoftLabelDataset, config: SoftLabelConfig, utterances: Sequence[Utterance], targets: Sequence[SoftTargets]
+    dataset: SoftLabelDataset,
+    config: SoftLabelConfig,
+    stored: Sequence[LabelledUtterance],
+    targets: Sequence[SoftTargets],
 ) -> int:
     manifest = dataset.manifest
     if config.selection is not None:
@@ -99,6 +104,5 @@ def _encoded_bytes(
     own = {"selection": config.selection or manifest.spec.selection, "temperatures": targets[0].temperatures}
     codec = build_codec(manifest.spec.model_copy(update=own))
     container = CONTAINERS[manifest.storage.shard_format]
-    stored = dataset.read_utterances([utterance.utterance_id for utterance in utterances])
-    rows: list[LabelledUtterance] = [replace(row, targets=each) for row, each in zip(stored, targets, strict=True)]
+    rows = [replace(row, targets=each) for row, each in zip(stored, targets, strict=True)]
     return sum(map(len, container.encode(encode_columns(rows, codec), codec.zstd_level).values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from softlabel_schemas import open_dataset
 from softlabel_schemas.folds import Fold, fold_of
+from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.selection import TopK
 from student_trainer.stored_size import stored_bytes_per_frame
 from tests.support.speech import INVENTORY, Speech, save_corpus, train_config, write_soft_labels, write_speech
@@ -126,6 +128,32 @@ def test_ctc_has_no_use_for_labels_of_frames(speech: Speech, tmp_path: Path) -> 
     ctc = {"ctc": {"units": "words"}, "front_end": CTC_FRONT_END.model_dump()}
     config = train_config(speech, "run", url=str(tmp_path / "labels"), **ctc)
     assert stored_bytes_per_frame(config) == pytest.approx(published(tmp_path / "labels"), rel=0.01)
+
+
+def test_each_file_is_read_once_and_kept_in_the_cache_of_the_run(
+    speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From which the next arm of a sweep is measured."""
+    reads: Counter[str] = Counter()
+
+    def counting(method: str) -> None:
+        read = getattr(ObjectStore, method)
+
+        def call(self: ObjectStore, key: str, *args: Any, **options: Any) -> bytes:
+            reads[key] += key.startswith("shards/")
+            return read(self, key, *args, **options)
+
+        monkeypatch.setattr(ObjectStore, method, call)
+
+    counting("read")
+    counting("read_range")
+    narrow: dict[str, Any] = {"selection": {"policy": "top_k", "k": 2, "keep_hard_label": True}}
+    expected = size(speech, **narrow)
+    assert sum(reads.values()) == open_dataset(speech.folder / "wide").num_shards
+    assert size(speech, cache=str(tmp_path / "cache"), **narrow) == expected
+    reads.clear()
+    assert size(speech, cache=str(tmp_path / "cache"), **narrow) == expected
+    assert sum(reads.values()) == 0
 
 
 def test_without_soft_labels_there_is_nothing(speech: Speech) -> None:
