@@ -85,7 +85,7 @@ def evaluate(
       student-trainer evaluate runs/student --corpus corpus.parquet --split test --graph graph
       student-trainer evaluate --dataset labels-test --corpus corpus.parquet --split test --output ensemble.json
     """
-    from student_trainer.evaluate import WordDecoding, evaluate_dataset, evaluate_run
+    from student_trainer.evaluate import WordDecoding, check_decoder_is_installed, evaluate_dataset, evaluate_run
     from student_trainer.run_folder import DECODER
 
     if decoder is not None and graph is None:
@@ -95,7 +95,7 @@ def evaluate(
     _check_run_or_dataset(run, dataset, output)
     decoding = None
     if graph is not None:
-        _check_decoder_is_installed()
+        check_decoder_is_installed()
         if run is None and decoder is None:
             raise InputError("--graph with --dataset needs --decoder: a dataset holds no settings of a decoder")
         decoding = WordDecoding(graph=graph, settings=decoder or str(Path(run or "") / DECODER))
@@ -153,7 +153,9 @@ def graph(
       student-trainer graph --corpus corpus.parquet --split train --lexicon lexicon.txt --inventory inventory.json \\
         --output graph
     """
-    _check_decoder_is_installed()
+    from student_trainer.evaluate import check_decoder_is_installed
+
+    check_decoder_is_installed()
     from softlabel_schemas.inventory import ClassInventory
     from student_trainer.graph_folder import make_graph
 
@@ -186,7 +188,9 @@ def tune_decoder(
       student-trainer tune-decoder runs/student --graph graph --corpus corpus.parquet --split dev
       student-trainer tune-decoder --dataset labels-dev --graph graph --corpus corpus.parquet --split dev --output decoder.json
     """
-    _check_decoder_is_installed()
+    from student_trainer.evaluate import check_decoder_is_installed
+
+    check_decoder_is_installed()
     from student_trainer.tune import tune_dataset, tune_run
 
     _check_run_or_dataset(run, dataset, output)
@@ -206,11 +210,6 @@ def _check_run_or_dataset(run: str | None, dataset: str | None, output: str | No
         raise InputError("give a RUN or --dataset, one of the two")
     if run is None and output is None:
         raise InputError("--dataset needs --output: a dataset is never written to")
-
-
-def _check_decoder_is_installed() -> None:
-    if importlib.util.find_spec("kaldi_decoder") is None or importlib.util.find_spec("kaldifst") is None:
-        raise InputError("decoding words needs: pip install 'essence-distill[decode]'")
 
 
 @main.command()

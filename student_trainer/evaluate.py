@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,12 @@ class WordDecoding:
 
     graph: str
     settings: str
+
+
+def check_decoder_is_installed() -> None:
+    """Raises InputError where words cannot be decoded here."""
+    if importlib.util.find_spec("kaldi_decoder") is None or importlib.util.find_spec("kaldifst") is None:
+        raise InputError("decoding words needs: pip install 'essence-distill[decode]'")
 
 
 def evaluate_run(

@@ -129,7 +129,15 @@ def load_description(path: str) -> GraphDescription:
 
 
 def load_graph(path: str, inventory: ClassInventory) -> DecodingGraph:
-    """Read a graph's folder.
+    """Read a graph's folder. Raises as :func:`check_graph`."""
+    description, folder = check_graph(path, inventory), Path(path)
+    words = tuple((folder / WORDS).read_text(encoding="utf-8").splitlines())
+    fst = kaldifst.StdVectorFst.read(str(folder / GRAPH))
+    return DecodingGraph(path, description, fst, words, PhoneColumns.of(inventory))
+
+
+def check_graph(path: str, inventory: ClassInventory) -> GraphDescription:
+    """What a graph's folder says of it, once its files are as it says.
 
     Raises:
         InputError: there is no graph, or it was made for another class inventory.
@@ -148,9 +156,7 @@ def load_graph(path: str, inventory: ClassInventory) -> DecodingGraph:
         expected, found = description.sha256.get(name), _file_digest(folder / name)
         if found != expected:
             raise IntegrityError(f"{folder / name} has sha256 {found}, expected {expected}; make the graph again")
-    words = tuple((folder / WORDS).read_text(encoding="utf-8").splitlines())
-    fst = kaldifst.StdVectorFst.read(str(folder / GRAPH))
-    return DecodingGraph(path, description, fst, words, PhoneColumns.of(inventory))
+    return description
 
 
 def transcripts(corpus: Corpus, *, where: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ import click
 from softlabel_schemas.command_line import CheckFailedError
 from student_trainer.compare import Comparison, compare, text
 from student_trainer.report import render, write
+from student_trainer.sweep_checks import check_evaluation
 from student_trainer.sweep_config import Sweep, load_sweep
 from student_trainer.sweep_ray import run_on_ray
 from student_trainer.sweep_records import records_json, sweep_records
@@ -40,10 +41,12 @@ def run_sweep(path: str | Path, *, address: str | None = None) -> None:
         address: of a Ray cluster; None starts Ray on this machine.
 
     Raises:
-        InputError: the file is not valid, or what was trained cannot be compared.
+        InputError: before a run starts, the file is not valid, or what it evaluates with is missing or does not fit; later,
+            what was trained cannot be compared.
         CheckFailedError: runs failed; the others are in the report.
     """
     sweep = load_sweep(path)
+    check_evaluation(sweep)
     failures = run_on_ray(sweep.runs, sweep.evaluate, address=address)
     if len(failures) < len(sweep.runs):
         comparison = _compare(sweep, failures.keys())

@@ -122,14 +122,14 @@ def load_settings(path: str, graph: DecodingGraph, splits: Sequence[str]) -> Dec
             f"{path} was chosen with the graph {tuned.graph_digest[:12]}, {graph.path} is "
             f"{graph.description.digest()[:12]}; tune again with this graph"
         )
-    _check_apart(splits, graph.description.splits, f"{graph.path} was made from")
-    _check_apart(splits, tuned.splits, f"{path} was chosen on")
+    check_apart(splits, graph.description.splits, f"{graph.path} was made from")
+    check_apart(splits, tuned.splits, f"{path} was chosen on")
     return tuned.settings
 
 
 def _graph_for(path: str, inventory: ClassInventory, splits: Sequence[str]) -> DecodingGraph:
     graph = load_graph(path, inventory)
-    _check_apart(splits, graph.description.splits, f"{path} was made from")
+    check_apart(splits, graph.description.splits, f"{path} was made from")
     return graph
 
 
@@ -144,7 +144,8 @@ def _texts(corpus: Corpus, splits: Sequence[str], *, where: str) -> dict[str, st
     return texts
 
 
-def _check_apart(splits: Sequence[str], used: Sequence[str], what: str) -> None:
+def check_apart(splits: Sequence[str], used: Sequence[str], what: str) -> None:
+    """Raises InputError where some of ``splits`` are among those that ``what`` names."""
     both = sorted(set(splits) & set(used))
     if both:
         raise InputError(

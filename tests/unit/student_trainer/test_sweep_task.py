@@ -1,4 +1,5 @@
-"""One run of a sweep that decodes words, without Ray: each step is passed over once it is done."""
+"""One run of a sweep that decodes words, without Ray: each step is passed over once it is done; and what is found before any
+run starts."""
 
 from __future__ import annotations
 
@@ -10,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from softlabel_schemas import InputError
+from student_trainer import sweep as sweep_module
 from student_trainer.config import TrainConfig
 from student_trainer.graph_folder import make_graph
 from student_trainer.run_folder import RunFolder
+from student_trainer.sweep import run_sweep
 from student_trainer.sweep_config import EvaluateConfig, Sweep, load_sweep
 from student_trainer.sweep_task import evaluate_ensemble, train_and_evaluate
-from tests.support.speech import INVENTORY, Speech, save_corpus
+from tests.support.speech import INVENTORY, Speech, save_corpus, write_soft_labels
 from tests.support.sweeps import write_ctc, write_sweep, write_words
 
 
@@ -131,3 +135,62 @@ def test_the_ensemble_has_a_decoder_of_its_own(sweep: Sweep) -> None:
     assert found["decoder"] == tuned["settings"]
     # Its posteriors favour the right class of each frame; a student of one epoch says little.
     assert found["word_error_rate"] < 50
+
+
+class _StartedError(Exception):
+    pass
+
+
+class TestBeforeAnyRunStarts:
+    """What could not be evaluated once all is trained."""
+
+    @pytest.fixture(autouse=True)
+    def no_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def start(*_: Any, **__: Any) -> None:
+            raise _StartedError
+
+        monkeypatch.setattr(sweep_module, "run_on_ray", start)
+
+    @pytest.mark.parametrize(
+        ("line", "other", "message"),
+        [
+            ("[evaluate]", '[evaluate]\nsplits = ["tset"]', "the corpus has no split tset"),
+            ("[evaluate]", '[evaluate]\nsplits = ["dev"]', "the decoder's settings are chosen on split dev"),
+            ("[evaluate]", '[evaluate]\nsplits = ["train"]', "graph was made from split train"),
+            ('ensemble = "labels-test"', 'ensemble = "none"', "none is not a published dataset"),
+            ('ensemble = "labels-test"', 'ensemble = "labels"', "labels: no soft targets for utterance test-23"),
+            ('dev_ensemble = "labels-dev"', 'dev_ensemble = "none"', "none is not a published dataset"),
+            ('graph = "graph"', 'graph = "none"', "none holds no decoding graph"),
+        ],
+    )
+    def test_what_is_missing_or_of_other_speech(self, speech: Speech, line: str, other: str, message: str) -> None:
+        path = write_sweep(speech.folder, "refused", words=True)
+        path.write_text(path.read_text().replace(f"\n{line}\n", f"\n{other}\n"))
+        with pytest.raises(InputError, match=message):
+            run_sweep(path)
+
+    def test_arms_and_an_ensemble_of_other_classes(self, speech: Speech) -> None:
+        inventory = INVENTORY.model_copy(update={"silence_phones": ()})
+        (speech.folder / "other.json").write_bytes(inventory.to_json())
+        arm = '[[arms]]\nname = "other"\ncorpus = { inventory = "other.json" }\n'
+        own, other = INVENTORY.digest()[:12], inventory.digest()[:12]
+        with pytest.raises(InputError, match=f"'hard' and 'other' have different class inventories, {own} and {other}"):
+            run_sweep(write_sweep(speech.folder, "classes", arms=arm))
+        write_soft_labels(speech.folder / "labels-other", speech.split("test"), inventory=inventory)
+        path = write_sweep(speech.folder, "ensemble-classes")
+        path.write_text(path.read_text().replace('"labels-test"', '"labels-other"'))
+        with pytest.raises(InputError, match=rf"are of class inventory {other} \(6 classes\), the arms' is {own}"):
+            run_sweep(path)
+
+    def test_transcripts_in_other_units(self, tmp_path: Path) -> None:
+        write_ctc(tmp_path)
+        path = write_sweep(tmp_path, "sweep", ctc=True)
+        path.write_text(path.read_text().replace('units = "words"', 'units = "characters"'))
+        with pytest.raises(InputError, match=r"utterance test-23: its transcript has .*, which is no token"):
+            run_sweep(path)
+
+    def test_what_fits_is_run(self, speech: Speech, tmp_path: Path) -> None:
+        write_ctc(tmp_path)
+        for path in (write_sweep(speech.folder, "fits", words=True), write_sweep(tmp_path, "fits", ctc=True)):
+            with pytest.raises(_StartedError):
+                run_sweep(path)
