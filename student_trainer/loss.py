@@ -20,7 +20,7 @@ loss alone.
 
 All tail modes need of a frame's logits the chosen ones and the logsumexp of those that were not kept. Where the temperature
 is 1 and the output layer is shared, so does the hard loss: a step with both normalises once, like a step with the hard loss
-alone.
+alone. Logits of half precision are taken in single precision.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SparseTargets:
 
 def hard_loss(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     """Mean cross-entropy over the frames that have a label (-1: none); 0 where no frame has one."""
-    loss = functional.cross_entropy(logits_NV, labels_N, ignore_index=-1, reduction="sum")
+    loss = functional.cross_entropy(_at_least_single(logits_NV), labels_N, ignore_index=-1, reduction="sum")
     return loss / (labels_N >= 0).sum().clamp(min=1)
 
 
@@ -77,6 +77,9 @@ def hard_and_soft_loss(
     hard_NV: Tensor, soft_NV: Tensor, targets: SparseTargets, *, temperature: float, tail: TailMode, labels_N: Tensor
 ) -> tuple[Tensor, Tensor]:
     """:func:`hard_loss` of the logits of the first head, :func:`soft_loss` of those of the last, which may be the same."""
+    if hard_NV is soft_NV:
+        # Once, so that the gradients of the two are added in single precision, too.
+        hard_NV = soft_NV = _at_least_single(soft_NV)
     if hard_NV is not soft_NV or temperature != 1:
         soft = soft_loss(soft_NV, targets, temperature=temperature, tail=tail, labels_N=labels_N)
         return hard_loss(hard_NV, labels_N), soft
@@ -84,6 +87,12 @@ def hard_and_soft_loss(
     has_label_N = labels_N >= 0
     hard = -(student.label_N * has_label_N).sum() / has_label_N.sum().clamp(min=1)
     return hard, _cross_entropy(student, targets, labels_N, tail)
+
+
+def _at_least_single(logits_NV: Tensor) -> Tensor:
+    """Logits in float16 or bfloat16, as autocast gives them, in float32: sums over classes and frames need it, and on a GPU
+    autocast makes softmax float32, whose gradient cannot be added to in half precision."""
+    return logits_NV.float() if logits_NV.dtype in (torch.float16, torch.bfloat16) else logits_NV
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +114,7 @@ class _LogPosterior:
 def _log_posterior(
     logits_NV: Tensor, targets: SparseTargets, labels_N: Tensor, temperature: float, tail: TailMode
 ) -> _LogPosterior:
+    logits_NV = _at_least_single(logits_NV)
     is_kept_NK = targets.probs_NK > 0
     # A frame without entries keeps its first id, with probability 0: what is normalised over stays all classes.
     is_kept_NK[:, 0] = True

@@ -259,6 +259,33 @@ class TestBothLosses:
             torch.autograd.grad(loss, case["logits_NV"])
 
 
+class TestHalfPrecision:
+    @pytest.fixture(autouse=True)
+    def autocast(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As on a GPU, where a softmax is float32 whatever it is of; on processors autocast leaves it as it is."""
+        monkeypatch.setattr(Tensor, "softmax", lambda self, dim: torch.softmax(self, dim, dtype=torch.float32))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("tail", TAIL_MODES)
+    @pytest.mark.parametrize("temperature", TEMPERATURES)
+    def test_is_single_precision_but_for_the_logits(
+        self, tail: TailMode, temperature: float, dtype: torch.dtype
+    ) -> None:
+        """As in a loop of one's own that takes its losses under autocast."""
+        case = random_case(1, num_classes=9, max_entries=4)
+        targets, half_NV = sparse(case, temperature), case["logits_NV"].detach().to(dtype)
+        options: dict[str, Any] = {"temperature": temperature, "tail": tail, "labels_N": case["labels_N"]}
+        results = []
+        for logits_NV in (half_NV.requires_grad_(), half_NV.detach().float().requires_grad_()):
+            # The gradient is made where the softmax stood: one backward pass each.
+            hard, soft = hard_and_soft_loss(logits_NV, logits_NV, targets, **options)
+            alone = hard_loss(logits_NV, case["labels_N"]), soft_loss(logits_NV, targets, **options)
+            results.append([value_and_gradient(loss, logits_NV) for loss in (hard + soft, *alone)])
+        for (value, gradient_NV), (expected, expected_NV) in zip(*results, strict=True):
+            assert value == expected
+            assert torch.equal(gradient_NV, expected_NV.to(dtype))
+
+
 class _LargeOutputs(TorchDispatchMode):
     """Names of the operators whose result has ``num_elements`` or more."""
 
