@@ -50,11 +50,16 @@ _LATER_DIGESTS = ("hard_labels_digest", "dev_corpus_digest", "dev_transcripts_di
 
 @dataclass(slots=True)
 class Progress:
-    """Where a run stands; all of it goes into the checkpoint."""
+    """Where a run stands; all of it goes into the checkpoint.
+
+    Attributes:
+        loss_sums, loss_steps: of each loss in this epoch, over the steps that had it, and how many these are.
+    """
 
     epoch: int = 0
     step: int = 0
     loss_sums: dict[str, float] = field(default_factory=dict)
+    loss_steps: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     best_dev: float = math.inf
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -161,6 +166,7 @@ class _Trainer:
             losses = self._step(step.batch, step.epoch + step.step / step.num_steps)
             for name, value in losses.items():
                 at.loss_sums[name] = at.loss_sums.get(name, 0.0) + value
+                at.loss_steps[name] = at.loss_steps.get(name, 0) + 1
             at.step = step.step + 1
             now = time.monotonic()
             at.seconds += now - self.last_step
@@ -178,6 +184,7 @@ class _Trainer:
             self.is_whole = True
 
     def _step(self, batch: Batch, epochs_done: float) -> dict[str, float]:
+        """The losses of the batch; without the hard loss where it has no hard labels."""
         config, soft = self.config, self.config.soft_labels
         # Dropout as a function of (seed, epoch, step).
         torch.manual_seed(int(np.random.SeedSequence([config.seed, self.at.epoch, self.at.step]).generate_state(1)[0]))
@@ -203,6 +210,9 @@ class _Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(self.model.parameters(), config.training.gradient_clip)
         self.optimizer.step()
+        if not _has_hard_labels(batch):
+            # Nothing was learnt from any: the 0 stands for no loss.
+            del terms["hard_loss"]
         return {name: float(term.detach()) for name, term in terms.items()}
 
     def _loss_terms(self, logits: list[Tensor], lengths_B: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -236,7 +246,8 @@ class _Trainer:
     def _epoch_end(self, dev: TrainingData | None, inventory: ClassInventory) -> None:
         at = self.at
         record: dict[str, Any] = {"epoch": at.epoch + 1, "steps": at.step, "seconds": at.seconds}
-        record |= {name: value / max(at.step, 1) for name, value in at.loss_sums.items()}
+        # 0 where no step had hard labels.
+        record |= {"hard_loss": 0.0} | {name: value / at.loss_steps[name] for name, value in at.loss_sums.items()}
         if dev is not None:
             self.model.eval()
             record["dev"] = self._evaluated(dev, inventory)
@@ -246,7 +257,7 @@ class _Trainer:
                 errors = record["dev"][_dev_metric(self.config)]
                 better, at.best_dev = errors < at.best_dev, min(at.best_dev, errors)
             at.history.append(record)
-            at.epoch, at.step, at.loss_sums, at.seconds = at.epoch + 1, 0, {}, 0.0
+            at.epoch, at.step, at.loss_sums, at.loss_steps, at.seconds = at.epoch + 1, 0, {}, {}, 0.0
             # Checkpoint last: killed before it, the epoch is trained again to the same files.
             if better:
                 self.folder.write_model(self.model)
@@ -289,6 +300,10 @@ class _Trainer:
                 f"{self.folder.path}: the checkpoint is of epoch {epoch + 1}, step {step}; the same command goes on from there",
                 err=True,
             )
+
+
+def _has_hard_labels(batch: Batch) -> bool:
+    return batch.tokens is not None or bool((batch.labels_N >= 0).any())
 
 
 def _dev_metric(config: TrainConfig) -> str:
@@ -340,4 +355,7 @@ def _resume(
         raise InputError(
             f"{folder.path}: the checkpoint does not fit the model ({error}); use another output folder"
         ) from None
-    return Progress(**state["progress"])
+    progress = state["progress"]
+    # A checkpoint from before they were counted, within an epoch: all of its steps so far have all losses.
+    before_counts = {"loss_steps": dict.fromkeys(progress["loss_sums"], progress["step"])}
+    return Progress(**before_counts | progress)

@@ -28,6 +28,7 @@ from tests.support.speech import (
     write_soft_labels,
     write_speech,
 )
+from tests.support.trainings import checkpoint, history
 
 BOTH = {"corpus__train_splits": ["train", "more"], "corpus__hard_label_splits": ["train"]}
 
@@ -118,6 +119,26 @@ class TestMixedRun:
         assert min(labelled_counts) == 0
         assert max(labelled_counts) > 0
 
+    def test_the_hard_loss_is_that_of_steps_with_hard_labels(
+        self, speech: Speech, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of a batch without any it says nothing, and is not 0."""
+        losses = []
+
+        def recording(*arguments: Any, **options: Any) -> Any:
+            hard, soft = hard_and_soft_loss(*arguments, **options)
+            if (options["labels_N"] >= 0).any():
+                losses.append(float(hard.detach()))
+            return hard, soft
+
+        monkeypatch.setattr(train_module, "hard_and_soft_loss", recording)
+        settings = {"training__epochs": 1, "training__batch_seconds": 0.9, **BOTH}
+        config = train_config(speech, tmp_path / "run", url=url, **settings)
+        assert train(config)
+        (record,) = history(config)
+        assert 0 < len(losses) < record["steps"]
+        assert record["hard_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-12)
+
     def test_resumes_to_the_same_weights(
         self, speech: Speech, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -126,8 +147,18 @@ class TestMixedRun:
         whole, stopped = (train_config(speech, tmp_path / name, url=url, **settings) for name in ("whole", "stopped"))
         assert train(whole)
         train_until_the_store_fails(stopped, monkeypatch)
+        state = checkpoint(stopped)
+        assert state["progress"]["step"] > 0
         assert train(stopped)
         assert weights(stopped) == weights(whole)
+        assert history(stopped) == history(whole)
+        # As of a run from before the steps with hard labels were counted.
+        del state["progress"]["loss_steps"]
+        RunFolder(stopped.output).write_checkpoint(state)
+        assert train(stopped)
+        assert weights(stopped) == weights(whole)
+        assert history(stopped)[0] == history(whole)[0]
+        assert history(stopped)[1]["hard_loss"] < history(whole)[1]["hard_loss"]
 
 
 class TestOtherLabels:
