@@ -121,6 +121,11 @@ class SoftLabelConfig(StrictModel):
         """Of the dataset, or of them all."""
         return self.urls or (() if self.url is None else (self.url,))
 
+    @property
+    def has_all_weight(self) -> bool:
+        """Whether the hard loss has none throughout the run."""
+        return self.weight == 1 and self.final_weight in (None, 1)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.url is None) == (self.urls is None):
@@ -129,14 +134,15 @@ class SoftLabelConfig(StrictModel):
             raise ValueError(f"urls must differ, found {', '.join(self.urls)}")
         if self.decoding_head == "soft" and self.num_heads == 1:
             raise ValueError('decoding_head = "soft" needs num_heads = 2: of one head there is nothing to choose')
-        if self.weight == 1 and self.final_weight in (None, 1) and self.num_heads == 2:
+        if self.has_all_weight and self.num_heads == 2:
             raise ValueError("weight 1 with num_heads 2 leaves the hard head untrained; use num_heads = 1")
         return self
 
 
 class CtcConfig(StrictModel):
     """Hard labels are the corpus's transcripts, without times: the hard loss is that of CTC, and hard labels of frames are
-    not used.
+    not used. Where ``soft_labels.weight`` is 1 throughout, transcripts of training speech are not used either: what cannot be
+    aligned is no reason to refuse it.
 
     Attributes:
         units: what a transcript is a sequence of, each a class of the inventory: its "characters", where a space is the class

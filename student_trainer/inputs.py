@@ -56,7 +56,9 @@ def open_inputs(config: TrainConfig) -> Inputs:
     for dataset in datasets:
         # Before any check: an utterance can have been skipped because of its labels.
         corpus, left_out[dataset.store.url] = leave_out_skipped(corpus, dataset)
-    spelling = None if config.ctc is None else Spelling(inventory, config.ctc.units)
+    spelling = None
+    if config.ctc is not None and not (config.soft_labels is not None and config.soft_labels.has_all_weight):
+        spelling = Spelling(inventory, config.ctc.units)
     check_hard_labels(corpus, inventory, where=where)
     _check_frame_shift(corpus, config)
     check_something_to_learn(corpus, config.soft_labels, labels, where=where)

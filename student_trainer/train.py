@@ -75,6 +75,7 @@ def train(config: TrainConfig) -> bool:
     device = training_device(config.training.device)
     inputs = open_inputs(config)
     inventory = inputs.inventory
+    blank = None if config.ctc is None else inventory.blank_id
     folder = RunFolder(config.output)
     torch.manual_seed(config.seed)
     # Initialised on the CPU, so that a seed means the same weights everywhere.
@@ -99,8 +100,6 @@ def train(config: TrainConfig) -> bool:
         say_what_is_left_out(skipped, len(inputs.corpus), where=f"{folder.path}/{RUN}", url=url)
     folder.write_inventory(inventory)
     left_out = [entry for skipped in inputs.left_out.values() for entry in skipped]
-    spelling = inputs.data.spelling
-    blank = None if spelling is None else spelling.blank
     _Trainer(config, folder, identity, left_out, model, optimizer, at, blank).run(inputs.data, dev, inventory)
     return True
 

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabel_schemas import ClassInventory, InputError, write_corpus
+from student_trainer import train as train_module
 from student_trainer.batch import Batch, Example, TokenTargets, collate
 from student_trainer.cli import main
 from student_trainer.config import TrainConfig
@@ -30,6 +31,7 @@ from student_trainer.run_folder import RunFolder
 from student_trainer.token_errors import greedy
 from student_trainer.train import train
 from tests.support.speech import Speech
+from tests.support.trainings import model_bytes
 from tests.support.transcripts import CTC_FRONT_END, ctc_config, write_ctc_labels, write_transcribed
 
 BLANK, NUM_CLASSES = 1, 3
@@ -273,6 +275,30 @@ class TestStudent:
         )
         with pytest.raises(InputError, match=message):
             train(ctc_config(here, tmp_path / "run", model=own))
+
+    def test_what_has_no_weight_is_not_used(
+        self, speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever the transcripts, none of them among it: the soft loss alone decides. With any weight they are refused."""
+        url = write_ctc_labels(tmp_path / "labels", speech.split("train")).url
+        soft_labels = {"url": url, "temperature": 2.0, "weight": 1.0}
+
+        def config(name: str, texts: Sequence[str | None], **changes: Any) -> TrainConfig:
+            rows = [replace(u, text=text) for u, text in zip(speech.utterances, texts, strict=False)]
+            write_corpus(tmp_path / f"{name}.parquet", [*rows, *speech.utterances[len(rows) :]])
+            here = replace(speech, manifest=str(tmp_path / f"{name}.parquet"))
+            return ctc_config(here, tmp_path / name, soft_labels=soft_labels | changes, training__epochs=2)
+
+        own = config("own", [])
+        assert train(own)
+        monkeypatch.setattr(train_module, "ctc_loss", lambda *_, **__: pytest.fail("CTC's loss was made"))
+        others = config("others", ["nonsense", "a-1 " * 80])
+        none = config("none", [None] * 20)
+        for other in (others, none):
+            assert train(other)
+            assert model_bytes(other) == model_bytes(own)
+        with pytest.raises(InputError, match="its transcript has 'nonsense', which is no token"):
+            train(config("falling", ["nonsense"], final_weight=0.9))
 
     def test_other_speeds(self, speech: Speech, tmp_path: Path) -> None:
         """Transcripts have no times: nothing of them is moved."""
