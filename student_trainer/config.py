@@ -126,6 +126,11 @@ class SoftLabelConfig(StrictModel):
         """Whether the hard loss has none throughout the run."""
         return self.weight == 1 and self.final_weight in (None, 1)
 
+    @property
+    def as_one_head(self) -> str:
+        """What to do where the hard head of two would stay untrained."""
+        return "use num_heads = 1" + (" and leave decoding_head out" if self.decoding_head == "soft" else "")
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.url is None) == (self.urls is None):
@@ -133,9 +138,11 @@ class SoftLabelConfig(StrictModel):
         if self.urls is not None and len(set(self.urls)) < len(self.urls):
             raise ValueError(f"urls must differ, found {', '.join(self.urls)}")
         if self.decoding_head == "soft" and self.num_heads == 1:
-            raise ValueError('decoding_head = "soft" needs num_heads = 2: of one head there is nothing to choose')
+            raise ValueError(
+                'decoding_head = "soft" needs num_heads = 2: of one head there is nothing to choose, and it is left out'
+            )
         if self.has_all_weight and self.num_heads == 2:
-            raise ValueError("weight 1 with num_heads 2 leaves the hard head untrained; use num_heads = 1")
+            raise ValueError(f"weight 1 with num_heads 2 leaves the hard head untrained; {self.as_one_head}")
         return self
 
 

@@ -75,7 +75,7 @@ def without_frame_labels(corpus: Corpus) -> Corpus:
 def check_something_to_learn(
     corpus: Corpus, soft_labels: SoftLabelConfig | None, labels: str = "hard_labels", *, where: str
 ) -> None:
-    """Raises InputError where utterances have neither hard labels nor soft targets, or the head that decodes learns nothing."""
+    """Raises InputError where utterances have neither hard labels nor soft targets, or the hard head of two learns nothing."""
     is_without = pc.is_null(corpus.table[labels])
     num_without = pc.sum(is_without).as_py()
     if soft_labels is None and num_without:
@@ -87,6 +87,6 @@ def check_something_to_learn(
         )
     if soft_labels is not None and soft_labels.num_heads == 2 and num_without == len(corpus):
         raise InputError(
-            f"{where}: no training utterance has hard labels in use, so the hard head, which decodes, would stay untrained; "
-            "set soft_labels.num_heads to 1"
+            f"{where}: no training utterance has hard labels in use, so the hard head would stay untrained; in [soft_labels] "
+            f"{soft_labels.as_one_head}"
         )

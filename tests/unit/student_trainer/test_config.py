@@ -146,7 +146,12 @@ class TestLoad:
             ("weight = 0.7", "final_weight = 1.1", "soft_labels.final_weight: "),
             ("weight = 0.7", "weight = 1.0\nfinal_weight = 1.0", "leaves the hard head untrained"),
             ("num_heads = 2", 'num_heads = 1\ndecoding_head = "soft"', "needs num_heads = 2"),
-            ("weight = 0.7", "weight = 1.0", "leaves the hard head untrained"),
+            ("weight = 0.7", "weight = 1.0", "leaves the hard head untrained; use num_heads = 1"),
+            (
+                "weight = 0.7",
+                'weight = 1.0\ndecoding_head = "soft"',
+                "leaves the hard head untrained; use num_heads = 1 and leave decoding_head out",
+            ),
             ('url = "labels"', "", "give url or urls, one of the two; found neither"),
             ('url = "labels"', 'url = "labels"\nurls = ["a", "b"]', "give url or urls, one of the two; found both"),
             ('url = "labels"', 'urls = ["a"]', "soft_labels.urls: "),

@@ -225,9 +225,13 @@ class TestRefusals:
 
     def test_a_head_that_would_stay_untrained(self, speech: Speech, url: str, tmp_path: Path) -> None:
         here = save_corpus(tmp_path, [without_labels(u) if u.split == "train" else u for u in speech.located()])
-        config = train_config(here, tmp_path / "run", url=url, soft_labels__num_heads=2)
-        with pytest.raises(InputError, match="no training utterance has hard labels in use"):
-            train(config)
+        heads: dict[str, Any] = {"soft_labels__num_heads": 2}
+        with pytest.raises(InputError, match=r"no training utterance .* in \[soft_labels\] use num_heads = 1$"):
+            train(train_config(here, tmp_path / "run", url=url, **heads))
+        # Of one head there is none to choose: to do the one alone would be refused, too.
+        heads["soft_labels__decoding_head"] = "soft"
+        with pytest.raises(InputError, match=r"use num_heads = 1 and leave decoding_head out$"):
+            train(train_config(here, tmp_path / "run", url=url, **heads))
 
     def test_a_split_that_no_row_has(self, speech: Speech, url: str, tmp_path: Path) -> None:
         splits = {"corpus__train_splits": ["train", "none"], "corpus__hard_label_splits": ["none"]}
