@@ -69,21 +69,31 @@ class RunFolder:
         self._store.put(CHECKPOINT, buffer.getvalue())
 
     def read_checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None; its tensors are on the CPU. Raises IntegrityError where it cannot be read."""
-        path = self.path / CHECKPOINT
-        if not path.exists():
+        """The last checkpoint, or None; its tensors are on the CPU.
+
+        Raises:
+            IntegrityError: it is damaged.
+            OSError, MemoryError: of the disk or the machine, not of the file: it may be read another time.
+        """
+        try:
+            # In memory, as it was written: an OSError from within a damaged archive would pass for the disk's.
+            data = self._store.read(CHECKPOINT)
+        except FileNotFoundError:
             return None
         try:
             # torch.load does not compare the archive's checksums.
-            with zipfile.ZipFile(path) as archive:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 damaged = archive.testzip()
             if damaged is not None:
                 raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             if set(state) != _CHECKPOINT_KEYS:
                 raise ValueError(f"it has the keys {sorted(state)}, expected {sorted(_CHECKPOINT_KEYS)}")
+        except MemoryError:
+            raise
         except Exception as error:  # noqa: BLE001 - torch raises many types for a damaged file
-            raise IntegrityError(f"{path} cannot be read ({error}); delete it to train from the start") from None
+            where = self.path / CHECKPOINT
+            raise IntegrityError(f"{where} cannot be read ({error}); delete it to train from the start") from None
         return state
 
     def write_model(self, model: AcousticModel) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from softlabel_schemas import IntegrityError, open_dataset
+from softlabel_schemas.object_store import ObjectStore
 from student_trainer.config import TrainConfig
 from student_trainer.run_folder import RunFolder
 from student_trainer.train import train
@@ -52,6 +54,22 @@ class TestCheckpoint:
             IntegrityError, match=r"checkpoint\.pt cannot be read .*; delete it to train from the start"
         ):
             train(config)
+
+    @pytest.mark.parametrize(
+        ("owner", "name", "error"),
+        [(ObjectStore, "read", OSError("Input/output error")), (torch, "load", MemoryError("no room"))],
+    )
+    def test_what_the_disk_or_the_machine_lacks_is_no_damage(
+        self, trained: TrainConfig, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: Exception
+    ) -> None:
+        """And no reason to delete it."""
+
+        def failing(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(owner, name, failing)
+        with pytest.raises(type(error), match=str(error)):
+            RunFolder(trained.output).read_checkpoint()
 
     def test_no_flipped_bit_is_read_silently(self, trained: TrainConfig, tmp_path: Path) -> None:
         data = (Path(trained.output) / "checkpoint.pt").read_bytes()
