@@ -11,7 +11,7 @@ import torch
 
 from softlabel_schemas.bundle import TeacherBundle, write_bundle
 from student_trainer.models import AcousticModel
-from student_trainer.run_folder import RunFolder
+from student_trainer.run_folder import RunFolder, weights_of
 
 FACTORY = "student_trainer.models:build_acoustic_model"
 
@@ -29,7 +29,7 @@ def export(run: str | Path, bundle: str | Path, *, name: str | None = None) -> T
     model.heads = torch.nn.ModuleList([model.heads[0]])
     recurrent = any(isinstance(module, torch.nn.RNNBase) for module in model.modules())
     if recurrent or ":" in config.model.architecture:
-        data, factory = safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()}), FACTORY
+        data, factory = safetensors.torch.save(weights_of(model)), FACTORY
     else:
         data, factory = _exported_program(model, config.front_end.num_features), None
     return write_bundle(

@@ -97,7 +97,7 @@ class RunFolder:
         return state
 
     def write_model(self, model: AcousticModel) -> None:
-        weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+        weights = weights_of(model)
         self._store.put(MODEL, safetensors.torch.save(weights, metadata={_DIGEST: _weights_digest(weights)}))
 
     def write_inventory(self, inventory: ClassInventory) -> None:
@@ -158,6 +158,11 @@ def build_model(config: TrainConfig, inventory: ClassInventory) -> AcousticModel
         num_heads=config.soft_labels.num_heads if config.soft_labels else 1,
         arguments=dict(config.model.arguments),
     )
+
+
+def weights_of(model: AcousticModel) -> dict[str, torch.Tensor]:
+    """By name, on the CPU, in memory of their own: safetensors refuses what is shared, as tied weights are."""
+    return {name: tensor.cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
 
 
 def _weights_digest(weights: dict[str, torch.Tensor]) -> str:

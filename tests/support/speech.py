@@ -236,6 +236,23 @@ def pair_encoder(num_features: int, hidden: int = 8) -> PairEncoder:
     return PairEncoder(num_features, hidden)
 
 
+class TiedEncoder(nn.Module):
+    """A user's own encoder with a layer that is there twice; made by :func:`tied_encoder`."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.output_dim = num_features
+        self.layer = nn.Linear(num_features, num_features)
+        self.again = self.layer
+
+    def forward(self, features_BTD: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        return self.again(self.layer(features_BTD).tanh()).tanh(), lengths_B
+
+
+def tied_encoder(num_features: int) -> TiedEncoder:
+    return TiedEncoder(num_features)
+
+
 def not_an_encoder(num_features: int) -> nn.Module:
     """Lacks ``output_dim``."""
     return nn.Linear(num_features, 2)

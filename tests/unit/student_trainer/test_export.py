@@ -25,6 +25,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "conformer": {"hidden": 16, "num_layers": 1, "num_heads": 2, "kernel_size": 5},
     "blstm": {"hidden": 8},
     "tests.support.speech:pair_encoder": {"hidden": 8},
+    "tests.support.speech:tied_encoder": {},
 }
 
 
