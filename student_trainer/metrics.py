@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
 
+from softlabel_schemas.errors import InputError
 from softlabel_schemas.inventory import ClassInventory
 
 NUM_BINS = 15
@@ -52,10 +53,19 @@ class Metrics:
         posteriors: FramePosteriors,
         words: Mapping[str, Any] | None = None,
     ) -> None:
-        """``words``: the record of ``WordErrors`` for this utterance; given for all of them or none."""
+        """``words``: the record of ``WordErrors`` for this utterance; given for all of them or none.
+
+        Raises:
+            InputError: posteriors are not finite.
+        """
         valid = labels_T >= 0
         labels, top1 = labels_T[valid], posteriors.top1_T[valid]
         confidence = posteriors.confidence_T[valid].astype(np.float64)
+        if not np.isfinite(confidence).all():
+            raise InputError(
+                f"utterance {utterance_id}: the posteriors are not finite, as of a model whose training diverged; lower "
+                "training.learning_rate"
+            )
         bins = np.minimum((confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
         for row, values in enumerate((np.ones(len(labels)), top1 == labels, confidence)):
             self._bins[row] += np.bincount(bins, weights=values, minlength=NUM_BINS)

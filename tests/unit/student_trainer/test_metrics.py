@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from softlabel_schemas import ClassInventory
+from softlabel_schemas import ClassInventory, InputError
 from student_trainer.metrics import FramePosteriors, Metrics
 
 INVENTORY = ClassInventory(
@@ -92,6 +92,14 @@ class TestErrors:
         for found in (summary(), summary(([-1, -1], posteriors([0, 1])))):
             assert found["num_frames"] == 0
             assert (found["frame_error_rate"], found["phone_error_rate"], found["calibration_error"]) == (0, 0, 0)
+
+
+class TestRefused:
+    def test_posteriors_that_are_not_finite(self) -> None:
+        """Of a model whose weights are not."""
+        message = r"utterance utt-1: the posteriors are not finite, .*; lower training\.learning_rate"
+        with pytest.raises(InputError, match=message):
+            summary(([1], posteriors([1])), ([1, 1], posteriors([1, 0], [0.5, math.nan])))
 
 
 class TestCrossEntropy:
