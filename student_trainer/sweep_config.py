@@ -24,6 +24,9 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 # What a sweep sets itself for each run.
 _OWN_KEYS = ("name", "output", "seed")
 _KINDS = ("policy", "kind", "architecture")
+# For each run, unless its tables say otherwise: as many runs at a time as there are cores need the least time in all, and the
+# number of threads decides the last bits of a result.
+_ONE_THREAD = {"training": {"num_threads": 1}}
 # One in the place of the other.
 _EITHER = {"url": "urls", "urls": "url"}
 
@@ -153,7 +156,8 @@ def load_sweep(path: str | Path) -> Sweep:
     arms: dict[str, TrainConfig] = {}
     problems = []
     for arm in config.arms:
-        tables = _merged(base, absolute_paths(arm.changes, folder)) | {"name": arm.name, "output": str(output)}
+        changed = _merged(_ONE_THREAD, _merged(base, absolute_paths(arm.changes, folder)))
+        tables = changed | {"name": arm.name, "output": str(output)}
         try:
             arms[arm.name] = parse(TrainConfig, tables, where=f"{path}: arm '{arm.name}'")
         except InputError as error:
@@ -200,10 +204,7 @@ def _base(base: str | Mapping[str, Any], folder: Path) -> dict[str, Any]:
         tables = absolute_paths(read_toml(folder / base), (folder / base).resolve().parent)
     else:
         tables = absolute_paths(base, folder)
-    # One thread each, unless told otherwise: as many runs at a time as there are cores need the least time in all, and
-    # the number of threads decides the last bits of a result.
-    one_thread = {"training": {"num_threads": 1}}
-    return _merged(one_thread, {key: value for key, value in tables.items() if key not in _OWN_KEYS})
+    return {key: value for key, value in tables.items() if key not in _OWN_KEYS}
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any], *, tables: bool = True) -> dict[str, Any]:

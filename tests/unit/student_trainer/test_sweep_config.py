@@ -8,7 +8,7 @@ import pytest
 
 from softlabel_schemas import InputError
 from softlabel_schemas.selection import Mass, TopK
-from student_trainer.config import CtcConfig, TrainConfig, load_config
+from student_trainer.config import CtcConfig, TrainConfig, TrainingConfig, load_config
 from student_trainer.sweep_config import Sweep, load_sweep
 
 BASE = """
@@ -111,6 +111,15 @@ class TestArms:
         threads = '[[arms]]\nname = "two"\ntraining = { num_threads = 2 }\n'
         arms = arms_of(load_sweep(write(tmp_path, HARD + threads)))
         assert [arm.training.num_threads for arm in arms.values()] == [1, 2]
+
+    def test_an_arm_without_the_table_has_one_thread(self, tmp_path: Path) -> None:
+        removed = '[[arms]]\nname = "defaults"\ntraining = false\n'
+        base = BASE + "[base.training]\nepochs = 3\nnum_threads = 2\n"
+        hard, defaults = (
+            arm.training for arm in arms_of(load_sweep(write(tmp_path, HARD + removed, base=base))).values()
+        )
+        assert (hard.num_threads, hard.epochs) == (2, 3)
+        assert (defaults.num_threads, defaults.epochs) == (1, TrainingConfig().epochs)
 
 
 class TestCtc:
