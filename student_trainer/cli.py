@@ -111,6 +111,9 @@ def evaluate(
                 click.echo(f"{name:<18} {result[name]:.3f}")
         return
     for name in ("frame_error_rate", "phone_error_rate", "cross_entropy", "calibration_error"):
+        if name == "phone_error_rate" and result[name] is None:
+            # The inventory has no phones.
+            continue
         value = "unknown (not every hard label was kept)" if result[name] is None else f"{result[name]:.3f}"
         click.echo(f"{name:<18} {value}")
     if graph is not None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from softlabel_schemas import InputError, Utterance
+from softlabel_schemas import InputError, Utterance, write_corpus
 from softlabel_schemas.corpus import Corpus
 from softlabel_schemas.frame_selection import FrameSelection
 from softlabel_schemas.inventory import ClassInventory
@@ -26,6 +26,7 @@ from student_trainer.evaluate import evaluate_dataset, evaluate_run
 from student_trainer.metrics import NUM_BINS, Metrics
 from student_trainer.run_folder import RUN, RunFolder, build_model
 from tests.support.speech import (
+    FRAME_SHIFT_MS,
     FRONT_END,
     INVENTORY,
     Speech,
@@ -237,6 +238,20 @@ class TestCommand:
         assert result.exit_code == 0, result.output
         assert "cross_entropy      unknown (not every hard label was kept)" in result.stdout
         assert (tmp_path / "ensemble.json").exists()
+
+    def test_of_classes_without_phones(self, speech: Speech, tmp_path: Path) -> None:
+        """There are no phone errors to speak of."""
+        inventory = ClassInventory(names=INVENTORY.names)
+        utterances = speech.located("test")
+        write_corpus(
+            tmp_path / "corpus.parquet", utterances, inventory=inventory, hard_label_frame_shift_ms=FRAME_SHIFT_MS
+        )
+        url = write_soft_labels(tmp_path / "labels", utterances, inventory=inventory).url
+        here = replace(speech, manifest=str(tmp_path / "corpus.parquet"))
+        result = self.evaluate(here, "--dataset", url, "--output", str(tmp_path / "ensemble.json"))
+        assert result.exit_code == 0, result.output
+        names = [line.split()[0] for line in result.stdout.splitlines()]
+        assert names == ["frame_error_rate", "cross_entropy", "calibration_error"]
 
     @pytest.mark.parametrize(
         ("args", "message"),
