@@ -82,6 +82,7 @@ class LabellingActor:
             self._active(shard_range)
             shard = self._labelled(shard_range)
             self._active(shard_range)
+            _check_found(shard)
             record = commit_shard(self._store, self._job.document, shard_range, shard.utterances, shard.skipped)
         except Exception as error:
             with self._state:
@@ -139,6 +140,16 @@ class LabellingActor:
             self._seconds_done += seconds
             self._seconds_of_shard[shard_range.index] = self._seconds_of_shard.get(shard_range.index, 0.0) + seconds
             self._last_activity[shard_range.index] = time.monotonic()
+
+
+def _check_found(shard: LabelledShard) -> None:
+    """Raises OSError where none of the files is there, so that the shard is tried again elsewhere: what is skipped is skipped
+    for good, and a machine without the storage that they lie on would leave out all that it is given."""
+    if shard.num_missing and shard.num_missing == len(shard.utterances) + len(shard.skipped):
+        raise OSError(
+            f"{shard.skipped[0].reason}, nor do the files of the other {shard.num_missing - 1} utterances of the shard; this "
+            "machine may lack the storage that they lie on; if they are gone for good, take them out of the corpus manifest"
+        )
 
 
 def _seconds_since(began: float) -> float:

@@ -40,10 +40,11 @@ _NO_LOCK = nullcontext()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledShard:
-    """Utterances in corpus order, and those that could not be labelled."""
+    """Utterances in corpus order, and those that could not be labelled; of ``num_missing`` of these the file is not there."""
 
     utterances: list[LabelledUtterance]
     skipped: list[SkippedUtterance]
+    num_missing: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +93,8 @@ def label_shard(
     """Label the rows of one shard; a function of its arguments alone.
 
     What is wrong with one utterance, in the corpus or in what the teachers give for it, leaves out that one. Storage and
-    devices that fail are not an utterance's fault: their errors are passed on, and the shard can be tried again; so it is where
-    none of the files is there. No thread outlives the call.
+    devices that fail are not an utterance's fault: their errors are passed on, and the shard can be tried again. No thread
+    outlives the call.
 
     Args:
         rows: all rows of the shard and no others.
@@ -102,14 +103,13 @@ def label_shard(
 
     Raises:
         UtteranceError: an utterance cannot be labelled and ``storage.on_error`` is "fail"; names it.
-        OSError: the files of all utterances are missing.
     """
     reader, utterances = UtteranceReader(rows), list(rows)
     frames = spec.selection.frames
     silence_V = np.zeros(0, dtype=bool) if frames is None else silence_classes(teachers[0].inventory, frames)
     labelled: dict[int, LabelledUtterance] = {}
     skipped: dict[int, SkippedUtterance] = {}
-    missing: list[MissingFileError] = []
+    num_missing = 0
 
     def keep(results: Results) -> None:
         for index, result in results.items():
@@ -118,8 +118,8 @@ def label_shard(
             elif storage.on_error == "fail":
                 raise result
             else:
-                if isinstance(result, MissingFileError):
-                    missing.append(result)
+                nonlocal num_missing
+                num_missing += isinstance(result, MissingFileError)
                 skipped[index] = SkippedUtterance(utterance_id=utterances[index].utterance_id, reason=str(result))
 
     def keep_batch(done: tuple[_Batch, Results, float] | None) -> None:
@@ -148,15 +148,10 @@ def label_shard(
             for batch in batches:
                 keep_batch(behind.push(finish, batch, *_run_batch(utterances, batch)))
         keep_batch(behind.last())
-    if len(missing) == len(utterances):
-        # Skipped is for good. A machine that lacks a mount would leave out all that it is given.
-        raise OSError(
-            f"{missing[0]}, nor do the files of the other {len(missing) - 1} utterances of the shard; this machine may lack "
-            "the storage that they lie on; if they are gone for good, take them out of the corpus manifest"
-        )
     return LabelledShard(
         utterances=[labelled[index] for index in sorted(labelled)],
         skipped=[skipped[index] for index in sorted(skipped)],
+        num_missing=num_missing,
     )
 
 

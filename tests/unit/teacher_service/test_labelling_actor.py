@@ -120,3 +120,18 @@ def test_a_commit_that_is_stuck_shows_while_other_shards_get_on(tmp_path: Path) 
         first.result()
     assert actor.beat().idle_seconds == 0.0
     assert committed_shards(job.store()) == {0, 1, 2, 3}
+
+
+def test_a_machine_that_has_none_of_a_shards_files_commits_nothing(tmp_path: Path) -> None:
+    """As one without the mount that they lie on: another may have them, and what is skipped is skipped for good."""
+    job = job_of(tmp_path, "labels", errors={"on_error": "skip", "max_skipped_fraction": 1.0})
+    for index in (2, 3, 5):
+        (tmp_path / "sounds" / f"utt-{index:03d}.wav").unlink()
+    actor = loaded(job)
+    with pytest.raises(
+        OSError,
+        match=r"utt-002.wav does not exist, nor do the files of the other 1 utterances of the shard; this machine may",
+    ):
+        actor.label(job.plan[1])
+    assert actor.label(job.plan[2]).num_skipped == 1
+    assert committed_shards(job.store()) == {2}

@@ -229,23 +229,6 @@ def test_skip(tmp_path: Path) -> None:
         assert str(tmp_path) not in entry.reason
 
 
-def test_a_machine_that_has_none_of_the_files_skips_nothing(tmp_path: Path) -> None:
-    """As one without the mount that they lie on: another may have them, and what is skipped is skipped for good."""
-    sounds = write_sounds(tmp_path / "sounds", [0.5] * 3)
-    teacher = write_linear_teacher(tmp_path / "teacher")
-    config = make_job(sounds.manifest, [teacher], tmp_path / "labels", destination__shard_seconds=60.0)
-    audio = [tmp_path / "sounds" / str(row.audio) for row in sounds.utterances]
-    for path in audio[1:]:
-        path.unlink()
-    assert len(label_all(config, on_error="skip").skipped) == 2
-    audio[0].unlink()
-    with pytest.raises(
-        OSError,
-        match=r"utt-000.wav does not exist, nor do the files of the other 2 utterances of the shard; this machine",
-    ):
-        label_all(config, on_error="skip")
-
-
 def test_what_is_skipped_does_not_change_the_others(tmp_path: Path) -> None:
     """Bit for bit, although they share a batch."""
     sounds = write_sounds(tmp_path / "sounds", [0.5, 0.5, 0.5], loud=[1])
