@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from tests.support import rgw as ceph
 # Without a deadline: a busy machine is not a failure. Derandomised: a red run can be repeated.
 hypothesis.settings.register_profile("essence-distill", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("essence-distill")
+
+# Of a command that a shell starts in the background it is ignored, and so it would be by all tests of Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BUCKET_VARIABLE = "SOFTLABELS_TEST_BUCKET"
 
