@@ -2,7 +2,7 @@
 
     python deploy/local/essence.py CORPUS_FOLDER OUTPUT_FOLDER
 
-CORPUS_FOLDER is that of ``speechocean762.py``, which says how the corpus is cut. Teachers are trained and run once
+CORPUS_FOLDER is that of ``speechocean762.py``, which says how the corpus is cut. Teachers are trained and run first
 (``essence_teachers.py``); the students' settings are chosen on dev speech (``essence_settings.py``); each question
 (``essence_questions.py``) is a SWEEP.toml that trains no teacher (``essence_arms.py``). Every step passes over what is done, so
 the script can be interrupted and run again.

@@ -9,7 +9,7 @@ Shards are cut as the first input's. The commit protocol is that of a labelling 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -70,12 +70,14 @@ class CombinedDataset:
         self._skipped = [{each.utterance_id: each.reason for each in data.manifest.skipped} for data in inputs]
         first = inputs[0].manifest
         on_error = "skip" if any(data.manifest.storage.on_error == "skip" for data in inputs) else "fail"
+        selection = _selection([data.manifest.spec for data in inputs], top_k)
+        left_out = _left_out_temperatures(inputs, selection)
         self._document = SpecDocument(
-            spec=_spec(inputs, self._weights, method, top_k),
+            spec=_spec(inputs, self._weights, method, selection, left_out),
             storage=first.storage.model_copy(update={"on_error": on_error}),
         )
         self.num_frames_of_shard = [shard.num_frames for shard in first.shards]
-        self.left_out_temperatures = _left_out_temperatures(inputs, self._document.spec.selection)
+        self.left_out_temperatures = left_out
 
     def begin(self) -> list[int]:
         """Claim the output, or join a run of the same inputs and settings; the shards without a commit record.
@@ -223,12 +225,20 @@ def _why_left_out(inputs: Sequence[SoftLabelDataset], selection: AnySelection, t
     return obstacle(selection, first.codec, temperature, first.num_classes)
 
 
-def _spec(inputs: Sequence[SoftLabelDataset], weights: Sequence[float], method: Combination, top_k: int) -> DatasetSpec:
+def _selection(specs: Sequence[DatasetSpec], top_k: int) -> TopK:
+    return TopK(k=top_k if _is_whole(specs) else min(top_k, max(specs[0].num_classes - 1, 1)))
+
+
+def _spec(
+    inputs: Sequence[SoftLabelDataset],
+    weights: Sequence[float],
+    method: Combination,
+    selection: TopK,
+    left_out: Collection[float],
+) -> DatasetSpec:
     specs = [data.manifest.spec for data in inputs]
     first = specs[0]
     members = [(teacher, weight) for spec, weight in zip(specs, weights, strict=True) for teacher in spec.teachers]
-    selection = TopK(k=top_k if _is_whole(specs) else min(top_k, max(first.num_classes - 1, 1)))
-    left_out = _left_out_temperatures(inputs, selection)
     update = {
         "format_version": 2,
         "teachers": tuple(teacher.model_copy(update={"weight": teacher.weight * w}) for teacher, w in members),
