@@ -23,16 +23,17 @@ from softlabel_schemas import InputError, open_dataset, verify
 from softlabel_schemas.object_store import ObjectStore
 from teacher_service.config import TeacherConfig
 from tests.support.cluster import RayCluster, ray_cluster
-from tests.support.processes import descendants, listening_addresses
+from tests.support.processes import LIMIT_SECONDS, descendants, finish, listening_addresses, wait_for
 from tests.support.teachers import Sounds, job_fields, write_job, write_linear_teacher, write_sounds
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 NUM_SHARDS = 16
 # Of a job that something must happen to while it labels.
 _SLOW_SHARD_SECONDS = 0.6
-_WAIT_SECONDS = 240.0
+# What hangs or is frozen is given up after so long. Less, and on a busy machine so are honest actors, again and again.
+_PATIENCE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +71,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, s3: Any) -> Iterator[World]:
     with ray_cluster(folder / "cluster.log", nodes=2, cpus=4, head_cpus=1, variables=variables) as cluster:
         job = make_job_file(folder, sounds.manifest, teacher, "alone", str(folder / "alone"))
         alone = start(["run", str(job), "--address", cluster.gcs], cluster)
-        _, errors = alone.communicate(timeout=_WAIT_SECONDS)
-        assert alone.returncode == 0, errors
+        code, _, errors = finish(alone)
+        assert code == 0, errors
         digest = open_dataset(folder / "alone").manifest.content_digest
         yield World(folder=folder, sounds=sounds, teacher=teacher, cluster=cluster, digest=digest)
 
@@ -95,23 +96,6 @@ def start(
         cwd=ROOT,
         env=cluster.environment,
     )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    try:
-        stdout, stderr = process.communicate(timeout=_WAIT_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return process.returncode, stdout, stderr
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def num_commits(url: str) -> int:
@@ -160,7 +144,7 @@ def stopped_and_resumed(world: World, new_url: Callable[[str], str]) -> dict[str
 
 def wait_for_no_actors(cluster: RayCluster) -> None:
     """A stopped job leaves no actor behind."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LIMIT_SECONDS
     while cluster.actors():
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -270,8 +254,7 @@ def test_an_actor_that_fails_once(world: World, new_url: Callable[[str], str], w
         what=what,
     )
     url = new_url("s3")
-    # On a busy machine an honest shard may take longer than what is little enough to wait for in a test.
-    errors = {"stall_minutes": 0.1} if what == "hang" else {}
+    errors = {"stall_minutes": _PATIENCE_SECONDS / 60} if what == "hang" else {}
     job = world.job(f"odd-{what}", url, teachers=[odd.model_dump()], errors=errors)
     code, _, stderr = finish(start(["run", str(job), "--address", world.cluster.gcs], world.cluster))
     assert code == 0, stderr
@@ -287,14 +270,14 @@ def test_a_frozen_actor_is_replaced(world: World, new_url: Callable[[str], str],
     url = new_url("s3")
     job = world.job("frozen", url, **slow)
     wait_for_no_actors(world.cluster)
-    program = with_patience(_FROZEN_SECONDS=3.0)
+    program = with_patience(_FROZEN_SECONDS=_PATIENCE_SECONDS)
     process = start(["run", str(job), "--address", world.cluster.gcs], world.cluster, program=program)
     wait_for(lambda: num_commits(url) >= 1, process)
-    # Whatever it does now, it has a shard in work soon: most are still to be made.
+    # Whatever it does now, it has a shard in work soon: more are still to be made than the other one has taken.
     frozen = world.cluster.actors()[0]
     os.kill(frozen, signal.SIGSTOP)
     try:
-        assert num_commits(url) < NUM_SHARDS // 2
+        assert num_commits(url) < NUM_SHARDS - 4
         code, _, stderr = finish(process)
     finally:
         # The driver has ended it already, as it should.

@@ -20,12 +20,12 @@ from softlabel_schemas.verification import verify
 from teacher_service.cli import main
 from teacher_service.status import read_status
 from tests.support.cluster import ray_cluster
+from tests.support.processes import LIMIT_SECONDS
 from tests.support.teachers import job_fields, write_job, write_linear_teacher, write_sounds
 
 pytestmark = pytest.mark.ray
 
 NUM_SHARDS = 12
-RUN_SECONDS = 480.0
 # Of metrics, by name, state and the first digits of the dataset's fingerprint.
 Values = dict[tuple[str, str, str], float]
 
@@ -73,7 +73,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Observed:
     (folder / "marker").unlink()
     with ray_cluster(folder / "ray.log", nodes=1, cpus=2, head_cpus=2, variables=variables) as cluster:
         command = [sys.executable, "-m", "teacher_service.cli", "run", str(job), "--address", cluster.gcs]
-        deadline = time.monotonic() + RUN_SECONDS
+        deadline = time.monotonic() + LIMIT_SECONDS
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=cluster.environment
         ) as run:

@@ -17,7 +17,7 @@ from student_trainer.compare import compare
 from student_trainer.sweep_config import Sweep, load_sweep
 from student_trainer.sweep_records import SweepRecords, load_records, sweep_records
 from student_trainer.sweep_task import LOG, evaluate_ensemble, train_and_evaluate
-from tests.support.processes import descendants, gone, listening_addresses
+from tests.support.processes import descendants, finish, gone, listening_addresses
 from tests.support.sweeps import write_ctc, write_sweep, write_words
 
 ROOT = Path(__file__).parents[2]
@@ -79,23 +79,22 @@ def num_epochs(sweep: Sweep) -> list[int]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_interrupted_and_resumed_with_a_failing_arm(folder: Path) -> None:
     path = write_sweep(folder, "disturbed", arms=FAILING, words=True)
     sweep = load_sweep(path)
     process = start(path)
     processes = interrupt_in_the_middle(process, sweep, signal.SIGINT)
-    printed = process.communicate(timeout=240)[0]
+    code, printed, _ = finish(process)
     assert all(gone(pid) for pid in processes)
-    assert process.returncode == 130, printed
+    assert code == 130, printed
     assert 0 < sum(num_epochs(sweep)) < 4 * sweep.runs[0].training.epochs
     logs = [(Path(run.output) / LOG).read_text() for run in sweep.runs if (Path(run.output) / LOG).exists()]
     assert any("the same command goes on from there" in log for log in logs)
     assert not (sweep.output / "sweep.json").exists()
 
-    process = start(path)
-    printed = process.communicate(timeout=300)[0]
-    assert process.returncode == 1, printed
+    code, printed, _ = finish(start(path))
+    assert code == 1, printed
     assert "1 of 5 runs failed" in printed
     assert "broken-0" in printed
     assert "hiden" in printed
@@ -120,7 +119,7 @@ def test_interrupted_and_resumed_with_a_failing_arm(folder: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_ctc_terminated_and_resumed(tmp_path: Path) -> None:
     """SIGTERM, with which clusters stop a job, is as Ctrl-C, also where Ctrl-C itself is ignored, as in what a script begins
     with ``nohup ... &``; what it leaves is ended without Ray."""
@@ -129,9 +128,9 @@ def test_ctc_terminated_and_resumed(tmp_path: Path) -> None:
     sweep = load_sweep(path)
     process = start(path, "sh", "-c", 'trap "" INT; exec "$@"', "sh")
     processes = interrupt_in_the_middle(process, sweep, signal.SIGTERM)
-    printed = process.communicate(timeout=240)[0]
+    code, printed, _ = finish(process)
     assert all(gone(pid) for pid in processes), "Ray is left running"
-    assert process.returncode == 130, printed
+    assert code == 130, printed
     assert 0 < sum(num_epochs(sweep)) < 2 * sweep.runs[0].training.epochs
 
     found = without_ray(path)

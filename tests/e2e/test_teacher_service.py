@@ -24,7 +24,7 @@ from teacher_service.config import TeacherConfig
 from teacher_service.job import prepare
 from teacher_service.pipeline import label_shard
 from teacher_service.teacher import load_teacher
-from tests.support.processes import descendants, gone, listening_addresses
+from tests.support.processes import LIMIT_SECONDS, descendants, gone, listening_addresses
 from tests.support.teachers import (
     INVENTORY,
     Sounds,
@@ -41,7 +41,6 @@ ROOT = Path(__file__).parents[2]
 NUM_SHARDS = 30
 # A batch takes long enough for a run to be watched, and interrupted, between two shards.
 DELAY_SECONDS = 0.1
-TIMEOUT_SECONDS = 240.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +110,7 @@ def start(job: Path) -> subprocess.Popen[str]:
 def run(job: Path, *, watch: Callable[[subprocess.Popen[str], Watched], None] | None = None) -> Watched:
     """Run JOB to its end; ``watch`` is called again and again until then."""
     process, watched = start(job), Watched(code=-1, stdout="", stderr="")
-    deadline = time.monotonic() + TIMEOUT_SECONDS
+    deadline = time.monotonic() + LIMIT_SECONDS
     try:
         while watch is not None and process.poll() is None and time.monotonic() < deadline:
             watch(process, watched)

@@ -19,16 +19,16 @@ import pytest
 from softlabel_schemas import open_dataset, verify
 from softlabel_schemas.object_store import ObjectStore
 from teacher_service.config import TeacherConfig
+from tests.support import processes
 from tests.support.datasets import SHARD_FORMATS
 from tests.support.fault_proxy import RANDOM_FAULTS, Fault, FaultProxy
 from tests.support.rgw import Rgw, s3_environment
 from tests.support.teachers import Sounds, job_fields, write_job, write_linear_teacher, write_sounds
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 NUM_SHARDS = 20
-_LIMIT_SECONDS = 300.0
 # While a job's keys are removed: a call of radosgw-admin takes a second on two idle cores.
 _SLOW_SHARD_SECONDS = 1.0
 
@@ -91,21 +91,14 @@ def start(world: World, url: str, variables: Mapping[str, str], **changes: Any) 
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    try:
-        stdout, stderr = process.communicate(timeout=_LIMIT_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
+    code, stdout, stderr = processes.finish(process)
     assert "Traceback" not in stderr, stderr
-    return process.returncode, stdout, stderr
+    return code, stdout, stderr
 
 
 def wait_for_commits(url: str, number: int, process: subprocess.Popen[str]) -> None:
-    store, deadline = ObjectStore(url), time.monotonic() + _LIMIT_SECONDS
-    while len(store.list("commits")) < number:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    store = ObjectStore(url)
+    processes.wait_for(lambda: len(store.list("commits")) >= number, process)
 
 
 @pytest.mark.parametrize("shard_format", SHARD_FORMATS)

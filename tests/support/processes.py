@@ -1,13 +1,54 @@
-"""Processes and their sockets, from Linux' /proc."""
+"""Commands that tests start; processes and their sockets, from Linux' /proc."""
 
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# For what never ends: on a busy machine all takes several times as long as on an idle one.
+LIMIT_SECONDS = 600.0
+# Commands save what they have and end Ray on SIGTERM.
+_END_SECONDS = 60.0
 _LISTEN = "0A"
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit code, and what it wrote to those of stdout and stderr that are pipes; one that does not end in time is ended, and
+    the error says what it wrote."""
+    try:
+        stdout, stderr = process.communicate(timeout=LIMIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        end(process)
+        raise
+    return process.returncode, stdout or "", stderr or ""
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """While ``process`` runs; where that fails it is ended, lest it takes room from the tests that follow."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    try:
+        while not condition():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, f"waited {LIMIT_SECONDS:g} s"
+            time.sleep(0.1)
+    except BaseException:
+        end(process)
+        raise
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def descendants(pid: int) -> set[int]:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import recipe
 
+from tests.support.processes import LIMIT_SECONDS
+
 # Takes longer to save than Python itself waits for a child after Ctrl-C.
 COMMAND = """
 import pathlib, signal, sys, time
@@ -38,7 +40,6 @@ with ThreadPoolExecutor(2) as pool:
 """
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_recipe_ends_after_its_commands_have_saved(tmp_path: Path, how: signal.Signals) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(recipe.__file__).parent)}
@@ -51,7 +52,7 @@ def test_a_recipe_ends_after_its_commands_have_saved(tmp_path: Path, how: signal
             os.killpg(process.pid, how)  # as a terminal does
         else:
             process.send_signal(how)
-        assert process.wait(30) == 128 + how
+        assert process.wait(LIMIT_SECONDS) == 128 + how
     finally:
         process.kill()
     assert {path.name for path in tmp_path.iterdir()} == {"a.begun", "a.saved", "b.begun", "b.saved"}
