@@ -7,7 +7,14 @@ from functools import partial
 
 from softlabel_schemas.about import begin_about
 from softlabel_schemas.bundle import BundleReader
-from softlabel_schemas.commit import Published, begin, committed_shards, publish
+from softlabel_schemas.commit import (
+    COMMITS_AT_ONCE,
+    Published,
+    begin,
+    committed_shards,
+    publish,
+    read_commits,
+)
 from softlabel_schemas.corpus import check_label_inventory, check_label_range
 from softlabel_schemas.corpus_file import CorpusFile
 from softlabel_schemas.errors import InputError
@@ -159,6 +166,19 @@ def missing_shards(job: PreparedJob) -> list[ShardRange]:
     begin_about(store, job.config.description)
     done = committed_shards(store)
     return [shard_range for shard_range in job.plan if shard_range.index not in done]
+
+
+def num_skipped(job: PreparedJob, missing: list[ShardRange]) -> int:
+    """In the shards that are committed, those that are not among ``missing``. Raises InputError where that is more than the job
+    allows, so that one that was stopped for it is not stopped for as many again."""
+    left = {shard_range.index for shard_range in missing}
+    done = [shard_range.index for shard_range in job.plan if shard_range.index not in left]
+    store, count = job.store(), 0
+    for start in range(0, len(done), COMMITS_AT_ONCE):
+        commits = read_commits(store, job.document, done[start : start + COMMITS_AT_ONCE])
+        count += sum(len(commit.shard.skipped) for commit in commits)
+    check_skipped(job, count)
+    return count
 
 
 def publish_job(job: PreparedJob) -> Published:

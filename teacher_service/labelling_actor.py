@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 import torch
 
+from softlabel_schemas import layout
 from softlabel_schemas.commit import commit_shard
+from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.plan import ShardRange
 from teacher_service.job import PreparedJob
 from teacher_service.logs import ActorLog, start_logging
@@ -68,10 +70,11 @@ class LabellingActor:
         return os.getpid()
 
     def load(self) -> None:
-        """Load the teachers. Raises InputError, IntegrityError, OSError."""
+        """Load the teachers. Raises InputError, IntegrityError, and OSError where this machine does not see the run."""
         job, began = self._job, time.monotonic()
-        self._teachers = load_teachers(job.config, job.document.spec)
         self._store = job.store()
+        _check_begun(self._store)
+        self._teachers = load_teachers(job.config, job.document.spec)
         self._metrics = ActorMetrics(job.document.spec.fingerprint())
         self._log.info("teachers loaded", teachers=len(self._teachers), seconds=_seconds_since(began))
 
@@ -140,6 +143,17 @@ class LabellingActor:
             self._seconds_done += seconds
             self._seconds_of_shard[shard_range.index] = self._seconds_of_shard.get(shard_range.index, 0.0) + seconds
             self._last_activity[shard_range.index] = time.monotonic()
+
+
+def _check_begun(store: ObjectStore) -> None:
+    """Raises OSError where the destination is not the one that the driver has begun a run at, but a disk of this machine's
+    own or another server: shards committed there would be missed when all are made. Another machine may have the right one.
+    """
+    if not store.exists(layout.SPEC):
+        raise OSError(
+            f"the run that was begun at {store.url} cannot be seen from this machine: a destination must be storage that all "
+            "nodes share, at the same endpoint (AWS_ENDPOINT_URL) where it is S3"
+        )
 
 
 def _check_found(shard: LabelledShard) -> None:

@@ -31,10 +31,11 @@ from softlabel_schemas.spec import DatasetSpec, StorageSpec
 from softlabel_schemas.utterance_reader import MissingFileError, UtteranceError, UtteranceReader
 from teacher_service.batching import batch_rows, batch_rows_by_fold, pad
 from teacher_service.overlap import Behind, ahead
-from teacher_service.teacher import Teacher
+from teacher_service.teacher import Teacher, is_device_fault, lacks_memory
 from teacher_service.utterance_labels import Outputs, Results, label_outputs
 
 _BATCHES_AHEAD = 2
+_REASON_CHARACTERS = 200
 _NO_LOCK = nullcontext()
 
 
@@ -92,7 +93,8 @@ def label_shard(
 ) -> LabelledShard:
     """Label the rows of one shard; a function of its arguments alone.
 
-    What is wrong with one utterance, in the corpus or in what the teachers give for it, leaves out that one. Storage and
+    What is wrong with one utterance, in the corpus or in what the teachers give for it, leaves out that one; so does one that
+    the teachers fail on by itself too. A batch that does not fit into memory is labelled an utterance at a time. Storage and
     devices that fail are not an utterance's fault: their errors are passed on, and the shard can be tried again. No thread
     outlives the call.
 
@@ -205,21 +207,47 @@ def _run_batch(rows: Sequence[Utterance], batch: _Batch) -> tuple[list[Outputs],
 
 
 def _outputs(rows: Sequence[Utterance], batch: _Batch) -> tuple[list[Outputs], Results]:
-    """Where a teacher's output does not fit the batch, each utterance has one of its own, to find those that it is the fault
-    of."""
+    """Where a batch fails, each utterance is one of its own, to find those that it is the fault of."""
     if not batch.features:
         return [], {}
     try:
         return [_run(list(batch.features), batch.padded, batch.teachers)], {}
-    except InputError:
-        outputs: list[Outputs] = []
-        errors: Results = {}
-        for index, own in batch.features.items():
-            try:
-                outputs.append(_run([index], [pad([features_TD]) for features_TD in own], batch.teachers))
-            except InputError as error:
-                errors[index] = UtteranceError(f"utterance {rows[index].utterance_id}: {error}")
-        return outputs, errors
+    except Exception as error:
+        if not _may_be_an_utterances_fault(error):
+            raise
+        # Its traceback holds what fills the memory.
+        failure = error.with_traceback(None)
+    if lacks_memory(failure) and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    outputs, errors = _one_by_one(rows, batch)
+    if not errors and not isinstance(failure, InputError) and not lacks_memory(failure):
+        # By chance, or of the batch alone. The shard is tried again: its labels are those of a run without it, to the bit.
+        raise failure
+    return outputs, errors
+
+
+def _one_by_one(rows: Sequence[Utterance], batch: _Batch) -> tuple[list[Outputs], Results]:
+    outputs: list[Outputs] = []
+    errors: Results = {}
+    for index, own in batch.features.items():
+        try:
+            outputs.append(_run([index], [pad([features_TD]) for features_TD in own], batch.teachers))
+        except Exception as error:
+            if not _may_be_an_utterances_fault(error):
+                raise
+            reason = str(error) if isinstance(error, InputError) else f"the teachers fail on it: {_in_one_line(error)}"
+            errors[index] = UtteranceError(f"utterance {rows[index].utterance_id}: {reason}")
+    return outputs, errors
+
+
+def _may_be_an_utterances_fault(error: Exception) -> bool:
+    return not isinstance(error, OSError) and not is_device_fault(error)
+
+
+def _in_one_line(error: Exception) -> str:
+    """As it is recorded for each utterance: models give pages, with paths of the machine."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first[:_REASON_CHARACTERS]}"
 
 
 def _run(indices: list[int], padded: list[tuple[Tensor, Tensor]], teachers: list[Teacher]) -> Outputs:

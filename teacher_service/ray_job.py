@@ -43,7 +43,7 @@ from softlabel_schemas.command_line import progress
 from softlabel_schemas.commit import Published
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.plan import ShardRange
-from teacher_service.job import PreparedJob, check_skipped, missing_shards, publish_job
+from teacher_service.job import PreparedJob, check_skipped, missing_shards, num_skipped, publish_job
 from teacher_service.labelling_actor import LabellingActor
 from teacher_service.metrics import RunMetrics
 from teacher_service.run_record import RunRecord, save_run
@@ -73,8 +73,9 @@ def run_job(job: PreparedJob, *, address: str | None = None) -> tuple[Published,
     """
     missing = missing_shards(job)
     if missing:
+        skipped_before = num_skipped(job, missing) if job.config.errors.on_error == "skip" else 0
         with _ray(job, address):
-            driver = _Driver(job, missing)
+            driver = _Driver(job, missing, num_skipped=skipped_before)
             try:
                 driver.run()
             except RayError as error:
@@ -143,12 +144,13 @@ class _Worker:
 class _Driver:
     """Keeps the actors busy; replaces one that dies or is stuck."""
 
-    def __init__(self, job: PreparedJob, missing: list[ShardRange]) -> None:
+    def __init__(self, job: PreparedJob, missing: list[ShardRange], *, num_skipped: int = 0) -> None:
         self._job, self._num_missing = job, len(missing)
         self._num_actors = min(job.config.resources.num_actors, len(missing))
         self._queue = ShardQueue(missing, num_actors=self._num_actors)
         self._metrics = RunMetrics(job.document.spec.fingerprint())
-        self._num_skipped = 0
+        # Of the whole dataset, as ``max_skipped_fraction`` is.
+        self._num_skipped = num_skipped
         # Rounds of ``_wait`` in a row; several actors of one lost node fail in one.
         self._failed_starts = 0
         self._round_failed = False

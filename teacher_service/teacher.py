@@ -19,6 +19,16 @@ from softlabel_schemas.spec import DatasetSpec
 from teacher_service.config import JobConfig, TeacherConfig
 from teacher_service.exported_program import load_exported_program
 
+# How torch's errors of a device that has failed begin. Newer versions have a class for the first ones (AcceleratorError).
+_DEVICE_FAULTS = (
+    "CUDA error",
+    "CUDA driver error",
+    "HIP error",
+    "cuDNN error",
+    "CUBLAS_STATUS",
+    "CUSOLVER_STATUS",
+    "cuFFT error",
+)
 # Bundles that `student-trainer export` writes name this factory; any other must be allowed by the job.
 _OWN_FACTORY = "student_trainer.models:build_acoustic_model"
 
@@ -53,8 +63,7 @@ class Teacher:
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 outputs = self.model(*inputs)
         except AssertionError as error:
-            # Exported programs check so that sizes are those they were exported for. Whatever else a model raises may be the
-            # device's fault.
+            # Exported programs check so that sizes are those they were exported for.
             raise InputError(
                 f"teacher '{self.name}' refuses features of shape {tuple(features_BTD.shape)}: {error}"
             ) from None
@@ -83,6 +92,16 @@ class Teacher:
                 f"teacher '{self.name}' gives lengths from {low} to {high} for logits of {logits_BTV.shape[1]} frames"
             )
         return logits_BTV, lengths_B
+
+
+def is_device_fault(error: Exception) -> bool:
+    """Whether nothing that the process gives to its device can be expected to work any more."""
+    return isinstance(error, RuntimeError) and any(fault in str(error) for fault in _DEVICE_FAULTS)
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Of the GPU, or of the machine, which torch says in words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def check_gpu(config: JobConfig) -> None:

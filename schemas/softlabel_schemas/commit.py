@@ -44,11 +44,14 @@ from softlabel_schemas.utterance_index import ShardIndex
 
 # Writers that create the spec at once to find out whether only one of them does.
 _PROVING_WRITERS = 4
-_COMMITS_AT_ONCE = 256
+COMMITS_AT_ONCE = 256
 
 
 def begin(store: ObjectStore, document: SpecDocument, inventory: ClassInventory) -> None:
     """Claim a destination, or join a run of the same spec; prove that it creates conditionally.
+
+    Who joins may have another ``on_error``: no label depends on it, and an utterance that cannot be labelled is often found
+    when most shards are made.
 
     Raises:
         InputError: the destination was begun with another spec (every differing field is named), or it cannot create an
@@ -63,7 +66,8 @@ def begin(store: ObjectStore, document: SpecDocument, inventory: ClassInventory)
         claims.claim(layout.SPEC, data)
         stored = read_spec(store)
         check_same_spec(stored.spec, document.spec, where=store.url)
-        check_same_spec(stored.storage, document.storage, where=store.url)
+        storage = document.storage.model_copy(update={"on_error": stored.storage.on_error})
+        check_same_spec(stored.storage, storage, where=store.url)
         if not store.last_writer_wins and store.put_if_absent(layout.SPEC, data):
             raise ConditionalWriteError.because(store.url, f"it replaced {layout.SPEC}, which was there")
         # The same once more: who joins a run that was killed in between has seen no race yet.
@@ -294,7 +298,8 @@ def publish(
         )
     check_room(document.storage.num_rows)
     with IndexBuilder(document.storage.num_rows) as index:
-        return _publish_committed(store, document, index, check)
+        # As the run was begun, which who joined it may have done with another ``on_error``.
+        return _publish_committed(store, read_spec(store), index, check)
 
 
 def _publish_committed(
@@ -303,8 +308,8 @@ def _publish_committed(
     wanted = range(document.storage.num_shards)
     label_hash, pieces = LabelHash(), []
     num_skipped, next_row, first_reason = 0, 0, None
-    for start in range(0, len(wanted), _COMMITS_AT_ONCE):
-        for commit in read_commits(store, document, wanted[start : start + _COMMITS_AT_ONCE]):
+    for start in range(0, len(wanted), COMMITS_AT_ONCE):
+        for commit in read_commits(store, document, wanted[start : start + COMMITS_AT_ONCE]):
             shard = commit.shard
             if shard.first_row != next_row:
                 raise IntegrityError(

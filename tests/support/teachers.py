@@ -154,6 +154,14 @@ class FaultyModel(LinearModel):
             return logits_BTV, lengths_B
         if self.fault == "device":
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if self.fault == "raises":
+            raise ValueError("the kernel is longer\nthan the input")
+        if self.fault in ("memory", "chance"):
+            if len(features_BTD) > 1:
+                raise (
+                    torch.OutOfMemoryError("CUDA out of memory") if self.fault == "memory" else RuntimeError("bad luck")
+                )
+            return logits_BTV, lengths_B
         answers: dict[str, Any] = {
             "classes": (logits_BTV[:, :, :-1], lengths_B),
             "rank": (logits_BTV[0], lengths_B),

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from softlabel_schemas import ClassInventory, InputError
+from softlabel_schemas import ClassInventory, InputError, open_dataset, verify
 from softlabel_schemas.bundle import BundleReader
 from softlabel_schemas.commit import read_manifest
 from softlabel_schemas.manifest import SkippedUtterance
@@ -21,7 +21,7 @@ from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.selection import TopK
 from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
 from teacher_service.config import JobConfig, TeacherConfig
-from teacher_service.job import PreparedJob, missing_shards, prepare, publish_job
+from teacher_service.job import PreparedJob, missing_shards, num_skipped, prepare, publish_job
 from tests.support.datasets import commit_rows
 from tests.support.manifests import SECONDS as SECONDS_EACH
 from tests.support.manifests import write_large_manifest
@@ -220,6 +220,49 @@ def test_publishing_allows_a_share_of_skipped_utterances(
     with pytest.raises(InputError, match=re.escape(message)):
         publish_job(job)
     assert not (tmp_path / "labels" / "manifest.json").exists()
+
+
+def test_a_job_that_would_fail_goes_on_as_one_that_skips(
+    sounds: Sounds, teacher: TeacherConfig, tmp_path: Path
+) -> None:
+    """An utterance that cannot be labelled is found when shards are made. What is published is as verification finds it."""
+    url = tmp_path / "labels"
+    strict = prepare(make_job(sounds.manifest, [teacher], url, destination__shard_seconds=1.0))
+    assert strict.document.storage.on_error == "fail"
+    assert len(missing_shards(strict)) == 3
+    errors = {"on_error": "skip", "max_skipped_fraction": 0.5}
+    lenient = prepare(make_job(sounds.manifest, [teacher], url, destination__shard_seconds=1.0, errors=errors))
+    commit_all(lenient, num_skipped=2)
+    assert publish_job(lenient).num_skipped == 2
+    dataset = open_dataset(url)
+    assert dataset.manifest.storage.on_error == "fail"
+    assert [problem for _, problem in verify(dataset) if problem] == []
+    # All else is as it was begun.
+    other = prepare(make_job(sounds.manifest, [teacher], url, destination__shard_seconds=0.6, errors=errors))
+    with pytest.raises(InputError, match=r"other settings.*:\n  num_shards: .*\n  shard_seconds: there 1.0, here 0.6$"):
+        missing_shards(other)
+
+
+def test_what_was_skipped_before_counts(sounds: Sounds, teacher: TeacherConfig, tmp_path: Path) -> None:
+    """A job that was stopped for too many is not given as many again."""
+    jobs = [
+        prepare(
+            make_job(
+                sounds.manifest,
+                [teacher],
+                tmp_path / "labels",
+                destination__shard_seconds=1.0,
+                errors={"on_error": "skip", "max_skipped_fraction": allowed},
+            )
+        )
+        for allowed in (0.5, 0.3)
+    ]
+    commit_all(jobs[0], num_skipped=2, stop=2)
+    missing = missing_shards(jobs[0])
+    assert [shard_range.index for shard_range in missing] == [2]
+    assert num_skipped(jobs[0], missing) == 2
+    with pytest.raises(InputError, match=r"2 of 6 utterances could not be labelled, more than errors.max_skipped_"):
+        num_skipped(jobs[1], missing)
 
 
 def test_a_manifest_has_room_for_all_that_may_be_skipped(

@@ -122,6 +122,14 @@ def test_a_commit_that_is_stuck_shows_while_other_shards_get_on(tmp_path: Path) 
     assert committed_shards(job.store()) == {0, 1, 2, 3}
 
 
+def test_a_machine_that_does_not_see_the_run(tmp_path: Path) -> None:
+    """Its disk is not the driver's: what it commits there would be missed once all is made."""
+    job = job_of(tmp_path, "labels")
+    with pytest.raises(OSError, match=r"the run that was begun at .*labels cannot be seen from this machine"):
+        LabellingActor(job).load()
+    loaded(job)
+
+
 def test_a_machine_that_has_none_of_a_shards_files_commits_nothing(tmp_path: Path) -> None:
     """As one without the mount that they lie on: another may have them, and what is skipped is skipped for good."""
     job = job_of(tmp_path, "labels", errors={"on_error": "skip", "max_skipped_fraction": 1.0})

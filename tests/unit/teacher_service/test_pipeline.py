@@ -384,6 +384,29 @@ def test_a_device_that_fails_is_no_utterances_fault(tmp_path: Path) -> None:
         label_all(faulty_job(tmp_path, "device"), on_error="skip")
 
 
+def test_what_the_teachers_fail_on_alone_is_left_out(tmp_path: Path) -> None:
+    config = faulty_job(tmp_path, "raises")
+    shard = label_all(config, on_error="skip")
+    assert [labelled.utterance_id for labelled in shard.utterances] == ["utt-000", "utt-001", "utt-003"]
+    reason = "utterance utt-002: the teachers fail on it: ValueError: the kernel is longer"
+    assert shard.skipped == [SkippedUtterance(utterance_id="utt-002", reason=reason)]
+    with pytest.raises(UtteranceError, match=f"^{re.escape(reason)}$"):
+        label_all(config, on_error="fail")
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_labelled_an_utterance_at_a_time(tmp_path: Path) -> None:
+    together = label_all(faulty_job(tmp_path / "together", "memory"))
+    alone = label_all(faulty_job(tmp_path / "alone", "memory", resources__batch_seconds=0.1))
+    assert [labelled.utterance_id for labelled in together.utterances] == [f"utt-{row:03d}" for row in range(4)]
+    for one, other in zip(together.utterances, alone.utterances, strict=True):
+        assert_same_targets(one.targets, other.targets)
+
+
+def test_a_batch_that_fails_by_chance_is_tried_again_with_its_shard(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="bad luck"):
+        label_all(faulty_job(tmp_path, "chance"), on_error="skip")
+
+
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux' /proc")
 def test_storage_that_fails_is_no_utterances_fault(tmp_path: Path) -> None:
     """A file that is there, but reading it fails."""
