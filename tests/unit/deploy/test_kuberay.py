@@ -36,7 +36,7 @@ def rendered() -> dict[str, Resources]:
         resources = list(yaml.safe_load_all(text))
         accounts = [resource for resource in resources if resource["kind"] == "ServiceAccount"]
         found[overlay] = {resource["kind"]: resource for resource in resources} | {"ServiceAccounts": accounts}
-        assert len(resources) == 5
+        assert len(resources) == 6
     return found
 
 
@@ -53,7 +53,7 @@ def pods(resources: Resources) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_resources_are_valid(rendered: dict[str, Resources], overlay: str) -> None:
     resources = rendered[overlay]
-    for resource in (*resources["ServiceAccounts"], resources["ConfigMap"]):
+    for resource in (*resources["ServiceAccounts"], resources["ConfigMap"], resources["NetworkPolicy"]):
         kuberay.check_core(resource)
     cluster = parse(kuberay.RayCluster, resources["RayCluster"], where="RayCluster")
     job = parse(kuberay.RayJob, resources["RayJob"], where="RayJob")
