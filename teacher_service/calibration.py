@@ -24,9 +24,11 @@ from softlabel_schemas.commit import encode_shard
 from softlabel_schemas.containers import CONTAINERS
 from softlabel_schemas.corpus import Corpus
 from softlabel_schemas.digest import canonical_json
+from softlabel_schemas.distance import distance
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.manifest import to_bytes
 from softlabel_schemas.plan import ShardRange
+from softlabel_schemas.selection import SampledSelection
 from softlabel_schemas.shard import LabelledUtterance
 from softlabel_schemas.utterance_index import ENTRY
 from teacher_service.job import PreparedJob
@@ -35,6 +37,8 @@ from teacher_service.teacher import Teacher, check_gpu, load_teachers
 
 # Each is read for its durations: more say little more of the padding.
 _MAX_SHARDS = 16
+# Of one frame, nats: what bfloat16 rounds is less, the edge of an utterance without a mask is more.
+_PADDING_KL = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +92,8 @@ def calibrate(job: PreparedJob, num_batches: int, on_seconds: Callable[[float], 
         on_seconds: told the seconds of speech that are labelled, whenever there are more.
 
     Raises:
-        InputError: the teachers cannot be loaded or no utterance of the sample could be labelled.
+        InputError: the teachers cannot be loaded, no utterance of the sample could be labelled, or its labels depend on what
+            it is padded with.
         UtteranceError: an utterance cannot be labelled and the job would fail.
     """
     check_gpu(job.config)
@@ -103,6 +108,7 @@ def calibrate(job: PreparedJob, num_batches: int, on_seconds: Callable[[float], 
     _encoded_bytes(job, first.utterances)
     first_seconds = time.monotonic() - began
     labelled, samples = _measured(job, sample, batches, teachers, on_seconds)
+    _check_padding(job, sample, batches, teachers, labelled)
     startup_seconds += max(0.0, first_seconds - samples[0].label_seconds - samples[0].encode_seconds)
     pooled_bytes, files = _encoded_bytes(job, labelled.utterances)
     num_frames = sum(batch.num_frames for batch in samples)
@@ -164,6 +170,42 @@ def _measured(
             )
         )
     return labelled, tuple(samples)
+
+
+def _check_padding(
+    job: PreparedJob, sample: Corpus, batches: list[list[int]], teachers: list[Teacher], labelled: LabelledShard
+) -> None:
+    """Raises InputError where an utterance has other labels alone than in its batch: the one that was padded most.
+
+    A run could not tell, nor could an audit, which makes the same batches. One class more or less of a sample says nothing.
+    """
+    if isinstance(job.document.spec.selection, SampledSelection):
+        return
+    seconds, ids = sample.seconds(), sample.table["utterance_id"].to_pylist()
+    in_batch = {utterance.utterance_id: utterance.targets for utterance in labelled.utterances}
+    shares = [
+        (float(seconds[row] / seconds[batch].max()), row) for batch in batches for row in batch if ids[row] in in_batch
+    ]
+    share, row = min(shares)
+    if share == 1:
+        return
+    padded = in_batch[ids[row]]
+    alone = next(
+        (each.targets for each in _label(job, sample.where(_mask(len(sample), [row])), teachers).utterances), None
+    )
+    if alone is None or alone.num_frames != padded.num_frames:
+        found = f"{padded.num_frames} frames in a batch and {0 if alone is None else alone.num_frames} alone"
+    else:
+        kl_T = distance(padded, alone).kl_ab_T
+        frame = int(kl_T.argmax())
+        if kl_T[frame] <= _PADDING_KL:
+            return
+        found = f"other posteriors in a batch than alone (KL {kl_T[frame]:.2g} nats in frame {frame} of {len(kl_T)})"
+    raise InputError(
+        f"utterance {ids[row]} has {found}: a teacher hears what its input is padded with. Mask attention, normalisation and "
+        "convolutions beyond the lengths (teacher_service/README.md, Teachers), or set a resources.batch_seconds below the "
+        "shortest utterance, so that each is labelled by itself"
+    )
 
 
 def _sample(job: PreparedJob, teachers: list[Teacher], num_batches: int) -> tuple[Corpus, float]:

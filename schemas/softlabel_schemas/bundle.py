@@ -136,20 +136,21 @@ def write_bundle(
     *,
     name: str,
     model: bytes,
-    factory: str | None,
-    arguments: dict[str, JsonValue],
+    factory: str | None = None,
+    arguments: Mapping[str, JsonValue] | None = None,
     front_end: AnyFrontEnd,
     inventory: ClassInventory,
     frame_shift_ms: float,
     held_out: Fold | None = None,
 ) -> TeacherBundle:
-    """Write a bundle; ``factory`` None means that ``model`` is a torch.export program, else it is safetensors.
+    """Write a bundle; ``factory`` None means that ``model`` is a torch.export program, else it is safetensors, for what calling
+    the factory with ``arguments`` returns.
 
     The description is written last, so that a half-written bundle is not taken for one.
     """
     stored: dict[str, Any] = {"kind": "torch_export"}
     if factory is not None:
-        stored = {"kind": "factory", "factory": factory, "arguments": arguments}
+        stored = {"kind": "factory", "factory": factory, "arguments": dict(arguments or {})}
     fields = {"name": name, "model": stored, "frame_shift_ms": frame_shift_ms, "held_out": held_out}
     return write_model(url, model, fields, front_end=front_end, inventory=inventory)
 

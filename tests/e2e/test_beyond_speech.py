@@ -17,8 +17,7 @@ from student_trainer.run_folder import RunFolder
 from student_trainer.train import train
 from teacher_service.cli import main as teacher_service
 from teacher_service.config import TeacherConfig
-from teacher_service.job import missing_shards, prepare, publish_job
-from teacher_service.labelling_actor import LabellingActor
+from teacher_service.job import prepare
 from tests.support.beyond_speech import (
     IMAGE_CLASSES,
     NUM_PIXELS,
@@ -30,6 +29,7 @@ from tests.support.beyond_speech import (
     write_positions,
     write_teacher,
 )
+from tests.support.labelling import run_here
 from tests.support.teachers import job_fields, make_job, write_job
 
 NUM_KEPT = 4
@@ -117,18 +117,9 @@ def test_a_causal_language_model(tmp_path: Path) -> None:
     for codec, container in (("mtf-sqrt", "parquet"), ("packed-u8", "zarr"), ("packed-f32", "parquet")):
         destination = {"targets": {"codec": codec}, "destination__format": container, "destination__shard_seconds": 10}
         job = prepare(make_job(manifest, teachers, tmp_path / codec, selection=TOP, **destination))
-        label(job)
+        run_here(job)
         check_labels(tmp_path / codec, logits, labels)
         stored = np.concatenate([utterance.targets.class_ids for utterance in open_dataset(tmp_path / codec)])
         assert stored.max() > 2**16
     encoder = "tests.support.beyond_speech:token_encoder"
     check_learns(student(tmp_path / "mtf-sqrt", manifest, 1, tmp_path / "run", encoder))
-
-
-def label(job: Any) -> None:
-    """As a job does it, in this process."""
-    actor = LabellingActor(job)
-    actor.load()
-    for shard_range in missing_shards(job):
-        actor.label(shard_range)
-    publish_job(job)

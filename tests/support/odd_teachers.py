@@ -1,4 +1,4 @@
-"""Teachers that misbehave once: factories for the failure tests, whose second attempt goes well."""
+"""Teachers that misbehave: factories for the failure tests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,21 @@ from torch import Tensor
 from tests.support.teachers import LinearModel
 
 
+class UnmaskedModel(LinearModel):
+    """Takes the mean of all frames of the batch from each, those behind the utterance too."""
+
+    def forward(self, features_BTD: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        # Features have the mean 0 themselves.
+        level_BD = features_BTD.abs().mean(dim=1, keepdim=True)
+        return super().forward(3 * (features_BTD.abs() - level_BD), lengths_B)
+
+
+def unmasked_model(num_features: int, num_classes: int) -> UnmaskedModel:
+    return UnmaskedModel(num_features, num_classes, nan_above=1e9, delay_seconds=0.0, rank=3)
+
+
 class OddOnce(LinearModel):
-    """The first batch of all that any process labels goes wrong; the file ``marker`` remembers it."""
+    """The first batch of all that any process labels goes wrong; the file ``marker`` remembers it. Another try goes well."""
 
     marker: Path
     what: str

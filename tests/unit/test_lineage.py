@@ -21,8 +21,8 @@ from softlabel_schemas.names import tag, wanted_address
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.version import SOFTWARE
 from student_trainer.train import train
-from teacher_service.job import missing_shards, prepare, publish_job
-from teacher_service.labelling_actor import LabellingActor
+from teacher_service.job import prepare
+from tests.support.labelling import run_here
 from tests.support.speech import train_config, write_soft_labels, write_speech
 from tests.support.teachers import Sounds, make_job, write_linear_teacher, write_sounds
 
@@ -40,13 +40,7 @@ def label(sounds: Sounds, folder: Path, **changes: Any) -> Any:
     """The dataset of the teacher in ``folder``; its job."""
     teacher = write_linear_teacher(folder / "teacher")
     job = prepare(make_job(sounds.manifest, [teacher], folder / "labels", **changes))
-    actor = LabellingActor(job)
-    missing = missing_shards(job)
-    if missing:
-        actor.load()
-    for shard_range in missing:
-        actor.label(shard_range)
-    publish_job(job)
+    run_here(job)
     return job
 
 

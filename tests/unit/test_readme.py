@@ -12,11 +12,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from markdown_it import MarkdownIt
 
 from student_trainer.config import load_config
 from student_trainer.sweep_config import load_sweep
-from teacher_service.config import load_job
+from teacher_service.config import TeacherConfig, load_job
+from teacher_service.teacher import load_teacher
 from tests.support.command_lines import COMMANDS, ROOT, check_command_line
 from tests.support.datasets import write_dataset
 from tests.support.pages import PAGES, anchors, fenced, links
@@ -86,6 +88,21 @@ def test_the_optional_settings_of_the_training_file_load(tmp_path: Path) -> None
     assert config.soft_labels.frames is not None
     assert config.augmentation is not None
     assert "# time_masks" not in text
+
+
+def test_the_python_example_of_a_teacher_gives_a_teacher_whose_padding_changes_nothing(tmp_path: Path) -> None:
+    (example,) = fenced(ROOT / "teacher_service" / "README.md", "python")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", example], cwd=tmp_path, check=True)
+    teacher = load_teacher(
+        TeacherConfig(bundle=str(tmp_path / "bundles" / "mine")), weight=1.0, device="cpu", precision="float32"
+    )
+    assert (teacher.inventory.num_classes, teacher.front_end.num_features) == (500, 80)
+    features = [torch.randn(length, 80) for length in (70, 9)]
+    batch_BTD = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+    logits_BTV, lengths_B = teacher.logits(batch_BTD, torch.tensor([70, 9]))
+    assert lengths_B.tolist() == [70, 9]
+    alone_BTV, _ = teacher.logits(features[1][None], torch.tensor([9]))
+    torch.testing.assert_close(logits_BTV[1:, :9], alone_BTV)
 
 
 def test_the_python_example_of_datasets_runs(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from softlabel_schemas.combined_dataset import CombinedDataset
 from softlabel_schemas.dataset import SoftLabelDataset
 from softlabel_schemas.spec import Combination
 from teacher_service.config import TeacherConfig
-from teacher_service.job import missing_shards, prepare, publish_job
-from teacher_service.labelling_actor import LabellingActor
+from teacher_service.job import prepare
+from tests.support.labelling import run_here
 from tests.support.teachers import INVENTORY, Sounds, make_job, write_linear_teacher, write_sounds
 
 WEIGHTS = (1.0, 3.0)
@@ -31,12 +31,7 @@ def label(
         combination__method=method,
         targets={"temperatures": TEMPERATURES, "codec": "packed-f32"},
     )
-    job = prepare(config)
-    actor = LabellingActor(job)
-    actor.load()
-    for shard_range in missing_shards(job):
-        actor.label(shard_range)
-    publish_job(job)
+    run_here(prepare(config))
     return open_dataset(url)
 
 

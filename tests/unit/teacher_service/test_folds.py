@@ -16,9 +16,9 @@ from softlabel_schemas.folds import Fold, fold_of
 from softlabel_schemas.verification import verify
 from teacher_service.batching import batch_rows, batch_rows_by_fold
 from teacher_service.config import JobConfig, TeacherConfig, load_job
-from teacher_service.job import missing_shards, prepare, publish_job
-from teacher_service.labelling_actor import LabellingActor
+from teacher_service.job import prepare
 from teacher_service.teacher import load_teachers
+from tests.support.labelling import run_here
 from tests.support.targets import assert_same_targets
 from tests.support.teachers import Sounds, job_fields, make_job, write_job, write_linear_teacher, write_sounds
 
@@ -54,11 +54,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[TeacherConfig]:
 def label(config: JobConfig) -> SoftLabelDataset:
     """As a job does, with one actor and without Ray."""
     job = prepare(config)
-    actor = LabellingActor(job)
-    actor.load()
-    for shard_range in missing_shards(job):
-        actor.label(shard_range)
-    publish_job(job)
+    run_here(job)
     return open_dataset(config.destination.url)
 
 

@@ -15,11 +15,11 @@ from softlabel_schemas.utterance_reader import UtteranceError
 from teacher_service import calibration, planning
 from teacher_service.calibration import calibrate
 from teacher_service.cli import main
-from teacher_service.job import PreparedJob, missing_shards, prepare, publish_job
+from teacher_service.job import PreparedJob, prepare
 from teacher_service.job_plan import Plan, Prices
-from teacher_service.labelling_actor import LabellingActor
 from teacher_service.planning import make_plan
 from teacher_service.run_record import Actual, RunRecord, read_actual, save_plan, save_run
+from tests.support.labelling import run_here
 from tests.support.teachers import job_fields, make_job, write_job, write_linear_teacher, write_sounds
 
 DURATIONS = [0.4 + 0.05 * (index * 7 % 19) for index in range(60)]
@@ -41,11 +41,7 @@ def job_of(corpus: Path, url: Path, **changes: Any) -> PreparedJob:
 
 def labelled(job: PreparedJob) -> Actual:
     """The job done, without Ray."""
-    actor = LabellingActor(job)
-    actor.load()
-    for shard_range in missing_shards(job):
-        actor.label(shard_range)
-    publish_job(job)
+    run_here(job)
     return read_actual(job.store())
 
 
@@ -88,6 +84,37 @@ def test_padding_is_that_of_the_batches_of_whole_shards(corpus: Path, tmp_path: 
         seconds = rows.seconds()[batch]
         padded, labelled_seconds = padded + seconds.max() * len(batch), labelled_seconds + seconds.sum()
     assert plan_of(job, 1).padding == pytest.approx(1 - labelled_seconds / padded)
+
+
+@pytest.mark.parametrize(
+    ("selection", "refused"),
+    [
+        ({"policy": "top_k", "k": 4}, True),
+        ({"policy": "byte_budget", "bytes_per_frame": 6.0, "max_entries": 8}, True),
+        # Draws differ by what posteriors differ, and by chance.
+        ({"policy": "random_sampling", "draws": 5}, False),
+    ],
+)
+def test_a_teacher_that_hears_the_padding(
+    corpus: Path, tmp_path: Path, selection: dict[str, Any], refused: bool
+) -> None:
+    deaf = write_linear_teacher(tmp_path / "deaf")
+    hearing = write_linear_teacher(tmp_path / "hearing", factory="tests.support.odd_teachers:unmasked_model")
+    for teacher in (deaf, hearing):
+        manifest = str(corpus / "sounds" / "corpus.parquet")
+        job = prepare(make_job(manifest, [teacher], tmp_path / "labels", selection=selection))
+        if teacher == hearing and refused:
+            with pytest.raises(
+                InputError, match=r"utterance utt-\d+ has other posteriors in a batch than alone .KL .* nats in"
+            ):
+                calibrate(job, 2)
+            # One at a time it is right.
+            alone = make_job(
+                manifest, [teacher], tmp_path / "labels", selection=selection, resources__batch_seconds=0.1
+            )
+            calibrate(prepare(alone), 2)
+        else:
+            calibrate(job, 2)
 
 
 def test_a_slow_teacher_is_planned_to_take_its_time(corpus: Path, tmp_path: Path) -> None:
