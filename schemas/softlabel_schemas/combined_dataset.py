@@ -21,7 +21,7 @@ from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.manifest import SkippedUtterance, SpecDocument
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.plan import ShardRange
-from softlabel_schemas.selection import AnySelection, SampledSelection, TopK
+from softlabel_schemas.selection import AnySelection, SampledSelection, TopK, least_entries_per_frame
 from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
 from softlabel_schemas.spec import Combination, DatasetSpec, InputSpec
 from softlabel_schemas.tempering import obstacle
@@ -50,6 +50,9 @@ class CombinedDataset:
 
     Attributes:
         left_out_temperatures: those that some input stores and the result does not, with the reason of each.
+        narrow_inputs: URLs of those whose frames may have fewer entries than the result is to keep, with how few. Of what they
+            did not keep only the tail is known, so that a selection derived from the result is narrower than one of the whole
+            posteriors.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class CombinedDataset:
         )
         self.num_frames_of_shard = [shard.num_frames for shard in first.shards]
         self.left_out_temperatures = left_out
+        entries = {data.store.url: _least_entries(data) for data in inputs}
+        self.narrow_inputs = {url: count for url, count in entries.items() if count < selection.k}
 
     def begin(self) -> list[int]:
         """Claim the output, or join a run of the same inputs and settings; the shards without a commit record.
@@ -203,6 +208,11 @@ def _is_ensemble(spec: DatasetSpec) -> bool:
 def _is_whole(specs: Sequence[DatasetSpec]) -> bool:
     """Whether some input, and so the ensemble too, has an entry for every class in every frame."""
     return any(isinstance(spec.selection, TopK) and spec.selection.k >= spec.num_classes for spec in specs)
+
+
+def _least_entries(dataset: SoftLabelDataset) -> int:
+    spec = dataset.manifest.spec
+    return least_entries_per_frame(spec.selection, spec.num_classes)
 
 
 def _left_out_temperatures(inputs: Sequence[SoftLabelDataset], selection: AnySelection) -> dict[float, str]:

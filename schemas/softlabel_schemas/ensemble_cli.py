@@ -45,6 +45,12 @@ def combine(urls: tuple[str, ...], weights: str | None, method: Combination, top
     made = CombinedDataset(inputs, _numbers(weights) if weights else [1.0] * len(urls), method, top_k, output)
     for temperature, reason in made.left_out_temperatures.items():
         click.echo(f"warning: temperature {temperature:g} is left out: {reason}", err=True)
+    for url, count in made.narrow_inputs.items():
+        click.echo(
+            f"warning: {url} has frames of {_counted(count)}, fewer than --top-k: what students derive from the result is of "
+            "the classes that its inputs kept; store inputs by a top_k that is at least as wide",
+            err=True,
+        )
     missing = made.begin()
     frames = made.num_frames_of_shard
     done = sum(frames) - sum(frames[index] for index in missing)
@@ -94,6 +100,10 @@ def fit_weights_command(urls: tuple[str, ...], corpus: str, split: str, as_json:
             click.echo(f"  without {url}, whose weight is below {_LEAST_WEIGHT:g}")
     weights = ",".join(f"{weight / sum(kept.values()):.4g}" for weight in kept.values())
     click.echo(f"softlabels combine {shlex.join(kept)} --weights {weights} --top-k K --output OUTPUT")
+
+
+def _counted(entries: int) -> str:
+    return "1 entry" if entries == 1 else f"{entries} entries"
 
 
 def _numbers(text: str) -> list[float]:

@@ -178,6 +178,11 @@ AnySelection = PrefixSelection | SampledSelection | ByteBudget
 Selection = Annotated[AnySelection, Field(discriminator="policy")]
 
 
+def least_entries_per_frame(selection: AnySelection, num_classes: int) -> int:
+    """That each frame has, where it is not dropped: the likeliest ones, whose probabilities are known."""
+    return min(selection.k, num_classes) if isinstance(selection, TopK) else 1
+
+
 def max_entries_per_frame(selection: AnySelection, num_classes: int) -> int:
     return min(selection.cap + int(selection.keep_hard_label), num_classes)
 

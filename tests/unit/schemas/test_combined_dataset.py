@@ -17,7 +17,7 @@ from softlabel_schemas.combine import combine_targets
 from softlabel_schemas.combined_dataset import CombinedDataset
 from softlabel_schemas.frame_selection import FrameSelection
 from softlabel_schemas.narrowing import check_derivable
-from softlabel_schemas.selection import RandomSampling, TopK
+from softlabel_schemas.selection import Mass, RandomSampling, TopK
 from softlabel_schemas.spec import TeacherSpec
 from softlabel_schemas.verification import verify
 from tests.support.datasets import NUM_CLASSES
@@ -100,6 +100,17 @@ def test_temperatures_that_an_input_lacks_are_said(urls: list[str], tmp_path: Pa
     )
     assert open_dataset(tmp_path / "all").manifest.spec.temperatures == (1.0,)
     assert "warning" not in combine([third], tmp_path / "one").stderr
+
+
+def test_inputs_that_are_narrower_than_the_result_are_said(tmp_path: Path) -> None:
+    wide = write_member(tmp_path / "wide", member_rows(1), selection=TopK(k=8))
+    narrow = write_member(tmp_path / "narrow", member_rows(2), name="blstm", selection=Mass(mass=0.5, max_entries=20))
+    result = combine([wide, narrow], tmp_path / "both")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith(
+        f"warning: {narrow} has frames of 1 entry, fewer than --top-k: what students derive"
+    )
+    assert result.stderr.count("warning: ") == 1
 
 
 def test_temperatures_that_a_codec_cannot_tell_are_left_out(tmp_path: Path) -> None:
