@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from softlabel_schemas.compiled import compiled
 from softlabel_schemas.selection import MIN_LOG_PROB, NO_LABEL, Mass, Threshold, TopK
+from teacher_service import capture as module
 from teacher_service.capture import capture
 from teacher_service.float32 import exp_of_negative, log1p_of_fraction
 from teacher_service.selection import Selected
@@ -175,3 +178,44 @@ def test_what_has_no_place_for_a_cache_is_compiled_nevertheless() -> None:
     scope: dict[str, Callable[[int], int]] = {}
     exec("def double(x):\n    return 2 * x\n", scope)
     assert compiled()(scope["double"])(21) == 42
+
+
+def test_a_kernel_that_cannot_be_built_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As without a C compiler for Triton's launcher: the same from torch, and one line. A device that has failed is no such
+    case."""
+    failures: list[Exception] = [RuntimeError("Failed to find C compiler"), RuntimeError("CUDA error: unspecified")]
+    tried = []
+
+    def kernel(*_: Any) -> Selected:
+        tried.append(failures[0])
+        raise failures[0]
+
+    monkeypatch.setitem(sys.modules, "teacher_service.capture_triton", SimpleNamespace(capture_triton=kernel))
+    arguments: Any = (
+        [torch.randn(2, 5, 9)],
+        [5, 3],
+        [1.0],
+        "arithmetic",
+        TopK(k=3),
+        (1.0,),
+        torch.full((8,), NO_LABEL),
+    )
+    expected = capture(*arguments)
+    assert tried == []
+    monkeypatch.setattr(module, "_takes_kernel", lambda *_: not module._kernel_failures)
+    monkeypatch.setattr(module, "_kernel_failures", [])
+    for _ in range(2):
+        found = capture(*arguments)
+        assert torch.equal(found.log_probs_NK, expected.log_probs_NK)
+        assert torch.equal(found.tail_NM, expected.tail_NM)
+    assert tried == failures[:1]
+    assert [record.getMessage() for record in caplog.records] == [
+        "capture is by torch and not by its kernel, which failed: RuntimeError: Failed to find C compiler"
+    ]
+    module._kernel_failures.clear()
+    failures.pop(0)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        capture(*arguments)
+    assert module._kernel_failures == []
