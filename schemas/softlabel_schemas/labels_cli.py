@@ -52,7 +52,8 @@ def pull_command(
     warn_if_deprecated(dataset.store)
     check_output(dataset, output)
     rows = None if corpus is None else load_corpus(corpus)
-    made = Subset(dataset, _choice(dataset, hours, speakers, utterances, shards, rows, corpus), output)
+    choice = _choice(dataset, hours, speakers, utterances, shards, rows, corpus)
+    made = Subset(dataset, choice, output, keep_ids=rows is not None)
     missing = made.begin()
     done = made.num_shards - len(missing)
     with progress("pull", made.num_shards, "shards") as advance:

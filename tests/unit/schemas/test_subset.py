@@ -250,6 +250,28 @@ def test_it_goes_on_after_a_kill_to_the_same_bytes(dataset: SoftLabelDataset, tm
     assert tree(tmp_path / "twice") == tree(tmp_path / "once")
 
 
+def test_run_again_it_leaves_what_was_said_of_the_subset(dataset: SoftLabelDataset, tmp_path: Path) -> None:
+    args, store = ["pull", dataset.store.url, "--shards", "1", str(tmp_path / "some")], ObjectStore(tmp_path / "some")
+    assert softlabels(*args).exit_code == 0
+    assert read_about(store) == read_about(dataset.store)
+    (tmp_path / "description.toml").write_text('title = "Ten hours of read speech"')
+    assert softlabels("about", store.url, str(tmp_path / "description.toml")).exit_code == 0
+    for said in (store.read("about.json"), b"of a newer writer"):
+        store.put("about.json", said)
+        assert softlabels(*args).exit_code == 0
+        assert store.read("about.json") == said
+
+
+@pytest.mark.parametrize("keep_ids", [False, True])
+def test_ids_are_kept_where_they_will_be_asked_for(dataset: SoftLabelDataset, tmp_path: Path, keep_ids: bool) -> None:
+    subset = Subset(dataset, choose_shards(dataset, "0-1"), str(tmp_path / "some"), keep_ids=keep_ids)
+    for index in subset.begin():
+        subset.make_shard(index)
+    assert list(subset._ids_of_shard) == ([0, 1] if keep_ids else [])
+    expected = [each for index in range(2) for each in dataset.read_shard(index).utterance_ids]
+    assert set(subset.utterance_ids()) == {*expected, "utt-silent"}
+
+
 def test_what_is_damaged_is_not_taken_over(tmp_path: Path) -> None:
     written = write_dataset(str(tmp_path / "whole"), shard_format="parquet", num_shards=2)
     file = tmp_path / "whole" / written.manifest.shards[1].folder / "shard.parquet"
