@@ -7,6 +7,7 @@ from functools import partial
 
 from softlabel_schemas.about import begin_about
 from softlabel_schemas.bundle import BundleReader
+from softlabel_schemas.codec import build_codec
 from softlabel_schemas.commit import (
     COMMITS_AT_ONCE,
     Published,
@@ -20,10 +21,11 @@ from softlabel_schemas.corpus_file import CorpusFile
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.frame_selection import silence_classes
 from softlabel_schemas.inventory import ClassInventory, check_same_inventory
+from softlabel_schemas.limits import MAX_DECODED_BYTES, PARQUET_STREAM_BYTES
 from softlabel_schemas.manifest import SpecDocument
 from softlabel_schemas.object_store import MAX_DOCUMENT_BYTES, ObjectStore
 from softlabel_schemas.plan import ShardRange
-from softlabel_schemas.selection import max_entries_per_frame
+from softlabel_schemas.selection import TopK, max_entries_per_frame
 from softlabel_schemas.spec import DatasetSpec, StorageSpec, TeacherSpec
 from softlabel_schemas.tempering import check_tempered
 from teacher_service.config import JobConfig
@@ -114,6 +116,7 @@ def prepare(config: JobConfig) -> PreparedJob:
     for temperature in spec.temperatures:
         check_tempered(spec, temperature, where="targets.temperatures")
     _check_manifest_size(config, spec, sum(scan.seconds_of_shard), len(scan.plan), scan.num_rows)
+    _check_shard_size(config, spec, max(scan.seconds_of_shard, default=0.0))
     storage = StorageSpec(
         shard_format=config.destination.format,
         num_shards=len(scan.plan),
@@ -156,6 +159,23 @@ def _check_manifest_size(config: JobConfig, spec: DatasetSpec, seconds: float, n
             f"{num_shards} shards and {num_skipped} skipped utterances may need a manifest of {num_bytes / 2**20:.0f} MiB, it "
             f"can have {MAX_DOCUMENT_BYTES >> 20}; set a larger destination.shard_seconds, a smaller "
             'errors.max_skipped_fraction, or destination.format = "parquet", whose shards are one file each'
+        )
+
+
+def _check_shard_size(config: JobConfig, spec: DatasetSpec, seconds: float) -> None:
+    """Raises InputError where the longest shard, of ``seconds``, has a stream that is too large for it: better now than after
+    its labelling. Of other policies than top_k, and of frames that are dropped, nobody knows it before.
+    """
+    if not isinstance(spec.selection, TopK) or spec.selection.frames is not None:
+        return
+    entries = min(spec.selection.k, spec.num_classes)
+    num_bytes = build_codec(spec).least_bytes(entries) * 1000 * seconds / spec.frame_shift_ms
+    at_most = PARQUET_STREAM_BYTES if config.destination.format == "parquet" else MAX_DECODED_BYTES
+    if num_bytes >= at_most:
+        raise InputError(
+            f"the longest shard, of {seconds:,.1f} s, would have a stream of {num_bytes / 2**30:.1f} GiB at {entries} entries "
+            f"a frame with the codec {spec.codec}, expected less than {at_most / 2**30:g}; set destination.shard_seconds below "
+            f"{seconds * at_most / num_bytes:.4g}, or a smaller selection.k"
         )
 
 

@@ -102,6 +102,16 @@ def begin_about(store: ObjectStore, description: Description) -> None:
         _write(store, found, description, SOFTWARE)
 
 
+def inherit_about(store: ObjectStore, about: About) -> None:
+    """Write what is said of another dataset, unless something is said of this one, readable or not."""
+    try:
+        found = read_about(store)
+    except IntegrityError:
+        return
+    if found in (None, About()):
+        store.put(layout.ABOUT, to_bytes(about))
+
+
 def _write(store: ObjectStore, found: About | None, description: Description, software: str | None) -> None:
     wanted = About(software=found.software if found else software, description=description)
     if wanted != found:

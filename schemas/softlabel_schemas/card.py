@@ -191,7 +191,10 @@ def _front_matter(entry: Entry, shards: Sequence[ShardRecord]) -> Iterator[str]:
     if entry.facts["shard_format"] == "parquet":
         # Named one by one: what losing writers left beside them is not data.
         paths = [f"{shard.folder}/shard.parquet" for shard in shards if shard.num_utterances]
-        named: list[str] | str = paths if len(paths) <= _MAX_FILES else "shards/*/shard.parquet"
+        named: list[str] | str = paths
+        if len(paths) > _MAX_FILES:
+            named = "shards/*/shard.parquet"
+            yield "# The pattern also matches what losing writers left; 'softlabels gc URL --delete' removes that."
         fields["configs"] = [{"config_name": "default", "data_files": [{"split": "train", "path": named}]}]
     for name, value in fields.items():
         yield f"{name}: {json.dumps(value, ensure_ascii=False)}"

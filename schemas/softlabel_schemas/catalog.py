@@ -16,7 +16,7 @@ from softlabel_schemas import layout
 from softlabel_schemas.about import About, read_about
 from softlabel_schemas.commit import committed_shards, read_spec
 from softlabel_schemas.dataset import open_dataset
-from softlabel_schemas.deprecation import Deprecation, read_deprecation
+from softlabel_schemas.deprecation import Deprecation, deprecation_of
 from softlabel_schemas.describe import description, selection_words
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.names import NAMES, list_names
@@ -133,7 +133,7 @@ def read_entry(store: ObjectStore, path: str, names: tuple[str, ...] = ()) -> En
             facts=description(dataset),
             spec=dataset.manifest.spec,
             about=about,
-            deprecation=read_deprecation(own),
+            deprecation=deprecation_of(own),
         )
     except (InputError, IntegrityError, OSError) as error:
         return Entry(

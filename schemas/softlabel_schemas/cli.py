@@ -12,7 +12,7 @@ from softlabel_schemas.align_cli import align
 from softlabel_schemas.catalog_cli import card_command, catalog_command
 from softlabel_schemas.command_line import CheckFailedError, CommandGroup, progress
 from softlabel_schemas.dataset import open_dataset
-from softlabel_schemas.deprecation import read_deprecation, warn_if_deprecated
+from softlabel_schemas.deprecation import warn_if_deprecated
 from softlabel_schemas.describe import description
 from softlabel_schemas.ensemble_cli import combine, fit_weights_command
 from softlabel_schemas.export_cli import export
@@ -52,12 +52,11 @@ def describe(url: str, as_json: bool) -> None:
     """
     dataset = open_dataset(url)
     facts = description(dataset)
-    about, deprecation = read_about_or_warn(dataset.store), read_deprecation(dataset.store)
+    about, deprecation = read_about_or_warn(dataset.store), warn_if_deprecated(dataset.store)
     if about is not None:
         facts |= {"software": about.software} | about.description.model_dump(mode="json", exclude_none=True)
     if deprecation is not None:
         facts["deprecated"] = deprecation.model_dump(mode="json", exclude_none=True)
-        warn_if_deprecated(dataset.store)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return

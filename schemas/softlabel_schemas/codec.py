@@ -55,6 +55,10 @@ class Codec(Protocol):
     def mass_tolerance(self) -> float:
         """How far kept mass + tail mass of decoded targets may be from 1."""
 
+    def least_bytes(self, num_entries: int) -> float:
+        """What frames of so many entries each take on average in the largest of the streams, at the least: bytes a frame,
+        before compression."""
+
     def encode(self, targets: SoftTargets, frame_offsets: Int64) -> Streams:
         """The streams of the utterances that begin at ``frame_offsets`` [N + 1]; :func:`check_encodable` comes first.
 
@@ -112,6 +116,10 @@ class PackedCodec:
     @property
     def zstd_level(self) -> int:
         return 3
+
+    def least_bytes(self, num_entries: int) -> float:
+        of_entry = max(self.id_dtype.itemsize, self.log_prob_dtype.itemsize)
+        return max(num_entries * of_entry, self.tail_dtype.itemsize * len(self.temperatures))
 
     def encode(self, targets: SoftTargets, frame_offsets: Int64) -> Streams:
         targets.validate()

@@ -25,6 +25,7 @@ from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.file_records import FileRecord, FileRecords
 from softlabel_schemas.index_builder import IndexBuilder, check_room, put_buckets
 from softlabel_schemas.inventory import ClassInventory
+from softlabel_schemas.limits import MAX_DECODED_BYTES, MAX_SHARD_BYTES
 from softlabel_schemas.manifest import (
     CommitRecord,
     FrameSums,
@@ -176,6 +177,7 @@ def encode_shard(
     """The files of a shard by name, and its commit record; nothing is stored.
 
     Raises:
+        InputError: it is larger than a shard can be.
         ValueError: the targets break an invariant; names the utterance.
         IntegrityError: what was encoded does not decode to valid targets.
     """
@@ -200,7 +202,9 @@ def _shard_files(
 ) -> tuple[dict[str, bytes], CommitRecord]:
     codec, container = build_codec(document.spec), CONTAINERS[document.storage.shard_format]
     where = f"shard {shard_range.index}"
+    _check_size(sum(len(data) for data, _ in encoded.streams.values()), MAX_DECODED_BYTES, "its streams have", where)
     files = container.encode(encoded, codec.zstd_level)
+    _check_size(sum(map(len, files.values())), MAX_SHARD_BYTES, "its files have", where)
     # Read back what is about to be stored: a label that cannot be read never gets a commit record.
     columns = container.decode(files, codec.streams, where=where)
     shard = decode_columns(columns, codec, where=where)
@@ -229,6 +233,15 @@ def _shard_files(
         index=index.to_base64() if document.spec.format_version >= 2 else None,
     )
     return files, record
+
+
+def _check_size(num_bytes: int, at_most: int, what: str, where: str) -> None:
+    """Raises InputError: a shard that no reader would take is no fault of the machine that made it."""
+    if num_bytes > at_most:
+        raise InputError(
+            f"{where}: {what} {num_bytes} bytes together, expected at most {at_most}; set a smaller "
+            "destination.shard_seconds"
+        )
 
 
 def committed_shards(store: ObjectStore) -> set[int]:

@@ -19,7 +19,7 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.retrying import call_with_retries, error_code, is_refusal
+from softlabel_schemas.retrying import call_with_retries, error_code, http_status, is_refusal
 
 # An attempt may take this long, and so much longer for each MiB: a slower transfer is as good as stuck.
 _ATTEMPT_SECONDS = 30.0
@@ -123,16 +123,28 @@ class Connection:
             if self.is_local:
                 # A disk has no credentials; its message names the file.
                 raise
-            raise PermissionError(
-                f"{where}: access was refused ({error_code(error) or error}); credentials may be missing, expired or not meant "
-                "for this: renew them where the process gets them from, and run again"
-            ) from error
+            status = http_status(error)
+            reason = error_code(error) or (error if status is None else f"HTTP status {status}")
+            raise PermissionError(f"{where}: access was refused ({reason}); {self._what_to_do_when_refused}") from error
         except OSError as error:
             named = self.is_local or error.errno is None
             if named or isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError):
                 raise
             # A full destination, for instance, is reported without its name.
             raise OSError(error.errno, f"{where}: {error.strerror or error}") from error
+
+    @property
+    def _what_to_do_when_refused(self) -> str:
+        if self.url.startswith(("http://", "https://")):
+            # A bucket answers so for what is not there, too, to who may not list it.
+            return (
+                "there may be no such object, or reading it may need credentials: check the URL, or give that of the storage "
+                "itself, such as s3://bucket/prefix"
+            )
+        return (
+            "credentials may be missing, expired or not meant for this: renew them where the process gets them from, and run "
+            "again"
+        )
 
     def _reconnect(self, failed: Any) -> None:
         with self._lock:

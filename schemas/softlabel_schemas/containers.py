@@ -13,7 +13,8 @@ from softlabel_schemas.spec import ShardFormat
 class Container(Protocol):
     """See :mod:`softlabel_schemas.shard`."""
 
-    def encode(self, columns: ShardColumns, zstd_level: int) -> dict[str, bytes]: ...
+    def encode(self, columns: ShardColumns, zstd_level: int) -> dict[str, bytes]:
+        """Raises InputError where there is more than a shard can hold."""
 
     def decode(self, files: Mapping[str, bytes], streams: Sequence[str], *, where: str) -> ShardColumns: ...
 

@@ -104,6 +104,15 @@ class SoftLabelDataset:
         for shard in self.iter_shards():
             yield from shard
 
+    def __contains__(self, utterance_id: object) -> bool:
+        """Whether the dataset has labels of the utterance of this id: as :meth:`shards_of`, without reading labels. What is no
+        id is not in it.
+
+        Raises:
+            IntegrityError, OSError: the index cannot be read.
+        """
+        return isinstance(utterance_id, str) and self.shards_of([utterance_id])[utterance_id] is not None
+
     def __getitem__(self, key: int | str) -> LabelledUtterance:
         """One utterance by index (0 .. len - 1) or id, from its block; neighbours are in memory then.
 

@@ -14,12 +14,14 @@ from pydantic import AfterValidator
 from softlabel_schemas import layout
 from softlabel_schemas.about import Line
 from softlabel_schemas.commit import read_manifest
-from softlabel_schemas.errors import InputError
+from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.manifest import from_bytes, to_bytes
 from softlabel_schemas.object_store import ObjectStore, refuse_credentials
-from softlabel_schemas.strict import StrictModel
+from softlabel_schemas.strict import StrictModel, printable
 
 _MAX_BYTES = 1 << 16
+# As long as a line may be.
+_MAX_PROBLEM = 200
 
 
 def _address(text: str) -> str:
@@ -58,8 +60,20 @@ def read_deprecation(store: ObjectStore) -> Deprecation | None:
     return from_bytes(Deprecation, data, where=store.describe(layout.DEPRECATED))
 
 
-def warn_if_deprecated(store: ObjectStore) -> None:
-    """Says so on stderr."""
-    found = read_deprecation(store)
+def deprecation_of(store: ObjectStore) -> Deprecation | None:
+    """:func:`read_deprecation`, but of a notice that cannot be read, a newer writer's perhaps, the reason is why: who put it
+    there wanted to warn, and the labels are as good as they were.
+    """
+    try:
+        return read_deprecation(store)
+    except IntegrityError as error:
+        problem = printable(str(error).removeprefix(f"{store.url}/"), _MAX_PROBLEM)
+        return Deprecation(reason=f"its notice cannot be read: {problem}"[:_MAX_PROBLEM])
+
+
+def warn_if_deprecated(store: ObjectStore) -> Deprecation | None:
+    """:func:`deprecation_of`; says so on stderr."""
+    found = deprecation_of(store)
     if found is not None:
         click.echo(f"warning: {store.url} is {found.sentence()}", err=True)
+    return found

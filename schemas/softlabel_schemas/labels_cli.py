@@ -27,7 +27,9 @@ from softlabel_schemas.subset_corpus import write_corpus_of
 @click.option("--utterances", type=click.Path(), help="File with an utterance id on each line.")
 @click.option("--shards", help="Whole shards: 0-3,7.")
 @click.option(
-    "--corpus", help="Manifest of the corpus that was labelled; its rows of the subset are written to OUTPUT too."
+    "--corpus",
+    help="Manifest of the corpus that was labelled; its rows of the subset, and of splits without labels such as dev and "
+    "test, are written to OUTPUT too.",
 )
 def pull_command(
     url: str,
@@ -41,7 +43,8 @@ def pull_command(
     """Make OUTPUT, a folder or URL, a dataset of its own with some of the utterances of the dataset at URL.
 
     Every byte is checked on the way. The labels stay as they are; the new dataset names the one it was taken from. With
-    --corpus, OUTPUT/corpus.parquet lists its utterances, for training on them. Run it again after a kill, and it goes on.
+    --corpus, OUTPUT/corpus.parquet lists its utterances, for training on them, and those of the splits of which URL has none,
+    for stopping by dev and evaluating on test. Run it again after a kill, and it goes on.
 
     \b
     Examples:
@@ -52,7 +55,8 @@ def pull_command(
     warn_if_deprecated(dataset.store)
     check_output(dataset, output)
     rows = None if corpus is None else load_corpus(corpus)
-    made = Subset(dataset, _choice(dataset, hours, speakers, utterances, shards, rows, corpus), output)
+    choice = _choice(dataset, hours, speakers, utterances, shards, rows, corpus)
+    made = Subset(dataset, choice, output, keep_ids=rows is not None)
     missing = made.begin()
     done = made.num_shards - len(missing)
     with progress("pull", made.num_shards, "shards") as advance:
@@ -62,7 +66,7 @@ def pull_command(
             done += 1
             advance(done)
     if rows is not None:
-        write_corpus_of(made.store, made.utterance_ids(), rows, dataset.inventory, where=str(corpus))
+        write_corpus_of(made.store, made.utterance_ids(), rows, dataset, where=str(corpus))
     published = made.publish()
     click.echo(
         f"{output}: {made.num_shards:,} shards, {published.content_digest} from {dataset.manifest.content_digest}"

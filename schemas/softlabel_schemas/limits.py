@@ -14,6 +14,8 @@ MAX_SHARDS = 1_000_000
 MAX_UTTERANCES_PER_SHARD = 1_000_000
 # Stored bytes of one shard: a hundred times a shard of two hours at 30 bytes a frame.
 MAX_SHARD_BYTES = 2 << 30
+# A stream of a Parquet shard has fewer bytes: Arrow's offsets have 32 bits.
+PARQUET_STREAM_BYTES = 2 << 30
 # The utterance index: 131,072 buckets of 4,096 entries hold 1.5 million hours in utterances of 10 s, and take 6 MiB of the
 # manifest. Of more utterances buckets get larger, up to 10 MiB.
 MAX_INDEX_BUCKETS = 1 << 17
@@ -26,12 +28,12 @@ MAX_DOCUMENT_VALUES = 4 << 20
 # times theirs: 64 MiB holds 18 hours of the latter.
 _DECODED_BASE = 64 << 20
 _DECODED_FACTOR = 16
-_MAX_DECODED_BYTES = 4 << 30
+MAX_DECODED_BYTES = 4 << 30
 
 
 def max_decoded_bytes(stored_bytes: int) -> int:
     """What the columns of a shard of ``stored_bytes`` may decompress to."""
-    return min(_DECODED_BASE + _DECODED_FACTOR * stored_bytes, _MAX_DECODED_BYTES)
+    return min(_DECODED_BASE + _DECODED_FACTOR * stored_bytes, MAX_DECODED_BYTES)
 
 
 class DecodingBudget:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabel_schemas import mtf_kernels
-from softlabel_schemas.mtf_kernels import LEVELS, MAX_STAMPS
+from softlabel_schemas.mtf_kernels import LAST_HIGH, LEVELS, MAX_LIST, MAX_STAMPS
 from softlabel_schemas.streams import Streams, check_streams, entry_offsets_of
 from softlabel_schemas.targets import RAW_MASS_TOLERANCE, Int64, SoftTargets, check_distinct
 
@@ -105,6 +105,13 @@ class MtfSqrtCodec:
         """Of a new class id beyond what "positions" and "new_ids" hold: 0 up to 768 classes, 1 up to 66,048, else 3."""
         most = max(self.num_classes - 1 >> 8, mtf_kernels.LAST_HIGH) - mtf_kernels.LAST_HIGH
         return 0 if most == 0 else 1 if most < 256 else 3
+
+    def least_bytes(self, num_entries: int) -> float:
+        """Nibbles of "positions", bytes of "tail_mass", and of "new_ids" and "overflow" what the last frame's classes leave at
+        best."""
+        num_new = max(num_entries - MAX_LIST, 0)
+        num_high = max(num_new - (LAST_HIGH << 8), 0)
+        return max(num_entries / 2, len(self.temperatures), num_new, num_high * self.high_bytes)
 
     def encode(self, targets: SoftTargets, frame_offsets: Int64) -> Streams:
         num_utterances, num_entries = len(frame_offsets) - 1, targets.num_entries

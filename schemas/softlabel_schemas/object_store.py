@@ -55,7 +55,7 @@ class ObjectStore(Connection):
         url: a folder or the URL of a storage (``STORAGE_PROTOCOLS``) such as ``s3://bucket/prefix``.
         storage_options: passed to the fsspec file system; credentials are better left to its environment.
         last_writer_wins: make ``put_if_absent`` look first and then write, for servers without conditional writes; two
-            writers at once can then both believe that they were first.
+            writers at once can then both believe that they were first. Not for folders, whose file systems have hard links.
 
     Raises:
         InputError: the URL's protocol is another or its package is missing, or the URL holds a credential.
@@ -362,6 +362,12 @@ class ConditionalWriteError(InputError):
     @classmethod
     def because(cls, url: str, reason: str) -> Self:
         """Not the constructor: exceptions are rebuilt from their message when they come from another process."""
+        if "://" not in url or url.startswith(("file://", "local://")):
+            return cls(
+                f"{url}: the file system of this folder cannot create a file only if it is absent ({reason}), so two jobs "
+                "could overwrite each other's records. Use a folder on a file system with hard links; if it is a mounted "
+                "bucket, give the bucket's own URL, such as s3://bucket/prefix"
+            )
         return cls(
             f"{url}: this store does not support conditional creation ({reason}), so two jobs could overwrite each other's "
             "records. Use AWS S3, Ceph, MinIO, Google Cloud Storage or a local disk with hard links; or, if only one job ever "

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softlabel_schemas.errors import IntegrityError
+from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.limits import PARQUET_STREAM_BYTES
 from softlabel_schemas.parquet_file import Column, PageColumns, ParquetColumns, RowGroup, SchemaError
 from softlabel_schemas.shard import Block, ShardColumns
 
@@ -41,6 +42,7 @@ def _columns(streams: Sequence[str]) -> list[Column]:
 
 
 def encode(columns: ShardColumns, zstd_level: int) -> dict[str, bytes]:
+    """Raises InputError where there is more than a shard can hold."""
     agreement = pa.array(columns.agreement, mask=np.isnan(columns.agreement))
     arrays = [
         pa.array(columns.utterance_ids, pa.string()),
@@ -51,9 +53,10 @@ def encode(columns: ShardColumns, zstd_level: int) -> dict[str, bytes]:
         agreement,
     ]
     for stream, (data, offsets) in columns.streams.items():
-        if offsets[-1] >= 2**31:
-            raise ValueError(
-                f"stream '{stream}' has {offsets[-1]} bytes, a shard holds less than 2 GiB; cut smaller shards"
+        if offsets[-1] >= PARQUET_STREAM_BYTES:
+            raise InputError(
+                f"a shard's stream '{stream}' has {offsets[-1]} bytes, expected less than {PARQUET_STREAM_BYTES}; set a "
+                "smaller destination.shard_seconds"
             )
         buffers = [None, pa.py_buffer(offsets.astype(np.int32).tobytes()), pa.py_buffer(data)]
         arrays.append(pa.Array.from_buffers(pa.binary(), len(offsets) - 1, buffers))

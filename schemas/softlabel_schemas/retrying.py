@@ -8,6 +8,7 @@ themselves, each on its own terms, and would multiply the requests; they are tol
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 10.0
 # Statuses below 500 that ask for another attempt: timeout, a conflict with a concurrent conditional write, too many requests.
 _PASSING_STATUSES = (408, 409, 429)
+_REFUSING_STATUSES = (401, 403)
 # Not implemented; insufficient storage, which is what MinIO says when it is full.
 _FINAL_SERVER_STATUSES = (501, 507)
 _FINAL_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -46,6 +48,8 @@ _NETWORK_ERRORS = {
     "ChecksumError",
     "FlexibleChecksumError",
 }
+# The query of an address: a server may redirect to a signed one.
+_QUERY = re.compile(r"(?<=://)([^\s?'\"]*)\?[^\s'\"]*")
 
 ResultT = TypeVar("ResultT")
 
@@ -54,7 +58,8 @@ def call_with_retries(function: Callable[[], ResultT], *, where: str) -> ResultT
     """``function()``, tried again while its failures may pass.
 
     Raises:
-        OSError: it failed for good; a failure of another type that an HTTP library raised is turned into one.
+        OSError: it failed for good; a failure of another type that an HTTP library raised is turned into one, a PermissionError
+            where the server refused access.
     """
     retrying = Retrying(
         retry=retry_if_exception(is_transient),
@@ -65,15 +70,21 @@ def call_with_retries(function: Callable[[], ResultT], *, where: str) -> ResultT
     try:
         return retrying(function)
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        reason = _reason(error)
+        # aiohttp's errors show the address of a redirect: a traceback must not show them.
+        shown = error if _own_status(error) is None else None
         if is_transient(error):
             attempts = retrying.statistics["attempt_number"]
             seconds = retrying.statistics["delay_since_first_attempt"]
             raise OSError(
                 f"{where}: gave up after {attempts} attempts in {seconds:.0f} s, the last: {reason}"
-            ) from error
-        if "BotoCoreError" in _class_names(error) and not isinstance(error, OSError):
-            raise OSError(f"{where}: {reason}") from error
+            ) from shown
+        if isinstance(error, OSError):
+            raise
+        if _own_status(error) in _REFUSING_STATUSES:
+            raise PermissionError(f"{where}: {reason}") from shown
+        if "BotoCoreError" in _class_names(error) or _own_status(error) is not None:
+            raise OSError(f"{where}: {reason}") from shown
         raise
 
 
@@ -115,10 +126,25 @@ def error_code(error: BaseException) -> str:
 def http_status(error: BaseException) -> int | None:
     """The status of the HTTP response that the error stems from, if any."""
     status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
-    if status is None:
-        # aiohttp's own errors, which fsspec's HTTP file system passes on.
-        status = getattr(error, "status", None)
+    each: BaseException | None = error
+    while status is None and each is not None:
+        status = _own_status(each)
+        each = each.__cause__ or each.__context__
     return int(status) if isinstance(status, int) else None
+
+
+def _own_status(error: BaseException) -> int | None:
+    """Of aiohttp's own errors, which fsspec's HTTP file system passes on."""
+    status = getattr(error, "status", None)
+    return status if isinstance(status, int) else None
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, for messages: without what follows the ``?`` of an address, which may sign it."""
+    status = _own_status(error)
+    if status is not None:
+        return f"HTTP status {status}"
+    return _QUERY.sub(r"\1", str(error)) or type(error).__name__
 
 
 def _response(error: BaseException | None) -> dict[str, Any]:

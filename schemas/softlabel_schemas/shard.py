@@ -109,6 +109,10 @@ class Shard:
     def __len__(self) -> int:
         return len(self.utterance_ids)
 
+    def __contains__(self, utterance_id: object) -> bool:
+        """Whether the shard has the utterance of this id; what is no id is not in it."""
+        return isinstance(utterance_id, str) and utterance_id in self.utterance_ids
+
     def __getitem__(self, index: int) -> LabelledUtterance:
         if not 0 <= index < len(self):
             raise IndexError(f"utterance {index} asked for, the shard has {len(self)}")

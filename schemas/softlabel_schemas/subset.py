@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from softlabel_schemas.about import About, read_about_or_warn, write_about
+from softlabel_schemas.about import About, inherit_about, read_about_or_warn
 from softlabel_schemas.commit import Published, begin, commit_columns, committed_shards, publish
 from softlabel_schemas.dataset import SoftLabelDataset
 from softlabel_schemas.errors import InputError, IntegrityError
@@ -24,11 +24,14 @@ from softlabel_schemas.subset_choice import Choice
 
 
 class Subset:
-    """What is made at ``output``; nothing is written before :meth:`begin`."""
+    """What is made at ``output``; nothing is written before :meth:`begin`.
 
-    def __init__(self, dataset: SoftLabelDataset, choice: Choice, output: str) -> None:
-        self._dataset, self._choice = dataset, choice
-        # Of the shards made here, so that whole ones need not be fetched once more for them.
+    Args:
+        keep_ids: keep the ids of the shards made here in memory, so that :meth:`utterance_ids` need not fetch whole ones again.
+    """
+
+    def __init__(self, dataset: SoftLabelDataset, choice: Choice, output: str, *, keep_ids: bool = False) -> None:
+        self._dataset, self._choice, self._keep_ids = dataset, choice, keep_ids
         self._ids_of_shard: dict[int, list[str]] = {}
         self.store = ObjectStore(output)
         manifest = dataset.manifest
@@ -55,7 +58,7 @@ class Subset:
         # Before the output is claimed: this may fail.
         about = read_about_or_warn(self._dataset.store) or About()
         begin(self.store, self._document, self._dataset.inventory)
-        write_about(self.store, about.description, software=about.software)
+        inherit_about(self.store, about)
         return sorted(set(range(self.num_shards)) - committed_shards(self.store))
 
     def make_shard(self, index: int) -> None:
@@ -73,7 +76,8 @@ class Subset:
             )
         shard_range = ShardRange(index=index, first_row=self._starts[index], num_rows=num_rows)
         commit_columns(self.store, self._document, shard_range, columns, _sums(columns), skipped)
-        self._ids_of_shard[index] = [*columns.utterance_ids, *(entry.utterance_id for entry in skipped)]
+        if self._keep_ids:
+            self._ids_of_shard[index] = [*columns.utterance_ids, *(entry.utterance_id for entry in skipped)]
 
     def utterance_ids(self) -> list[str]:
         """Of all rows, skipped ones too, once every shard is committed."""

@@ -1,7 +1,12 @@
-"""The corpus of a subset: the rows of its utterances, so that a student can be trained on them and nothing else."""
+"""The corpus of a subset: the rows of its utterances, so that a student can be trained on them and nothing else.
+
+Splits that were not labelled at all, such as dev and test, stay whole: a student is stopped by the one and evaluated on the
+other.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from softlabel_schemas.corpus import Corpus, check_label_inventory, write_corpus
+from softlabel_schemas.dataset import SoftLabelDataset
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.object_store import ObjectStore
 
 # In the folder of the dataset, where readers of datasets ignore it.
@@ -18,21 +23,35 @@ NAME = "corpus.parquet"
 
 
 def write_corpus_of(
-    store: ObjectStore, utterance_ids: Collection[str], corpus: Corpus, inventory: ClassInventory, *, where: str
+    store: ObjectStore, utterance_ids: Collection[str], corpus: Corpus, dataset: SoftLabelDataset, *, where: str
 ) -> None:
-    """Write it into the dataset's folder; audio and features stay where they are and are named from there.
+    """Write it into the subset's folder; audio and features stay where they are and are named from there.
+
+    Args:
+        store: of the subset.
+        utterance_ids: the subset's, those that were skipped too.
+        dataset: that the subset is taken of.
 
     Raises:
         InputError: the corpus lacks an utterance, or its hard labels are of another inventory.
+        IntegrityError, OSError: the dataset's index cannot be read.
     """
-    check_label_inventory(corpus.inventory_digest, inventory, where=where)
+    check_label_inventory(corpus.inventory_digest, dataset.inventory, where=where)
+    ids, splits = corpus.table["utterance_id"].to_pylist(), corpus.table["split"].to_pylist()
     wanted = set(utterance_ids)
-    chosen_N = np.array([each in wanted for each in corpus.table["utterance_id"].to_pylist()])
-    if int(chosen_N.sum()) != len(wanted):
-        missing = min(wanted.difference(corpus.table["utterance_id"].to_pylist()))
+    of_subset_N = np.array([each in wanted for each in ids], dtype=bool)
+    if int(of_subset_N.sum()) != len(wanted):
+        missing = min(wanted.difference(ids))
         raise InputError(
             f"{where} has no utterance {missing!r}, which the dataset has; give the corpus that was labelled"
         )
+    touched = {split for split, of_subset in zip(splits, of_subset_N, strict=True) if of_subset}
+    others: defaultdict[str, list[str]] = defaultdict(list)
+    for each, split in zip(ids, splits, strict=True):
+        if split not in touched:
+            others[split].append(each)
+    unlabelled = {split for split, of_split in others.items() if not _has_any(dataset, of_split)}
+    chosen_N = of_subset_N | np.array([split in unlabelled for split in splits], dtype=bool)
 
     def whole(location: str | None) -> str | None:
         if location is None:
@@ -44,6 +63,13 @@ def write_corpus_of(
     write_corpus(
         store.describe(NAME),
         rows,
-        inventory=inventory,
+        inventory=dataset.inventory,
         hard_label_frame_shift_ms=corpus.hard_label_frame_shift_ms,
     )
+
+
+def _has_any(dataset: SoftLabelDataset, utterance_ids: Collection[str]) -> bool:
+    """Whether it labelled one of them or skipped it."""
+    if not {entry.utterance_id for entry in dataset.manifest.skipped}.isdisjoint(utterance_ids):
+        return True
+    return any(shard is not None for shard in dataset.shards_of(list(utterance_ids)).values())

@@ -322,15 +322,23 @@ def test_another_os_error_is_raised(new_url: Callable[[str], str], monkeypatch: 
         store.put_if_absent("a", b"")
 
 
-def test_a_disk_without_hard_links_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As FAT and some network file systems answer."""
+@pytest.mark.parametrize("last_writer_wins", [False, True])
+def test_a_disk_without_hard_links_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_writer_wins: bool
+) -> None:
+    """As FAT, some network file systems and mounted buckets answer."""
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr("os.link", refuse)
-    with pytest.raises(ConditionalWriteError, match=r"local disk with hard links.*accept_last_writer_wins"):
-        ObjectStore(tmp_path).put_if_absent("a", b"")
+    message = rf"{tmp_path}: .*Operation not permitted.* a file system with hard links; .* the bucket's own URL"
+    for url in (str(tmp_path), f"file://{tmp_path}"):
+        with pytest.raises(ConditionalWriteError, match=message) as caught:
+            ObjectStore(url, last_writer_wins=last_writer_wins).put_if_absent("a", b"")
+        # It would do nothing here.
+        assert "accept_last_writer_wins" not in str(caught.value)
+    assert "set accept_last_writer_wins = true" in str(ConditionalWriteError.because("s3://bucket", "no"))
 
 
 @pytest.mark.parametrize("num_bytes", [0, 9, 10, 11, 20, 35])

@@ -146,6 +146,38 @@ def test_a_deprecated_dataset_is_readable_and_says_so(written: Written) -> None:
 
 
 @pytest.mark.parametrize(
+    "notice",
+    [
+        seal({"reason": "old", "severity": "high"}),
+        b'{"reason": "old"}',
+        seal({"reason": "old"})[:-20],
+        b"",
+        bytes(1 << 17),
+        seal({"reason": "old", "\U000e0001" * 500: 1}),
+    ],
+    ids=["newer", "by hand", "truncated", "empty", "long", "hostile"],
+)
+def test_a_notice_that_cannot_be_read_is_a_warning(written: Written, tmp_path: Path, notice: bytes) -> None:
+    ObjectStore(written.url).put("deprecated.json", notice)
+    described = softlabels("describe", written.url, "--json")
+    for result in (
+        described,
+        softlabels("verify", written.url),
+        softlabels("pull", written.url, str(tmp_path / "some"), "--shards", "0"),
+    ):
+        assert result.exit_code == 0, result.stderr
+        assert result.stderr.startswith(f"warning: {written.url} is deprecated: its notice cannot be read: ")
+    twice = softlabels("combine", written.url, written.url, "--top-k", "4", "--output", str(tmp_path / "both"))
+    assert "error: the same labels are given twice" in twice.stderr
+    reason = json.loads(described.stdout)["deprecated"]["reason"]
+    assert reason.startswith("its notice cannot be read: deprecated.json")
+    (entry,) = json.loads(softlabels("catalog", written.url, "--json").stdout)["datasets"]
+    assert (entry["state"], entry["problem"]) == ("published", None)
+    assert entry["deprecated"] == {"reason": reason}
+    assert "This dataset is deprecated: its notice cannot be read: " in softlabels("card", written.url).stdout
+
+
+@pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--reason", "one\nline"], "expected one line of printable text"),

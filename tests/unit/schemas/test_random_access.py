@@ -84,6 +84,16 @@ class TestRequests:
                 assert dataset[ids[0]].utterance_id == ids[0]
             assert log == []
 
+    def test_whether_an_id_is_there(self, written: Written) -> None:
+        dataset, ids = open_dataset(written.url), ids_of(written)
+        with requests() as log:
+            assert [each in dataset for each in (ids[0], ids[-1])] == [True, True]
+            # Skipped, unknown, and no ids at all.
+            assert not any(each in dataset for each in ("utt-silent", "nobody", 0, None, b"utt-0"))
+        assert "shards" not in kinds(log)
+        shard = dataset.read_shard(0)
+        assert [each in shard for each in (ids[0], ids[-1], 0, shard[0])] == [True, False, False, False]
+
     def test_by_position(self, written: Written) -> None:
         dataset, ids = open_dataset(written.url), ids_of(written)
         with requests() as log:

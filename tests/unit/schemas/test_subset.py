@@ -175,7 +175,7 @@ def test_hours_are_taken_from_shards_spread_over_the_dataset(dataset: SoftLabelD
 
 
 def write_speakers(dataset: SoftLabelDataset, folder: Path) -> str:
-    """A corpus of the dataset's rows and one of another split; speakers are a, b and c in turn."""
+    """A corpus of the dataset's rows, in two splits, and of one of a split without labels; speakers are a, b and c in turn."""
     ids = [*ids_of(dataset), "utt-silent", "utt-test"]
     rows = [
         Utterance(
@@ -183,7 +183,7 @@ def write_speakers(dataset: SoftLabelDataset, folder: Path) -> str:
             audio=f"audio/{index}.wav",
             sample_rate=16_000,
             num_samples=16_000,
-            split="test" if utterance_id == "utt-test" else "train",
+            split="test" if utterance_id == "utt-test" else "train" if index % 5 else "train-5",
             speaker="abc"[index % 3],
             hard_labels=np.zeros(3, np.int32),
         )
@@ -204,8 +204,9 @@ def test_speakers_and_their_corpus(dataset: SoftLabelDataset, tmp_path: Path) ->
     wanted = {row.utterance_id for row in load_corpus(corpus) if row.speaker in ("b", "c")} - {"utt-test"}
     found = check_subset(str(tmp_path / "some"), dataset, [each for each in ids_of(dataset) if each in wanted])
     rows = load_corpus(tmp_path / "some" / "corpus.parquet")
-    assert {row.utterance_id for row in rows} == wanted
-    assert {row.speaker for row in rows} == {"b", "c"}
+    # And what a student trained on them is evaluated on.
+    assert {row.utterance_id for row in rows} == {*wanted, "utt-test"}
+    assert {row.speaker for row in rows if row.split != "test"} == {"b", "c"}
     assert next(iter(rows)).audio == f"{tmp_path}/corpus/audio/1.wav"
     assert len(found) + len(found.manifest.skipped) == len(wanted)
     (tmp_path / "speakers.txt").write_text("d\n")
@@ -232,7 +233,24 @@ def test_with_a_corpus_each_shard_is_fetched_once(
     assert found == [0, 2, 1]
     rows = load_corpus(tmp_path / "some" / "corpus.parquet")
     wanted = [each for index in range(3) for each in dataset.read_shard(index).utterance_ids]
-    assert {row.utterance_id for row in rows} == {*wanted, "utt-silent"}
+    assert {row.utterance_id for row in rows} == {*wanted, "utt-silent", "utt-test"}
+
+
+def test_a_split_that_was_labelled_is_not_part_of_the_corpus_of_others(
+    dataset: SoftLabelDataset, tmp_path: Path
+) -> None:
+    corpus = load_corpus(write_speakers(dataset, tmp_path / "corpus"))
+    labelled = set(ids_of(dataset))
+    assert {row.split for row in corpus} == {"train", "train-5", "test"}
+    ids = [row.utterance_id for row in corpus if row.split == "train" and row.utterance_id in labelled][:3]
+    for skipped in ([], ["utt-silent"]):
+        (tmp_path / "ids.txt").write_text("\n".join(ids + skipped))
+        output = str(tmp_path / f"some-{len(skipped)}")
+        args = ("pull", dataset.store.url, output, "--utterances", str(tmp_path / "ids.txt"))
+        result = softlabels(*args, "--corpus", str(tmp_path / "corpus" / "corpus.parquet"))
+        assert result.exit_code == 0, result.stderr
+        rows = {row.utterance_id for row in load_corpus(f"{output}/corpus.parquet")}
+        assert rows == {*ids, *skipped, "utt-test"}
 
 
 def test_it_goes_on_after_a_kill_to_the_same_bytes(dataset: SoftLabelDataset, tmp_path: Path) -> None:
@@ -248,6 +266,28 @@ def test_it_goes_on_after_a_kill_to_the_same_bytes(dataset: SoftLabelDataset, tm
     assert "was started with other settings" in other.stderr
     assert softlabels(*args, str(tmp_path / "twice")).exit_code == 0
     assert tree(tmp_path / "twice") == tree(tmp_path / "once")
+
+
+def test_run_again_it_leaves_what_was_said_of_the_subset(dataset: SoftLabelDataset, tmp_path: Path) -> None:
+    args, store = ["pull", dataset.store.url, "--shards", "1", str(tmp_path / "some")], ObjectStore(tmp_path / "some")
+    assert softlabels(*args).exit_code == 0
+    assert read_about(store) == read_about(dataset.store)
+    (tmp_path / "description.toml").write_text('title = "Ten hours of read speech"')
+    assert softlabels("about", store.url, str(tmp_path / "description.toml")).exit_code == 0
+    for said in (store.read("about.json"), b"of a newer writer"):
+        store.put("about.json", said)
+        assert softlabels(*args).exit_code == 0
+        assert store.read("about.json") == said
+
+
+@pytest.mark.parametrize("keep_ids", [False, True])
+def test_ids_are_kept_where_they_will_be_asked_for(dataset: SoftLabelDataset, tmp_path: Path, keep_ids: bool) -> None:
+    subset = Subset(dataset, choose_shards(dataset, "0-1"), str(tmp_path / "some"), keep_ids=keep_ids)
+    for index in subset.begin():
+        subset.make_shard(index)
+    assert list(subset._ids_of_shard) == ([0, 1] if keep_ids else [])
+    expected = [each for index in range(2) for each in dataset.read_shard(index).utterance_ids]
+    assert set(subset.utterance_ids()) == {*expected, "utt-silent"}
 
 
 def test_what_is_damaged_is_not_taken_over(tmp_path: Path) -> None:

@@ -342,3 +342,36 @@ def held_by_job(config: JobConfig, last_row: int) -> tuple[int, int, str]:
     job = prepare(config)
     held = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - before
     return held, len(job.plan), job.corpus.read(last_row, 1)[0].utterance_id
+
+
+# Size
+
+
+def test_a_shard_that_its_format_cannot_hold(
+    sounds: Sounds, teacher: TeacherConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All twelve classes of the longest shard's 150 frames: 7,200 bytes of log-probabilities without loss, 900 of positions."""
+    monkeypatch.setattr("teacher_service.job.PARQUET_STREAM_BYTES", 7_200)
+
+    def job(codec: str = "packed-f32", shard_format: str = "parquet", **selection: Any) -> JobConfig:
+        changes = {"destination__shard_seconds": 1.0, "destination__format": shard_format, "targets__codec": codec}
+        selection = {"policy": "top_k", "k": 20, **selection}
+        return make_job(sounds.manifest, [teacher], tmp_path / "labels", selection=selection, **changes)
+
+    message = (
+        r"the longest shard, of 1.5 s, would have a stream of .* at 12 entries a frame with the codec packed-f32, expected .*; "
+        r"set destination\.shard_seconds below 1\.5, or a smaller selection\.k"
+    )
+    with pytest.raises(InputError, match=message):
+        prepare(job())
+    for other in (
+        job(k=11),
+        job(codec="mtf-sqrt"),
+        job(shard_format="zarr"),
+        # How many frames are dropped is not known before.
+        job(frames={"uncertain": 0.0, "min_top1": 0.9}),
+    ):
+        prepare(other)
+    monkeypatch.setattr("teacher_service.job.MAX_DECODED_BYTES", 7_200)
+    with pytest.raises(InputError, match="the longest shard"):
+        prepare(job(shard_format="zarr"))

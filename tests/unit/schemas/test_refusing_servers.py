@@ -1,0 +1,113 @@
+"""HTTP servers that refuse, or redirect to signed addresses, as a bucket at a plain https:// URL does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from softlabel_schemas import open_dataset
+from softlabel_schemas.cli import main
+from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.retrying import call_with_retries
+from tests.support.datasets import Written, write_dataset
+
+pytest.importorskip("aiohttp", reason="needs aiohttp")
+
+SIGNATURE = "X-Amz-Signature=planted"
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Answers 403 for what is not there, and where the first folder is a status, redirects to a signed address with it."""
+
+    def do_GET(self) -> None:
+        first, _, rest = self.path.lstrip("/").partition("/")
+        if SIGNATURE in self.path:
+            self.send_error(int(first))
+        elif first.isdecimal():
+            self.send_response(307)
+            self.send_header("Location", f"/{first}/{rest}?{SIGNATURE}")
+            self.end_headers()
+        elif Path(self.translate_path(self.path)).is_file():
+            super().do_GET()
+        else:
+            self.send_error(403)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The URL of ``tmp_path``."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path))) as http_server:
+        thread = threading.Thread(target=http_server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http_server.server_address[1]}"
+        http_server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    return write_dataset(str(tmp_path / "labels"), shard_format="parquet", num_shards=1)
+
+
+def softlabels(*args: str) -> Result:
+    return CliRunner().invoke(main, args)
+
+
+def test_what_is_refused_is_one_message(server: str) -> None:
+    result = softlabels("describe", f"{server}/labels")
+    where = f"{server}/labels/manifest.json"
+    assert isinstance(result.exception, SystemExit)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: PermissionError: {where}: access was refused (HTTP status 403); ")
+    assert result.stderr.count(where) == 1
+    assert "there may be no such object" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(400, OSError), (401, PermissionError), (403, PermissionError), (405, OSError)]
+)
+def test_what_a_signed_address_answers(server: str, status: int, error: type[OSError]) -> None:
+    with pytest.raises(error, match=f"{server}/{status}/a: .*HTTP status {status}") as caught:
+        ObjectStore(f"{server}/{status}").read("a")
+    assert "planted" not in str(caught.getrepr())
+    result = softlabels("describe", f"{server}/{status}")
+    assert isinstance(result.exception, SystemExit)
+    assert (result.exit_code, "planted" in result.output) == (2, False)
+
+
+def test_a_signed_address_that_keeps_failing(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("softlabel_schemas.retrying.GIVE_UP_SECONDS", 0.2)
+    with pytest.raises(OSError, match=rf"{server}/503/a: gave up after \d+ .*the last: HTTP status 503$") as caught:
+        ObjectStore(f"{server}/503").read("a")
+    assert "planted" not in str(caught.getrepr())
+
+
+def test_the_queries_of_addresses_in_other_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("softlabel_schemas.retrying.GIVE_UP_SECONDS", 0.0)
+
+    def fail() -> None:
+        raise ConnectionError(f"cannot reach 'https://host/a?{SIGNATURE}' (try again?)")
+
+    with pytest.raises(OSError, match=r"^here: gave up .*: cannot reach 'https://host/a' \(try again\?\)$"):
+        call_with_retries(fail, where="here")
+
+
+def test_a_range_behind_the_end(server: str) -> None:
+    """Or of an empty object: a server that is strict about ranges says 416."""
+    assert ObjectStore(f"{server}/416").read("a") == b""
+
+
+def test_a_bucket_that_refuses_what_is_not_there(written: Written, server: str) -> None:
+    """Neither about.json nor deprecated.json exists; without the right to list, S3 answers that access is refused."""
+    assert len(open_dataset(f"{server}/labels")) == written.manifest.num_utterances
+    for command in ("describe", "verify", "card"):
+        result = softlabels(command, f"{server}/labels")
+        assert (result.exit_code, "403" in result.output) == (0, False), result.output
