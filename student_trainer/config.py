@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 
 from softlabel_schemas.digest import canonical_json, sha256_hex
+from softlabel_schemas.errors import InputError
 from softlabel_schemas.folds import Fold, NumFolds
 from softlabel_schemas.frame_selection import FrameSelection, Weight
 from softlabel_schemas.front_end import Fbank, FrontEnd
@@ -272,7 +273,22 @@ class TrainConfig(StrictModel):
 
 def load_config(path: str | Path) -> TrainConfig:
     """Read a TRAIN.toml and resolve its relative paths. Raises InputError."""
-    return parse(TrainConfig, absolute_paths(read_toml(path), Path(path).resolve().parent), where=str(path))
+    return parse_config(absolute_paths(read_toml(path), Path(path).resolve().parent), where=str(path))
+
+
+def parse_config(tables: Mapping[str, Any], *, where: str) -> TrainConfig:
+    """A configuration to train with. Raises InputError where it is not valid, or would choose an epoch on training speech.
+
+    Run folders are read without the latter check: those from before it can still be evaluated and exported.
+    """
+    config = parse(TrainConfig, tables, where=where)
+    both = sorted(set(config.corpus.train_splits) & set(config.corpus.dev_splits))
+    if both:
+        raise InputError(
+            f"{where} is not valid: corpus.train_splits and corpus.dev_splits share {', '.join(both)}: the best epoch would be "
+            "chosen on training speech; leave it out of one of them (dev_splits = [] keeps the last epoch)"
+        )
+    return config
 
 
 def absolute_paths(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from typing import Annotated, Any, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.strict import StrictModel, load_toml, parse, read_toml
-from student_trainer.config import TrainConfig, Units, absolute_paths
+from softlabel_schemas.strict import StrictModel, load_toml, read_toml
+from student_trainer.config import TrainConfig, Units, absolute_paths, parse_config
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 # What a sweep sets itself for each run.
@@ -159,13 +159,14 @@ def load_sweep(path: str | Path) -> Sweep:
         changed = _merged(_ONE_THREAD, _merged(base, absolute_paths(arm.changes, folder)))
         tables = changed | {"name": arm.name, "output": str(output)}
         try:
-            arms[arm.name] = parse(TrainConfig, tables, where=f"{path}: arm '{arm.name}'")
+            arms[arm.name] = parse_config(tables, where=f"{path}: arm '{arm.name}'")
         except InputError as error:
             problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
     _check_unlike(arms, path)
     _check_dev_splits(arms, config.evaluate, path)
+    _check_not_trained_on(arms, config.evaluate, path)
     corpora = {arm.corpus.manifest for arm in arms.values()}
     if len(corpora) > 1:
         raise InputError(
@@ -261,6 +262,17 @@ def _check_dev_splits(arms: Mapping[str, TrainConfig], evaluate: EvaluateConfig,
             f"{path}: with evaluate.graph the decoder's settings are chosen on corpus.dev_splits, which the arms "
             f"{', '.join(without)} have none of; give them dev splits, or leave the graph out"
         )
+
+
+def _check_not_trained_on(arms: Mapping[str, TrainConfig], evaluate: EvaluateConfig, path: str | Path) -> None:
+    """Raises InputError where an arm would be evaluated on its training speech. Dev splits may be: of trials they are."""
+    for name, config in arms.items():
+        both = sorted(set(evaluate.splits) & set(config.corpus.train_splits))
+        if both:
+            raise InputError(
+                f"{path}: evaluate.splits has {', '.join(both)}, which the arm '{name}' trains on (corpus.train_splits): its "
+                "errors there say nothing about other speech; evaluate on other splits"
+            )
 
 
 def _units(arms: Mapping[str, TrainConfig], evaluate: EvaluateConfig, path: str | Path) -> Units | None:

@@ -126,6 +126,11 @@ class TestLoad:
             ("dev_splits = []", "hard_label_splits = []", "corpus.hard_label_splits: "),
             (
                 "dev_splits = []",
+                'dev_splits = ["dev", "extra"]',
+                "corpus.train_splits and corpus.dev_splits share extra: the best epoch would be chosen on training speech",
+            ),
+            (
+                "dev_splits = []",
                 'hard_label_splits = ["extra", "dev"]',
                 "hard_label_splits must be among train_splits, train, extra; found dev",
             ),

@@ -156,7 +156,11 @@ class TestBeforeAnyRunStarts:
         [
             ("[evaluate]", '[evaluate]\nsplits = ["tset"]', "the corpus has no split tset"),
             ("[evaluate]", '[evaluate]\nsplits = ["dev"]', "the decoder's settings are chosen on split dev"),
-            ("[evaluate]", '[evaluate]\nsplits = ["train"]', "graph was made from split train"),
+            (
+                "[evaluate]",
+                '[evaluate]\nsplits = ["train"]',
+                "evaluate.splits has train, which the arm 'hard' trains on",
+            ),
             ('ensemble = "labels-test"', 'ensemble = "none"', "none is not a published dataset"),
             ('ensemble = "labels-test"', 'ensemble = "labels"', "labels: no soft targets for utterance test-23"),
             ('dev_ensemble = "labels-dev"', 'dev_ensemble = "none"', "none is not a published dataset"),
