@@ -255,11 +255,28 @@ class TrainConfig(StrictModel):
             raise ValueError("soft_labels.frames.disagreeing needs hard labels of frames; with [ctc] there are none")
 
     def digest(self) -> str:
-        """sha256 of all that decides the result; a checkpoint of another digest is not resumed."""
+        """sha256 of all that decides the result, with paths in the place of what they lead to; a run's record of it."""
         exclude: dict[str, Any] = {"output": True, "training": {_DEVICE}}
         if self.soft_labels is not None:
             exclude["soft_labels"] = set(CACHE_FIELDS)
-        settings = self.model_dump(mode="json", exclude=exclude)
+        return sha256_hex(canonical_json(self._settings(exclude)))
+
+    def result_settings(self) -> dict[str, Any]:
+        """What decides the result beside the contents of corpus, inventory and soft labels, which have digests of their own
+        wherever they lie; a checkpoint of others is not resumed."""
+        exclude: dict[str, Any] = {
+            "name": True,
+            "output": True,
+            "corpus": {"manifest", "inventory"},
+            "training": {"checkpoint_minutes", _DEVICE},
+        }
+        if self.soft_labels is not None:
+            exclude["soft_labels"] = {"url", "urls", *CACHE_FIELDS}
+        return self._settings(exclude)
+
+    def _settings(self, exclude: Mapping[str, Any]) -> dict[str, Any]:
+        """Less those that came later and have their default."""
+        settings = self.model_dump(mode="json", exclude=dict(exclude))
         for table in ("augmentation", "ctc"):
             if settings[table] is None:
                 del settings[table]
@@ -267,8 +284,8 @@ class TrainConfig(StrictModel):
             own = getattr(self, table)
             for name in names:
                 if own is not None and getattr(own, name) == type(own).model_fields[name].default:
-                    del settings[table][name]
-        return sha256_hex(canonical_json(settings))
+                    settings[table].pop(name, None)
+        return settings
 
 
 def load_config(path: str | Path) -> TrainConfig:

@@ -25,6 +25,8 @@ from softlabel_schemas.dataset import SoftLabelDataset
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import SkippedUtterance
+from softlabel_schemas.strict import parse
+from student_trainer.arms import unlike_settings
 from student_trainer.batch import Batch
 from student_trainer.config import TrainConfig
 from student_trainer.ctc import check_long_enough, ctc_loss, transcripts_digest
@@ -38,12 +40,14 @@ from student_trainer.loss import hard_and_soft_loss, hard_loss, soft_loss
 from student_trainer.metrics import Metrics
 from student_trainer.models import AcousticModel
 from student_trainer.order import Order
-from student_trainer.run_folder import RUN, RunFolder, build_model, set_threads
+from student_trainer.result_files import flat_settings
+from student_trainer.run_folder import CHECKPOINT, RUN, RunFolder, build_model, set_threads
 from student_trainer.schedule import learning_rate, soft_weight
 from student_trainer.token_errors import token_metrics
 
-# Of a run's identity, to be compared where it goes on; the last one is there with CTC alone.
-_DIGESTS = ("config_digest", "corpus_digest", "inventory_digest", "dataset_digest", "transcripts_digest")
+# Of a run's identity, to be compared where it goes on; the last one is there with CTC alone. That of the configuration is not
+# among them: it is over paths too, which may change.
+_DIGESTS = ("corpus_digest", "inventory_digest", "dataset_digest", "transcripts_digest")
 # Checkpoints from before they were written go on without them.
 _LATER_DIGESTS = ("hard_labels_digest", "dev_corpus_digest", "dev_transcripts_digest")
 
@@ -333,6 +337,20 @@ def _further_digests(inputs: Inputs, dev: TrainingData | None) -> dict[str, str 
     return digests | {"dev_corpus_digest": dev.corpus.digest, "dev_transcripts_digest": dev_transcripts}
 
 
+def _check_settings(folder: RunFolder, before: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raises InputError, with their values, where settings that decide the result are others than before."""
+    if before["config_digest"] == identity["config_digest"]:
+        return
+    there = parse(TrainConfig, before["config"], where=f"{folder.path / CHECKPOINT} (config)")
+    here = TrainConfig.model_validate(identity["config"])
+    unlike = unlike_settings(*(flat_settings(config.result_settings()) for config in (there, here)))
+    if unlike:
+        raise InputError(
+            f"{folder.path} holds a run of other settings than these ({'; '.join(unlike)}); set them back, use another output "
+            "folder or delete that one"
+        )
+
+
 def _resume(
     folder: RunFolder, identity: dict[str, Any], model: AcousticModel, optimizer: torch.optim.Optimizer
 ) -> Progress:
@@ -340,6 +358,7 @@ def _resume(
     if state is None:
         return Progress()
     before = state["identity"]
+    _check_settings(folder, before, identity)
     for key in (*_DIGESTS, *(key for key in _LATER_DIGESTS if key in before)):
         if before.get(key) != identity.get(key):
             raise InputError(
