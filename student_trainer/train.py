@@ -33,6 +33,7 @@ from student_trainer.ctc import check_long_enough, ctc_loss, transcripts_digest
 from student_trainer.data import Step, TrainingData
 from student_trainer.device import training_device
 from student_trainer.evaluate import check_lengths, model_posteriors
+from student_trainer.hard_labels import check_label_frames
 from student_trainer.inputs import Inputs, open_dev, open_inputs
 from student_trainer.interrupts import interrupts_held
 from student_trainer.left_out import say_what_is_left_out, to_json
@@ -78,6 +79,8 @@ def train(config: TrainConfig) -> bool:
     set_threads(config.training.num_threads)
     device = training_device(config.training.device)
     inputs = open_inputs(config)
+    # Not with the inputs: a loop of one's own may have a model that gives other frames.
+    check_label_frames(inputs.data.corpus, config, where=config.corpus.manifest)
     inventory = inputs.inventory
     blank = None if config.ctc is None else inventory.blank_id
     folder = RunFolder(config.output)

@@ -186,6 +186,15 @@ class TestBeforeAnyRunStarts:
         with pytest.raises(InputError, match=rf"are of class inventory {other} \(6 classes\), the arms' is {own}"):
             run_sweep(path)
 
+    def test_another_number_of_labels_in_what_is_evaluated(self, speech: Speech, tmp_path: Path) -> None:
+        for name in ("labels", "labels-test"):
+            (tmp_path / name).symlink_to(speech.folder / name)
+        here = speech.located()
+        here[-1] = replace(here[-1], hard_labels=here[-1].hard_labels[:-2].copy())
+        save_corpus(tmp_path, here)
+        with pytest.raises(InputError, match=f"utterance {here[-1].utterance_id}: the model gives .* with 1 of 3"):
+            run_sweep(write_sweep(tmp_path, "sweep"))
+
     def test_transcripts_in_other_units(self, tmp_path: Path) -> None:
         write_ctc(tmp_path)
         path = write_sweep(tmp_path, "sweep", ctc=True)
