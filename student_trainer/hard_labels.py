@@ -55,12 +55,17 @@ def only_hard_labels_of(corpus: Corpus, splits: Sequence[str], labels: str = "ha
     Args:
         labels: their column; "text" where transcripts are the hard labels.
     """
-    is_other = pc.invert(pc.is_in(corpus.table["split"], pa.array(splits, pa.string()))).to_numpy()
-    values = corpus.table[labels]
-    rows = pa.array(range(len(corpus)), pa.int64(), mask=is_other)
+    is_other_N = pc.invert(pc.is_in(corpus.table["split"], pa.array(splits, pa.string()))).to_numpy()
+    values, chunks, start = corpus.table[labels], [], 0
+    for chunk in values.chunks:
+        # Each by itself: of all rows at once, Arrow joins the labels of all chunks, and 2^31 are too many.
+        is_other = is_other_N[start : start + len(chunk)]
+        chunks.append(chunk.take(pa.array(range(len(chunk)), pa.int64(), mask=is_other)))
+        start += len(chunk)
     column = corpus.table.schema.get_field_index(labels)
+    kept = pa.chunked_array(chunks, type=values.type)
     return Corpus(
-        corpus.table.set_column(column, corpus.table.schema.field(column), values.take(rows)),
+        corpus.table.set_column(column, corpus.table.schema.field(column), kept),
         hard_label_frame_shift_ms=corpus.hard_label_frame_shift_ms,
         inventory_digest=corpus.inventory_digest,
         base_url=corpus.base_url,
