@@ -53,6 +53,8 @@ class Inputs:
 
 def open_inputs(config: TrainConfig) -> Inputs:
     """Raises InputError where inputs do not fit together; names both."""
+    if isinstance(config.front_end, Fbank):
+        config.front_end.check()
     inventory = ClassInventory.load(config.corpus.inventory)
     where, labels = config.corpus.manifest, label_column(config)
     whole_corpus = training_speech(config)

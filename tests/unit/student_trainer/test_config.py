@@ -142,6 +142,11 @@ class TestLoad:
                 'kind = "precomputed"\nnum_features = 4\nframe_shift_ms = 10\n[augmentation]',
                 "augmentation needs the front end 'fbank'",
             ),
+            (
+                "stack = 2",
+                "frame_shift_ms = 0.01",
+                "frame_shift_ms is 0.01, less than a sample at 16000 Hz; expected one or more",
+            ),
             ("weight = 0.7", "frames = { silence = 1.5 }", "soft_labels.frames.silence: "),
             (
                 "weight = 0.7",
