@@ -133,12 +133,17 @@ class _Trainer:
         self.is_whole = True
 
     def run(self, data: TrainingData, dev: TrainingData | None, inventory: ClassInventory) -> None:
-        """Raises OSError, IntegrityError or KeyboardInterrupt after writing a checkpoint, so that no step is lost."""
+        """Raises OSError, IntegrityError or KeyboardInterrupt after writing a checkpoint, so that no step is lost; InputError
+        where there is not enough memory, for a checkpoint either."""
         try:
             self._run(data, dev, inventory)
         except (OSError, IntegrityError, KeyboardInterrupt):
             self._save_before_leaving()
             raise
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise InputError(self._out_of_memory(error)) from error
 
     def _run(self, data: TrainingData, dev: TrainingData | None, inventory: ClassInventory) -> None:
         settings, at, soft = self.config.training, self.at, self.config.soft_labels
@@ -293,6 +298,22 @@ class _Trainer:
         )
         self.saved = (at.epoch, at.step)
 
+    def _out_of_memory(self, error: Exception) -> str:
+        settings, (epoch, step) = self.config.training, self.saved
+        # Python's own has no text.
+        lines = str(error).splitlines()
+        message = (
+            f"out of memory at epoch {self.at.epoch + 1}, step {self.at.step}{f' ({lines[0]})' if lines else ''}; lower "
+            f"training.batch_seconds ({settings.batch_seconds:g}), training.pool_seconds ({settings.pool_seconds:g}: speech "
+            "that is kept in memory) or the size of the model"
+        )
+        if self.saved == (0, 0):
+            return message
+        return (
+            f"{message}, in another output folder; or go on where there is more memory: the last checkpoint, of epoch "
+            f"{epoch + 1}, step {step}, stays in {self.folder.path}"
+        )
+
     def _save_before_leaving(self) -> None:
         """What leads here may be a full disk: the checkpoint before stands then."""
         if self.is_whole and self.saved != (self.at.epoch, self.at.step):
@@ -306,6 +327,12 @@ class _Trainer:
                 f"{self.folder.path}: the checkpoint is of epoch {epoch + 1}, step {step}; the same command goes on from there",
                 err=True,
             )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # Of the processors' memory, and of what a GPU's driver takes for itself, torch raises other RuntimeErrors.
+    texts = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in texts)
 
 
 def _has_hard_labels(batch: Batch) -> bool:
