@@ -159,7 +159,7 @@ def load_sweep(path: str | Path) -> Sweep:
         changed = _merged(_ONE_THREAD, _merged(base, absolute_paths(arm.changes, folder)))
         tables = changed | {"name": arm.name, "output": str(output)}
         try:
-            arms[arm.name] = parse_config(tables, where=f"{path}: arm '{arm.name}'")
+            arms[arm.name] = _on_any_gpu(parse_config(tables, where=f"{path}: arm '{arm.name}'"))
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -206,6 +206,13 @@ def _base(base: str | Mapping[str, Any], folder: Path) -> dict[str, Any]:
     else:
         tables = absolute_paths(base, folder)
     return {key: value for key, value in tables.items() if key not in _OWN_KEYS}
+
+
+def _on_any_gpu(config: TrainConfig) -> TrainConfig:
+    """Ray shows each run the GPU that it gave it and no other, so that "cuda:1" would name one that is not there."""
+    if not config.training.device.startswith("cuda:"):
+        return config
+    return config.model_copy(update={"training": config.training.model_copy(update={"device": "cuda"})})
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any], *, tables: bool = True) -> dict[str, Any]:

@@ -112,6 +112,11 @@ class TestArms:
         arms = arms_of(load_sweep(write(tmp_path, HARD + threads)))
         assert [arm.training.num_threads for arm in arms.values()] == [1, 2]
 
+    def test_a_gpu_of_a_number_is_any(self, tmp_path: Path) -> None:
+        numbered = '[[arms]]\nname = "two"\ntraining = { device = "cuda:1" }\n'
+        arms = arms_of(load_sweep(write(tmp_path, HARD + numbered)))
+        assert [arm.training.device for arm in arms.values()] == ["auto", "cuda"]
+
     def test_an_arm_without_the_table_has_one_thread(self, tmp_path: Path) -> None:
         removed = '[[arms]]\nname = "defaults"\ntraining = false\n'
         base = BASE + "[base.training]\nepochs = 3\nnum_threads = 2\n"
