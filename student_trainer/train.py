@@ -2,7 +2,7 @@
 
 Everything random is a function of (seed, epoch, step): the order of the batches, augmentation (by utterance), and
 dropout, whose generator is seeded anew at each step. A checkpoint therefore holds no generator state, and a run that
-was killed and resumed ends with the same weights as one that was not.
+was killed and resumed ends with the same weights as one that was not; on a GPU up to rounding, as its sums have no fixed order.
 """
 
 from __future__ import annotations
