@@ -221,7 +221,15 @@ def _unequal(pairs: Sequence[Pair]) -> list[str]:
 
 def warnings(comparison: Comparison) -> list[str]:
     """What a reader must know before believing the numbers."""
-    lines = _unequal(comparison.pairs)
+    lines, splits = _unequal(comparison.pairs), set(comparison.evaluation.splits)
+    for arm in comparison.arms:
+        # Seeds of an arm are trained on the same speech.
+        both = sorted({split for run in arm.runs[:1] for split in run.config.corpus.train_splits} & splits)
+        if both:
+            lines.append(
+                f"{arm.name} was trained on split {', '.join(both)}, on which it is evaluated here: its errors there say "
+                "nothing about other speech"
+            )
     without_words = [arm.name for arm in comparison.arms if arm.values("word_error_rate") is None]
     if 0 < len(without_words) < len(comparison.arms):
         lines.append(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 
 from softlabel_schemas.digest import canonical_json, sha256_hex
+from softlabel_schemas.errors import InputError
 from softlabel_schemas.folds import Fold, NumFolds
 from softlabel_schemas.frame_selection import FrameSelection, Weight
 from softlabel_schemas.front_end import Fbank, FrontEnd
@@ -254,11 +255,28 @@ class TrainConfig(StrictModel):
             raise ValueError("soft_labels.frames.disagreeing needs hard labels of frames; with [ctc] there are none")
 
     def digest(self) -> str:
-        """sha256 of all that decides the result; a checkpoint of another digest is not resumed."""
+        """sha256 of all that decides the result, with paths in the place of what they lead to; a run's record of it."""
         exclude: dict[str, Any] = {"output": True, "training": {_DEVICE}}
         if self.soft_labels is not None:
             exclude["soft_labels"] = set(CACHE_FIELDS)
-        settings = self.model_dump(mode="json", exclude=exclude)
+        return sha256_hex(canonical_json(self._settings(exclude)))
+
+    def result_settings(self) -> dict[str, Any]:
+        """What decides the result beside the contents of corpus, inventory and soft labels, which have digests of their own
+        wherever they lie; a checkpoint of others is not resumed."""
+        exclude: dict[str, Any] = {
+            "name": True,
+            "output": True,
+            "corpus": {"manifest", "inventory"},
+            "training": {"checkpoint_minutes", _DEVICE},
+        }
+        if self.soft_labels is not None:
+            exclude["soft_labels"] = {"url", "urls", *CACHE_FIELDS}
+        return self._settings(exclude)
+
+    def _settings(self, exclude: Mapping[str, Any]) -> dict[str, Any]:
+        """Less those that came later and have their default."""
+        settings = self.model_dump(mode="json", exclude=dict(exclude))
         for table in ("augmentation", "ctc"):
             if settings[table] is None:
                 del settings[table]
@@ -266,13 +284,28 @@ class TrainConfig(StrictModel):
             own = getattr(self, table)
             for name in names:
                 if own is not None and getattr(own, name) == type(own).model_fields[name].default:
-                    del settings[table][name]
-        return sha256_hex(canonical_json(settings))
+                    settings[table].pop(name, None)
+        return settings
 
 
 def load_config(path: str | Path) -> TrainConfig:
     """Read a TRAIN.toml and resolve its relative paths. Raises InputError."""
-    return parse(TrainConfig, absolute_paths(read_toml(path), Path(path).resolve().parent), where=str(path))
+    return parse_config(absolute_paths(read_toml(path), Path(path).resolve().parent), where=str(path))
+
+
+def parse_config(tables: Mapping[str, Any], *, where: str) -> TrainConfig:
+    """A configuration to train with. Raises InputError where it is not valid, or would choose an epoch on training speech.
+
+    Run folders are read without the latter check: those from before it can still be evaluated and exported.
+    """
+    config = parse(TrainConfig, tables, where=where)
+    both = sorted(set(config.corpus.train_splits) & set(config.corpus.dev_splits))
+    if both:
+        raise InputError(
+            f"{where} is not valid: corpus.train_splits and corpus.dev_splits share {', '.join(both)}: the best epoch would be "
+            "chosen on training speech; leave it out of one of them (dev_splits = [] keeps the last epoch)"
+        )
+    return config
 
 
 def absolute_paths(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -12,13 +12,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from softlabel_schemas.corpus import Corpus, text_bytes, text_lengths
 from softlabel_schemas.errors import InputError
+from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.strict import printable
 from student_trainer.config import SoftLabelConfig, TrainConfig
+from student_trainer.models import ENCODERS
 
 
 def label_column(config: TrainConfig) -> str:
@@ -52,12 +55,17 @@ def only_hard_labels_of(corpus: Corpus, splits: Sequence[str], labels: str = "ha
     Args:
         labels: their column; "text" where transcripts are the hard labels.
     """
-    is_other = pc.invert(pc.is_in(corpus.table["split"], pa.array(splits, pa.string()))).to_numpy()
-    values = corpus.table[labels]
-    rows = pa.array(range(len(corpus)), pa.int64(), mask=is_other)
+    is_other_N = pc.invert(pc.is_in(corpus.table["split"], pa.array(splits, pa.string()))).to_numpy()
+    values, chunks, start = corpus.table[labels], [], 0
+    for chunk in values.chunks:
+        # Each by itself: of all rows at once, Arrow joins the labels of all chunks, and 2^31 are too many.
+        is_other = is_other_N[start : start + len(chunk)]
+        chunks.append(chunk.take(pa.array(range(len(chunk)), pa.int64(), mask=is_other)))
+        start += len(chunk)
     column = corpus.table.schema.get_field_index(labels)
+    kept = pa.chunked_array(chunks, type=values.type)
     return Corpus(
-        corpus.table.set_column(column, corpus.table.schema.field(column), values.take(rows)),
+        corpus.table.set_column(column, corpus.table.schema.field(column), kept),
         hard_label_frame_shift_ms=corpus.hard_label_frame_shift_ms,
         inventory_digest=corpus.inventory_digest,
         base_url=corpus.base_url,
@@ -70,6 +78,35 @@ def without_frame_labels(corpus: Corpus) -> Corpus:
     field = corpus.table.schema.field(column)
     table = corpus.table.set_column(column, field, pa.nulls(len(corpus), field.type))
     return Corpus(table, hard_label_frame_shift_ms=None, inventory_digest=None, base_url=corpus.base_url)
+
+
+def check_label_frames(corpus: Corpus, config: TrainConfig, *, where: str) -> None:
+    """Before anything is trained: labels that are mended once a run has a checkpoint make it another run.
+
+    Of our own encoders on filterbanks, whose frames are known from the number of samples. All others are compared batch by
+    batch.
+
+    Raises:
+        InputError: an utterance has not as many hard labels as the model gives frames.
+    """
+    front_end = config.front_end
+    if config.model.architecture not in ENCODERS or not isinstance(front_end, Fbank):
+        return
+    table = corpus.table
+    num_labels_N = pc.fill_null(pc.list_value_length(table["hard_labels"]), -1).to_numpy()
+    num_samples = table["num_samples"].to_pylist()
+    num_frames_N = np.fromiter(map(front_end.num_frames, num_samples), dtype=np.int64, count=len(corpus))
+    # Audio of another rate is refused for that when it is read.
+    has_labels_N = (num_labels_N >= 0) & (table["sample_rate"].to_numpy() == front_end.sample_rate)
+    wrong = np.flatnonzero(has_labels_N & (num_labels_N != num_frames_N))
+    if len(wrong):
+        first = int(wrong[0])
+        name = printable(table["utterance_id"][first].as_py())
+        raise InputError(
+            f"{where}: utterance {name}: the model gives {num_frames_N[first]} frames, there are {num_labels_N[first]} labels; "
+            f"so it is with {len(wrong):,} of {len(corpus):,} utterances. Front end and labels need the same frames: set "
+            "front_end.stack, frame_shift_ms or snip_edges, or make the labels again"
+        )
 
 
 def check_something_to_learn(

@@ -19,7 +19,13 @@ from student_trainer.config import SoftLabelConfig, TrainConfig
 from student_trainer.ctc import Spelling, check_transcripts, transcripts_digest
 from student_trainer.data import TrainingData
 from student_trainer.evaluate import load_evaluation_corpus
-from student_trainer.hard_labels import check_something_to_learn, label_column, labelled_digest, with_labels_in_use
+from student_trainer.hard_labels import (
+    check_label_frames,
+    check_something_to_learn,
+    label_column,
+    labelled_digest,
+    with_labels_in_use,
+)
 from student_trainer.left_out import leave_out_skipped
 from student_trainer.models import ENCODERS
 from student_trainer.soft_labels import SoftLabels
@@ -47,6 +53,8 @@ class Inputs:
 
 def open_inputs(config: TrainConfig) -> Inputs:
     """Raises InputError where inputs do not fit together; names both."""
+    if isinstance(config.front_end, Fbank):
+        config.front_end.check()
     inventory = ClassInventory.load(config.corpus.inventory)
     where, labels = config.corpus.manifest, label_column(config)
     whole_corpus = training_speech(config)
@@ -92,8 +100,8 @@ def training_speech(config: TrainConfig) -> Corpus:
 
 
 def open_dev(config: TrainConfig, inventory: ClassInventory) -> TrainingData | None:
-    """The dev speech; None where the run has none. Raises InputError where an utterance has no hard labels, or with CTC a
-    transcript that cannot be spelled."""
+    """The dev speech; None where the run has none. Raises InputError where an utterance has no hard labels or not one for
+    each frame, or with CTC a transcript that cannot be spelled."""
     splits = config.corpus.dev_splits
     if not splits:
         return None
@@ -107,6 +115,8 @@ def open_dev(config: TrainConfig, inventory: ClassInventory) -> TrainingData | N
     heard = _heard(corpus, config)
     if spelling is not None:
         check_transcripts(heard, spelling)
+    else:
+        check_label_frames(heard, config, where=config.corpus.manifest)
     return TrainingData(heard, config.front_end, spelling=spelling, keep_seconds=keep_seconds)
 
 

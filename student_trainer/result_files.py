@@ -159,11 +159,14 @@ class Run(_Record):
         for name in ("transcripts_digest", HARD_LABELS_DIGEST):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
-        return _flat(self.config.model_dump(mode="json", exclude=exclude)) | data | {LEFT_OUT: len(self.left_out)}
+        return (
+            flat_settings(self.config.model_dump(mode="json", exclude=exclude)) | data | {LEFT_OUT: len(self.left_out)}
+        )
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """By dotted name."""
     flat: dict[str, Any] = {}
     for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) else {f"{prefix}{key}": inner}
+        flat |= flat_settings(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) else {f"{prefix}{key}": inner}
     return flat

@@ -28,7 +28,7 @@ from student_trainer.report import render, write
 from student_trainer.sweep_checks import check_evaluation
 from student_trainer.sweep_config import Sweep, load_sweep
 from student_trainer.sweep_ray import run_on_ray
-from student_trainer.sweep_records import records_json, sweep_records
+from student_trainer.sweep_records import not_compared, records_json, sweep_records
 from student_trainer.sweep_task import LOG, evaluate_ensemble
 
 REPORT, RECORDS = "report.html", "sweep.json"
@@ -51,6 +51,8 @@ def run_sweep(path: str | Path, *, address: str | None = None) -> None:
     if len(failures) < len(sweep.runs):
         comparison = _compare(sweep, failures.keys())
         click.echo(text(comparison))
+        for line in not_compared(comparison, sweep):
+            click.echo(f"warning: {line}")
         write(str(sweep.output / REPORT), render(comparison))
         write(str(sweep.output / RECORDS), records_json([sweep_records(comparison, sweep)]))
         click.echo(f"report: {sweep.output / REPORT}")

@@ -10,6 +10,7 @@ from softlabel_schemas.inventory import ClassInventory
 from student_trainer.config import TrainConfig
 from student_trainer.ctc import Spelling, check_transcripts
 from student_trainer.evaluate import check_decoder_is_installed, load_evaluation_corpus, open_ensemble
+from student_trainer.hard_labels import check_label_frames
 from student_trainer.left_out import leave_out_skipped
 from student_trainer.sweep_config import Sweep
 from student_trainer.token_errors import load_transcribed_corpus
@@ -47,9 +48,13 @@ def _inventory(runs: Sequence[TrainConfig]) -> ClassInventory:
 
 
 def _labelled(sweep: Sweep, splits: Sequence[str], inventory: ClassInventory) -> Corpus:
-    """The speech of these splits, all of which can be evaluated."""
+    """The speech of these splits, all of which can be evaluated, by every arm."""
     if sweep.units is None:
-        return load_evaluation_corpus(sweep.manifest, splits, inventory)
+        corpus = load_evaluation_corpus(sweep.manifest, splits, inventory)
+        # Once for all arms that hear alike.
+        for run in {(run.front_end, run.model.architecture): run for run in sweep.runs}.values():
+            check_label_frames(corpus, run, where=sweep.manifest)
+        return corpus
     corpus = load_transcribed_corpus(sweep.manifest, splits)
     check_transcripts(corpus, Spelling(inventory, sweep.units))
     return corpus

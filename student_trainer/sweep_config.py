@@ -17,8 +17,8 @@ from typing import Annotated, Any, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.strict import StrictModel, load_toml, parse, read_toml
-from student_trainer.config import TrainConfig, Units, absolute_paths
+from softlabel_schemas.strict import StrictModel, load_toml, read_toml
+from student_trainer.config import TrainConfig, Units, absolute_paths, parse_config
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 # What a sweep sets itself for each run.
@@ -159,13 +159,14 @@ def load_sweep(path: str | Path) -> Sweep:
         changed = _merged(_ONE_THREAD, _merged(base, absolute_paths(arm.changes, folder)))
         tables = changed | {"name": arm.name, "output": str(output)}
         try:
-            arms[arm.name] = parse(TrainConfig, tables, where=f"{path}: arm '{arm.name}'")
+            arms[arm.name] = _on_any_gpu(parse_config(tables, where=f"{path}: arm '{arm.name}'"))
         except InputError as error:
             problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
     _check_unlike(arms, path)
     _check_dev_splits(arms, config.evaluate, path)
+    _check_not_trained_on(arms, config.evaluate, path)
     corpora = {arm.corpus.manifest for arm in arms.values()}
     if len(corpora) > 1:
         raise InputError(
@@ -205,6 +206,13 @@ def _base(base: str | Mapping[str, Any], folder: Path) -> dict[str, Any]:
     else:
         tables = absolute_paths(base, folder)
     return {key: value for key, value in tables.items() if key not in _OWN_KEYS}
+
+
+def _on_any_gpu(config: TrainConfig) -> TrainConfig:
+    """Ray shows each run the GPU that it gave it and no other, so that "cuda:1" would name one that is not there."""
+    if not config.training.device.startswith("cuda:"):
+        return config
+    return config.model_copy(update={"training": config.training.model_copy(update={"device": "cuda"})})
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any], *, tables: bool = True) -> dict[str, Any]:
@@ -261,6 +269,17 @@ def _check_dev_splits(arms: Mapping[str, TrainConfig], evaluate: EvaluateConfig,
             f"{path}: with evaluate.graph the decoder's settings are chosen on corpus.dev_splits, which the arms "
             f"{', '.join(without)} have none of; give them dev splits, or leave the graph out"
         )
+
+
+def _check_not_trained_on(arms: Mapping[str, TrainConfig], evaluate: EvaluateConfig, path: str | Path) -> None:
+    """Raises InputError where an arm would be evaluated on its training speech. Dev splits may be: of trials they are."""
+    for name, config in arms.items():
+        both = sorted(set(evaluate.splits) & set(config.corpus.train_splits))
+        if both:
+            raise InputError(
+                f"{path}: evaluate.splits has {', '.join(both)}, which the arm '{name}' trains on (corpus.train_splits): its "
+                "errors there say nothing about other speech; evaluate on other splits"
+            )
 
 
 def _units(arms: Mapping[str, TrainConfig], evaluate: EvaluateConfig, path: str | Path) -> Units | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from softlabel_schemas import ray_start
@@ -30,8 +30,12 @@ from student_trainer.sweep_task import train_and_evaluate
 _POLL_SECONDS = 1.0
 # For the checkpoints of what is interrupted: a step and a write.
 _LEAVING_SECONDS = 60.0
+# Until a node joins that has room for a run; those of a cluster that grows come within minutes.
+_ROOM_SECONDS = 1800.0
 
 Task = Callable[[TrainConfig, EvaluateConfig], None]
+# By Ray's names: "CPU", "GPU".
+Resources = Mapping[str, float]
 
 
 def run_on_ray(
@@ -54,16 +58,20 @@ def run_on_ray(
     with _ray(address) as is_local:
         if is_local:
             _check_room(runs)
+        num_gpus = ray.cluster_resources().get("GPU", 0)
+        needs = {config.output: _needs(config, num_gpus) for config in runs}
         # A process for each run: what one has left in memory is not in the way of the next.
         remote = ray.remote(max_calls=1)(_interruptible(task))
         pending = {
             remote.options(
-                num_cpus=_threads(config), num_gpus=_gpus(config), name=config.output.rsplit("/", 1)[-1]
+                num_cpus=needs[config.output]["CPU"],
+                num_gpus=needs[config.output]["GPU"],
+                name=config.output.rsplit("/", 1)[-1],
             ).remote(config, evaluate): config
             for config in runs
         }
         try:
-            return _collect(pending, runs)
+            return _collect(pending, runs, needs)
         except KeyboardInterrupt:
             _interrupt(list(pending))
             raise
@@ -82,8 +90,16 @@ def _interruptible(task: Task) -> Task:
     return interruptible
 
 
-def _collect(pending: dict[Any, TrainConfig], runs: Sequence[TrainConfig]) -> dict[str, str]:
+def _collect(
+    pending: dict[Any, TrainConfig], runs: Sequence[TrainConfig], needs: Mapping[str, Resources]
+) -> dict[str, str]:
+    """What failed, as messages by run folder.
+
+    Args:
+        needs: of each run, by its folder.
+    """
     failures: dict[str, str] = {}
+    last_room = time.monotonic()
     with SweepStatus(runs) as status:
         while pending:
             ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=_POLL_SECONDS)
@@ -93,7 +109,18 @@ def _collect(pending: dict[Any, TrainConfig], runs: Sequence[TrainConfig]) -> di
                 if error is not None:
                     failures[config.output] = error
                 status.done(config)
-            status.show(num_slots=_num_slots(pending.values()), num_failed=len(failures))
+            num_slots = _num_slots([needs[config.output] for config in pending.values()], _nodes())
+            now = time.monotonic()
+            if num_slots:
+                last_room = now
+            elif now - last_room > _ROOM_SECONDS:
+                # What has run is compared all the same.
+                for reference, config in pending.items():
+                    ray.cancel(reference)
+                    failures[config.output] = _no_room(needs[config.output])
+                    status.done(config)
+                pending.clear()
+            status.show(num_slots=num_slots, num_failed=len(failures))
     return failures
 
 
@@ -124,15 +151,38 @@ def _threads(config: TrainConfig) -> int:
     return threads
 
 
-def _gpus(config: TrainConfig) -> int:
-    """Ray shows a run the GPUs that it asked for: each that names one has it for itself."""
-    return int(config.training.device.startswith("cuda"))
+def _needs(config: TrainConfig, num_gpus: float) -> Resources:
+    """Ray shows a run the GPUs that it asked for: each has one for itself, with "auto" too where there are ``num_gpus`` of them
+    in the cluster."""
+    device = config.training.device
+    wants_gpu = device.startswith("cuda") or (device == "auto" and num_gpus > 0)
+    return {"CPU": _threads(config), "GPU": int(wants_gpu)}
 
 
-def _num_slots(waiting: Any) -> int:
-    """How many of these the cluster has cores for at a time."""
-    threads = max((_threads(config) for config in waiting), default=1)
-    return int(ray.cluster_resources().get("CPU", 0)) // threads
+def _nodes() -> list[Resources]:
+    """What each living node has, in use or not."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _num_slots(waiting: Sequence[Resources], nodes: Sequence[Resources]) -> int:
+    """How many of these there is room for at a time; 0 where no node has room for any."""
+    fitting = [needs for needs in waiting if any(_times(needs, node) for node in nodes)]
+    if not fitting:
+        return 0
+    largest = {name: max(needs[name] for needs in fitting) for name in ("CPU", "GPU")}
+    return max(sum(_times(largest, node) for node in nodes), 1)
+
+
+def _times(needs: Resources, node: Resources) -> int:
+    """How often the node has what is needed."""
+    return min(int(node.get(name, 0) // number) for name, number in needs.items() if number)
+
+
+def _no_room(needs: Resources) -> str:
+    return (
+        f"no node of the Ray cluster had {needs['CPU']:g} CPU and {needs['GPU']:g} GPU for this run within "
+        f"{_ROOM_SECONDS / 60:.0f} min; lower training.num_threads, or add such a node"
+    )
 
 
 def _check_room(runs: Sequence[TrainConfig]) -> None:
@@ -143,7 +193,7 @@ def _check_room(runs: Sequence[TrainConfig]) -> None:
                 f"{config.name}: training.num_threads is {_threads(config)}, this machine has {cores:g} cores; "
                 "lower it, or give the address of a Ray cluster"
             )
-        if _gpus(config) > gpus:
+        if _needs(config, gpus)["GPU"] > gpus:
             raise InputError(
                 f'{config.name}: training.device is "{config.training.device}", Ray finds no GPU on this machine; use "auto", '
                 "or give the address of a Ray cluster"

@@ -185,14 +185,12 @@ def sweep_records(comparison: Comparison, sweep: Sweep) -> SweepRecords:
     """Of a comparison's arms; a pair that the sweep names, or its gain, is passed over where an arm of it failed."""
     first = comparison.evaluation
     by_name = {arm.name: arm for arm in comparison.arms}
-    gain = None if sweep.gain is None or not by_name.keys() >= {*sweep.gain} else sweep.gain
-    pairs = [(pair.soft.name, pair.hard.name) for pair in comparison.pairs]
-    tested = dict.fromkeys([*pairs, *sweep.pairs, *([(gain[1], gain[0])] if gain else [])])
+    gain = _gain(comparison, sweep)
     found = [
         record
-        for left, right in tested
-        if left in by_name and right in by_name
-        for record in _differences(by_name[left], by_name[right])
+        for left, right in _pairs(comparison, sweep)
+        if _can_be_paired(left, right)
+        for record in _differences(left, right)
     ]
     return SweepRecords(
         title=sweep.title,
@@ -206,6 +204,35 @@ def sweep_records(comparison: Comparison, sweep: Sweep) -> SweepRecords:
         differences=tuple(found),
         gains=() if gain is None else tuple(_gains(comparison.arms, by_name[gain[0]], by_name[gain[1]])),
     )
+
+
+def not_compared(comparison: Comparison, sweep: Sweep) -> list[str]:
+    """Warnings, of the pairs that ``sweep_records`` passes over although neither arm failed."""
+    return [
+        f"{left.name} and {right.name} are not compared in sweep.json: they were evaluated on "
+        f"{len(left.evaluations[0].utterances)} and {len(right.evaluations[0].utterances)} utterances, and need the same ones; "
+        "label those that the dataset skipped, or leave them out of the corpus"
+        for left, right in _pairs(comparison, sweep)
+        if not _can_be_paired(left, right)
+    ]
+
+
+def _gain(comparison: Comparison, sweep: Sweep) -> tuple[str, str] | None:
+    names = {arm.name for arm in comparison.arms}
+    return None if sweep.gain is None or not names >= {*sweep.gain} else sweep.gain
+
+
+def _pairs(comparison: Comparison, sweep: Sweep) -> list[tuple[Arm, Arm]]:
+    """Whose difference is asked for, of arms that did not fail."""
+    by_name, gain = {arm.name: arm for arm in comparison.arms}, _gain(comparison, sweep)
+    pairs = [(pair.soft.name, pair.hard.name) for pair in comparison.pairs]
+    asked = dict.fromkeys([*pairs, *sweep.pairs, *([(gain[1], gain[0])] if gain else [])])
+    return [(by_name[left], by_name[right]) for left, right in asked if left in by_name and right in by_name]
+
+
+def _can_be_paired(left: Arm, right: Arm) -> bool:
+    """An ensemble whose dataset skipped utterances cannot, line by line."""
+    return len(left.evaluations[0].utterances) == len(right.evaluations[0].utterances)
 
 
 def _gains(arms: Sequence[Arm], baseline: Arm, reference: Arm) -> Iterator[GainRecord]:
@@ -255,9 +282,6 @@ def _labels(run: Run) -> Literal["hard", "soft", "hard+soft"]:
 
 
 def _differences(left: Arm, right: Arm) -> list[DifferenceRecord]:
-    # An ensemble whose dataset skipped utterances cannot be paired line by line.
-    if len(left.evaluations[0].utterances) != len(right.evaluations[0].utterances):
-        return []
     found = [difference(left, right, metric) for metric in COUNTS]
     return [_difference_record(left, right, of_metric) for of_metric in found if of_metric is not None]
 

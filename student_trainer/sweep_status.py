@@ -75,12 +75,11 @@ class SweepStatus:
         self._last_line = line
 
     def line(self, *, num_slots: int, num_failed: int, seconds: float) -> str:
-        """``seconds``: since the start."""
+        """``num_slots``: 0 where no run can be in work; ``seconds``: since the start."""
         num_left = len(self._left())
         in_work = min(num_left, num_slots)
-        parts = [
-            f"sweep: {len(self._done)}/{len(self._runs)} runs done, {in_work} in work, {num_left - in_work} waiting"
-        ]
+        waiting = f"{num_left - in_work} waiting" + (" for room on the cluster" if num_left and not num_slots else "")
+        parts = [f"sweep: {len(self._done)}/{len(self._runs)} runs done, {in_work} in work, {waiting}"]
         parts += [f"{num_failed} failed"] if num_failed else []
         epochs = self._num_epochs() - self._epochs_before
         if epochs:

@@ -2,7 +2,7 @@
 
 Everything random is a function of (seed, epoch, step): the order of the batches, augmentation (by utterance), and
 dropout, whose generator is seeded anew at each step. A checkpoint therefore holds no generator state, and a run that
-was killed and resumed ends with the same weights as one that was not.
+was killed and resumed ends with the same weights as one that was not; on a GPU up to rounding, as its sums have no fixed order.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from softlabel_schemas.dataset import SoftLabelDataset
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import SkippedUtterance
+from softlabel_schemas.strict import parse
+from student_trainer.arms import unlike_settings
 from student_trainer.batch import Batch
 from student_trainer.config import TrainConfig
 from student_trainer.ctc import check_long_enough, ctc_loss, transcripts_digest
 from student_trainer.data import Step, TrainingData
 from student_trainer.device import training_device
 from student_trainer.evaluate import check_lengths, model_posteriors
+from student_trainer.hard_labels import check_label_frames
 from student_trainer.inputs import Inputs, open_dev, open_inputs
 from student_trainer.interrupts import interrupts_held
 from student_trainer.left_out import say_what_is_left_out, to_json
@@ -38,12 +41,14 @@ from student_trainer.loss import hard_and_soft_loss, hard_loss, soft_loss
 from student_trainer.metrics import Metrics
 from student_trainer.models import AcousticModel
 from student_trainer.order import Order
-from student_trainer.run_folder import RUN, RunFolder, build_model, set_threads
+from student_trainer.result_files import flat_settings
+from student_trainer.run_folder import CHECKPOINT, RUN, RunFolder, build_model, set_threads
 from student_trainer.schedule import learning_rate, soft_weight
 from student_trainer.token_errors import token_metrics
 
-# Of a run's identity, to be compared where it goes on; the last one is there with CTC alone.
-_DIGESTS = ("config_digest", "corpus_digest", "inventory_digest", "dataset_digest", "transcripts_digest")
+# Of a run's identity, to be compared where it goes on; the last one is there with CTC alone. That of the configuration is not
+# among them: it is over paths too, which may change.
+_DIGESTS = ("corpus_digest", "inventory_digest", "dataset_digest", "transcripts_digest")
 # Checkpoints from before they were written go on without them.
 _LATER_DIGESTS = ("hard_labels_digest", "dev_corpus_digest", "dev_transcripts_digest")
 
@@ -74,6 +79,8 @@ def train(config: TrainConfig) -> bool:
     set_threads(config.training.num_threads)
     device = training_device(config.training.device)
     inputs = open_inputs(config)
+    # Not with the inputs: a loop of one's own may have a model that gives other frames.
+    check_label_frames(inputs.data.corpus, config, where=config.corpus.manifest)
     inventory = inputs.inventory
     blank = None if config.ctc is None else inventory.blank_id
     folder = RunFolder(config.output)
@@ -126,12 +133,17 @@ class _Trainer:
         self.is_whole = True
 
     def run(self, data: TrainingData, dev: TrainingData | None, inventory: ClassInventory) -> None:
-        """Raises OSError, IntegrityError or KeyboardInterrupt after writing a checkpoint, so that no step is lost."""
+        """Raises OSError, IntegrityError or KeyboardInterrupt after writing a checkpoint, so that no step is lost; InputError
+        where there is not enough memory, for a checkpoint either."""
         try:
             self._run(data, dev, inventory)
         except (OSError, IntegrityError, KeyboardInterrupt):
             self._save_before_leaving()
             raise
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise InputError(self._out_of_memory(error)) from error
 
     def _run(self, data: TrainingData, dev: TrainingData | None, inventory: ClassInventory) -> None:
         settings, at, soft = self.config.training, self.at, self.config.soft_labels
@@ -286,6 +298,22 @@ class _Trainer:
         )
         self.saved = (at.epoch, at.step)
 
+    def _out_of_memory(self, error: Exception) -> str:
+        settings, (epoch, step) = self.config.training, self.saved
+        # Python's own has no text.
+        lines = str(error).splitlines()
+        message = (
+            f"out of memory at epoch {self.at.epoch + 1}, step {self.at.step}{f' ({lines[0]})' if lines else ''}; lower "
+            f"training.batch_seconds ({settings.batch_seconds:g}), training.pool_seconds ({settings.pool_seconds:g}: speech "
+            "that is kept in memory) or the size of the model"
+        )
+        if self.saved == (0, 0):
+            return message
+        return (
+            f"{message}, in another output folder; or go on where there is more memory: the last checkpoint, of epoch "
+            f"{epoch + 1}, step {step}, stays in {self.folder.path}"
+        )
+
     def _save_before_leaving(self) -> None:
         """What leads here may be a full disk: the checkpoint before stands then."""
         if self.is_whole and self.saved != (self.at.epoch, self.at.step):
@@ -299,6 +327,12 @@ class _Trainer:
                 f"{self.folder.path}: the checkpoint is of epoch {epoch + 1}, step {step}; the same command goes on from there",
                 err=True,
             )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # Of the processors' memory, and of what a GPU's driver takes for itself, torch raises other RuntimeErrors.
+    texts = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in texts)
 
 
 def _has_hard_labels(batch: Batch) -> bool:
@@ -333,6 +367,20 @@ def _further_digests(inputs: Inputs, dev: TrainingData | None) -> dict[str, str 
     return digests | {"dev_corpus_digest": dev.corpus.digest, "dev_transcripts_digest": dev_transcripts}
 
 
+def _check_settings(folder: RunFolder, before: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raises InputError, with their values, where settings that decide the result are others than before."""
+    if before["config_digest"] == identity["config_digest"]:
+        return
+    there = parse(TrainConfig, before["config"], where=f"{folder.path / CHECKPOINT} (config)")
+    here = TrainConfig.model_validate(identity["config"])
+    unlike = unlike_settings(*(flat_settings(config.result_settings()) for config in (there, here)))
+    if unlike:
+        raise InputError(
+            f"{folder.path} holds a run of other settings than these ({'; '.join(unlike)}); set them back, use another output "
+            "folder or delete that one"
+        )
+
+
 def _resume(
     folder: RunFolder, identity: dict[str, Any], model: AcousticModel, optimizer: torch.optim.Optimizer
 ) -> Progress:
@@ -340,6 +388,7 @@ def _resume(
     if state is None:
         return Progress()
     before = state["identity"]
+    _check_settings(folder, before, identity)
     for key in (*_DIGESTS, *(key for key in _LATER_DIGESTS if key in before)):
         if before.get(key) != identity.get(key):
             raise InputError(

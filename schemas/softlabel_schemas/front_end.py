@@ -7,12 +7,13 @@ Models", 2016): ``stack`` neighbouring frames become one. Models that take wavef
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from softlabel_schemas.errors import InputError
 from softlabel_schemas.strict import GrownModel, StrictModel
 
 Float32 = npt.NDArray[np.float32]
@@ -52,6 +53,16 @@ class Fbank(GrownModel):
     stack: Annotated[int, Field(ge=1, le=16)] = 1
     snip_edges: bool = False
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        # kaldi-native-fbank divides by it, which ends the process.
+        if self._shift < 1:
+            raise ValueError(
+                f"frame_shift_ms is {self.frame_shift_ms:g}, less than a sample at {self.sample_rate} Hz; expected one or more "
+                f"({1000 / self.sample_rate:g} ms)"
+            )
+        return self
+
     @property
     def num_features(self) -> int:
         return self.num_mel_bins * self.stack
@@ -63,19 +74,27 @@ class Fbank(GrownModel):
     def num_frames(self, num_samples: int) -> int:
         """Frames of an utterance: one per started shift (to the nearest), or with ``snip_edges`` one per whole window, in
         groups of ``stack``."""
-        shift = int(self.sample_rate * 0.001 * self.frame_shift_ms)
+        shift = self._shift
         num_frames = (num_samples + shift // 2) // shift
         if self.snip_edges:
             num_frames = max(0, (num_samples - int(self.sample_rate * 0.001 * self.frame_length_ms)) // shift + 1)
         return -(-num_frames // self.stack)
 
     @property
+    def _shift(self) -> int:
+        """Samples."""
+        return int(self.sample_rate * 0.001 * self.frame_shift_ms)
+
+    @property
     def shortest(self) -> str:
         """What gives a frame."""
         return "a window" if self.snip_edges else "half a frame shift"
 
-    def compute(self, samples: Float32) -> Float32:
-        """Features float32 [T, D] of samples float32 [N] in the range of 16-bit integers."""
+    def check(self) -> None:
+        """Before any audio is read. Raises InputError where there is no such filterbank."""
+        self._bank()
+
+    def _bank(self) -> Any:
         from kaldi_native_fbank import FbankOptions, OnlineFbank
 
         options = FbankOptions()
@@ -87,7 +106,18 @@ class Fbank(GrownModel):
         options.mel_opts.num_bins = self.num_mel_bins
         options.mel_opts.low_freq = self.low_freq
         options.mel_opts.high_freq = self.high_freq
-        bank = OnlineFbank(options)
+        try:
+            return OnlineFbank(options)
+        except ValueError as error:
+            raise InputError(
+                f"front_end: there is no filterbank of num_mel_bins {self.num_mel_bins}, low_freq {self.low_freq:g}, high_freq "
+                f"{self.high_freq:g} and frame_length_ms {self.frame_length_ms:g} at {self.sample_rate} Hz ({error}); use "
+                f"fewer bins, a longer frame, or frequencies from 0 to {self.sample_rate / 2:g} Hz"
+            ) from None
+
+    def compute(self, samples: Float32) -> Float32:
+        """Features float32 [T, D] of samples float32 [N] in the range of 16-bit integers. Raises InputError, see ``check``."""
+        bank = self._bank()
         for start in range(0, len(samples), _CHUNK_SAMPLES):
             bank.accept_waveform(self.sample_rate, samples[start : start + _CHUNK_SAMPLES].tolist())
         bank.input_finished()

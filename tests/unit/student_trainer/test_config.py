@@ -126,6 +126,11 @@ class TestLoad:
             ("dev_splits = []", "hard_label_splits = []", "corpus.hard_label_splits: "),
             (
                 "dev_splits = []",
+                'dev_splits = ["dev", "extra"]',
+                "corpus.train_splits and corpus.dev_splits share extra: the best epoch would be chosen on training speech",
+            ),
+            (
+                "dev_splits = []",
                 'hard_label_splits = ["extra", "dev"]',
                 "hard_label_splits must be among train_splits, train, extra; found dev",
             ),
@@ -136,6 +141,11 @@ class TestLoad:
                 'kind = "fbank"\nstack = 2',
                 'kind = "precomputed"\nnum_features = 4\nframe_shift_ms = 10\n[augmentation]',
                 "augmentation needs the front end 'fbank'",
+            ),
+            (
+                "stack = 2",
+                "frame_shift_ms = 0.01",
+                "frame_shift_ms is 0.01, less than a sample at 16000 Hz; expected one or more",
             ),
             ("weight = 0.7", "frames = { silence = 1.5 }", "soft_labels.frames.silence: "),
             (

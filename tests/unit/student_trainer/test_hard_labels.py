@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -62,6 +63,16 @@ class TestOnlyHardLabelsOf:
             else:
                 assert utterance.hard_labels is None
             assert replace(utterance, hard_labels=None) == replace(expected, hard_labels=None)
+
+    def test_of_row_groups_with_more_labels_than_one_array_holds(self, speech: Speech) -> None:
+        """2^30 labels in each of three; their memory is never touched."""
+        zeros = pa.Array.from_buffers(pa.int32(), 1 << 30, [None, pa.py_buffer(np.zeros(1 << 30, dtype=np.int32))])
+        labels = pa.chunked_array([pa.ListArray.from_arrays(pa.array([0, 1 << 30], pa.int32()), zeros)] * 3)
+        table = speech.corpus.table.slice(0, 3)
+        column = table.schema.get_field_index("hard_labels")
+        large = speech.corpus.with_table(table.set_column(column, "hard_labels", labels))
+        found = only_hard_labels_of(large, ["none"]).table["hard_labels"]
+        assert (len(found), found.null_count) == (3, 3)
 
 
 class TestMixedRun:

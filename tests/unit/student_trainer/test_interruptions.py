@@ -18,7 +18,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from softlabel_schemas import IntegrityError, retrying
+from softlabel_schemas import InputError, IntegrityError, retrying
 from softlabel_schemas.object_store import ObjectStore
 from student_trainer import train as train_module
 from student_trainer.cli import main
@@ -31,6 +31,7 @@ from tests.support.disturbed import train_until_killed
 from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.rgw import s3_environment
 from tests.support.speech import SoftDataset, Speech, train_config, write_soft_labels, write_speech
+from tests.support.trainings import write_toml
 
 ROOT = Path(__file__).parents[3]
 # Three pools in an epoch, each loaded from the store, of 8, 8 and 4 steps; no checkpoint but at the end of an epoch.
@@ -175,6 +176,66 @@ class TestFailingStore:
         assert progress(config) == (EPOCH, 0)
         assert train(config)
         assert results(config) == results(undisturbed)
+
+
+class TestOutOfMemory:
+    @pytest.mark.parametrize(
+        ("error", "text"),
+        [
+            (
+                torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+                r" \(CUDA .* 2\.00 GiB\.\); lower",
+            ),
+            (MemoryError(), "; lower"),
+            (
+                RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+                r" \(.* 9 bytes\); lower",
+            ),
+        ],
+    )
+    def test_names_the_setting_and_keeps_the_checkpoint(
+        self,
+        config: TrainConfig,
+        undisturbed: TrainConfig,
+        at_step: Callable[[Callable[[], None]], None],
+        error: Exception,
+        text: str,
+    ) -> None:
+        def fail() -> None:
+            raise error
+
+        at_step(fail)
+        message = (
+            rf"out of memory at epoch 2, step {STEP}{text} training\.batch_seconds \(0\.1\), .* in another output folder; .* "
+            r"the last checkpoint, of epoch 2, step 0, stays in "
+        )
+        with pytest.raises(InputError, match=message):
+            train(config)
+        assert progress(config) == (EPOCH, 0)
+        assert train(config)
+        assert results(config) == results(undisturbed)
+
+    def test_the_command_ends_with_one_message(
+        self, speech: Speech, labels: SoftDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(TrainingData, "load_variants", fail)
+        result = CliRunner().invoke(main, ["train", str(write_toml(tmp_path, speech, labels.url))])
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "error: out of memory at epoch 1, step 0; lower training.batch_seconds (1.5)" in result.stderr
+        assert "checkpoint" not in result.stderr
+
+    def test_any_other_error_of_torch_is_as_it_was(
+        self, config: TrainConfig, at_step: Callable[[Callable[[], None]], None]
+    ) -> None:
+        def fail() -> None:
+            raise RuntimeError("shapes do not fit")
+
+        at_step(fail)
+        with pytest.raises(RuntimeError, match="shapes do not fit"):
+            train(config)
 
 
 def main_thread_waits() -> bool:

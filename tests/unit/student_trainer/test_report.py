@@ -134,6 +134,16 @@ def test_unequal_budgets_are_named(tmp_path: Path, runs: list[str]) -> None:
     assert f"<strong>Not an equal comparison.</strong> {line}</p>" in render(found)
 
 
+def test_errors_on_training_speech_are_named(runs: list[str], ensemble: str) -> None:
+    config = RunFolder(runs[0]).config()
+    heard = config.model_copy(update={"corpus": config.corpus.model_copy(update={"train_splits": ("train", "test")})})
+    edit(Path(runs[0]) / "run.json", config=heard.model_dump(mode="json"))
+    lines = text(compare([runs[0], runs[3]], [ensemble], [], ["test"])).splitlines()
+    found = [line for line in lines if "other speech" in line]
+    assert len(found) == 1
+    assert found[0].startswith("warning: hard was trained on split test, on which it is evaluated here: ")
+
+
 def test_many_unequal_budgets_are_one_line_for_each_setting(tmp_path: Path, runs: list[str]) -> None:
     hard = [
         write_run(tmp_path / f"{epochs}", f"hard-{epochs}", HARD[0], training={"epochs": epochs}, num_epochs=epochs)

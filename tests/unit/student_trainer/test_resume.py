@@ -178,9 +178,31 @@ class TestResume:
 
     def test_another_configuration(self, uninterrupted: TrainConfig) -> None:
         other = uninterrupted.model_copy(update={"seed": 8})
-        message = f"another config_digest .{uninterrupted.digest()}, now {other.digest()}"
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(
+            InputError, match=r"holds a run of other settings than these \(seed: 7 against 8\); set them back"
+        ):
             train(other)
+
+    def test_what_does_not_decide_the_result_may_change(
+        self, speech: Speech, labels: SoftDataset, uninterrupted: TrainConfig, tmp_path: Path
+    ) -> None:
+        """The contents of the files have digests of their own, wherever they lie."""
+        for name in ("labels", "corpus.parquet", "inventory.json"):
+            (tmp_path / name).symlink_to({"labels": labels.url}.get(name, speech.folder / name))
+        folder = tmp_path / "run"
+        folder.mkdir()
+        (folder / "checkpoint.pt").write_bytes((Path(uninterrupted.output) / "checkpoint.pt").read_bytes())
+        moved = train_config(
+            speech,
+            folder,
+            name="renamed",
+            url=str(tmp_path / "labels"),
+            corpus__manifest=str(tmp_path / "corpus.parquet"),
+            corpus__inventory=str(tmp_path / "inventory.json"),
+            training__checkpoint_minutes=3.0,
+        )
+        assert moved.digest() != uninterrupted.digest()
+        assert not train(moved)
 
     def test_another_dataset_or_corpus(self, speech: Speech, tmp_path: Path) -> None:
         config = train_config(
@@ -287,9 +309,15 @@ class TestCommand:
         result = CliRunner().invoke(main, ["train", str(toml)])
         assert (result.exit_code, result.stdout) == (1, "")
         assert "checkpoint.pt cannot be read" in result.stderr
+        other = load_config(toml).model_copy(update={"seed": 8})
         RunFolder(tmp_path / "run").write_checkpoint(
-            {"identity": {"config_digest": "0" * 64}, "model": {}, "optimizer": {}, "progress": {}}
+            {
+                "identity": {"config_digest": "0" * 64, "config": other.model_dump(mode="json")},
+                "model": {},
+                "optimizer": {},
+                "progress": {},
+            }
         )
         result = CliRunner().invoke(main, ["train", str(toml)])
         assert (result.exit_code, result.stdout) == (2, "")
-        assert "holds a run with another config_digest" in result.stderr
+        assert "holds a run of other settings than these (seed: 8 against 7)" in result.stderr

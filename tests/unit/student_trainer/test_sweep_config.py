@@ -112,6 +112,11 @@ class TestArms:
         arms = arms_of(load_sweep(write(tmp_path, HARD + threads)))
         assert [arm.training.num_threads for arm in arms.values()] == [1, 2]
 
+    def test_a_gpu_of_a_number_is_any(self, tmp_path: Path) -> None:
+        numbered = '[[arms]]\nname = "two"\ntraining = { device = "cuda:1" }\n'
+        arms = arms_of(load_sweep(write(tmp_path, HARD + numbered)))
+        assert [arm.training.device for arm in arms.values()] == ["auto", "cuda"]
+
     def test_an_arm_without_the_table_has_one_thread(self, tmp_path: Path) -> None:
         removed = '[[arms]]\nname = "defaults"\ntraining = false\n'
         base = BASE + "[base.training]\nepochs = 3\nnum_threads = 2\n"
@@ -169,9 +174,16 @@ class TestRefused:
         assert "training.epochs" in message
         assert "arm 'hard'" not in message
 
+    def test_trials_are_evaluated_on_dev_speech(self, tmp_path: Path) -> None:
+        assert load_sweep(write(tmp_path, HARD + '[evaluate]\nsplits = ["dev"]\n')).evaluate.splits == ("dev",)
+
     @pytest.mark.parametrize(
         ("arms", "message"),
         [
+            (
+                HARD + 'corpus.train_splits = ["train", "dev"]\n',
+                "arm 'hard' is not valid: .* share dev: the best epoch",
+            ),
             (HARD + '[[arms]]\nname = "again"\nsoft_labels = false\n', "'hard' and 'again' are the same configuration"),
             (HARD + HARD, "more than one is named hard"),
             (HARD.replace("hard", "a/b"), "name must be a plain, non-empty name"),
@@ -190,6 +202,10 @@ class TestRefused:
             (
                 HARD + '[[arms]]\nname = "b"\ncorpus.dev_splits = []\n[evaluate]\ngraph = "graph"\n',
                 "are chosen on corpus.dev_splits, which the arms b have none of",
+            ),
+            (
+                HARD + '[[arms]]\nname = "b"\ncorpus.train_splits = ["train", "more"]\n[evaluate]\nsplits = ["more"]\n',
+                r"evaluate.splits has more, which the arm 'b' trains on \(corpus.train_splits\)",
             ),
             (HARD + '[evaluate]\nspltis = ["test"]\n', "did you mean 'splits'"),
             (HARD + '[evaluate]\nensemble = "labels"\ngraph = "graph"\n', "dev_ensemble is needed"),

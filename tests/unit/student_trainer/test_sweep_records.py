@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from softlabel_schemas import InputError, open_dataset
+from student_trainer import sweep as sweep_module
 from student_trainer.compare import Comparison, compare
+from student_trainer.run_folder import RunFolder
+from student_trainer.sweep import run_sweep
 from student_trainer.sweep_config import Sweep, load_sweep
 from student_trainer.sweep_records import SweepRecords, load_records, records_json, sweep_records
 from student_trainer.sweep_task import evaluate_ensemble, train_and_evaluate
 from tests.support.records import difference_record, make_records
-from tests.support.runs import HARD, SOFT, write_run
+from tests.support.runs import ENSEMBLE, HARD, SOFT, evaluation, write_run
 from tests.support.speech import write_soft_labels, write_speech
 from tests.support.sweeps import write_sweep
 
@@ -121,6 +124,31 @@ def test_the_share_of_a_gain_that_an_arm_keeps(tmp_path: Path) -> None:
     assert [(each.arm, each.against) for each in found.differences].count(("soft", "hard")) == 1
     (tmp_path / "sweep.json").write_text(records_json([found]), encoding="utf-8")
     assert load_records(tmp_path / "sweep.json") == (found,)
+
+
+def test_pairs_of_other_utterances_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The ensemble's dataset skipped one of four: its pairs are not in the file, and the command says so."""
+    runs = [write_run(tmp_path / name, name, HARD[0]) for name in ("hard", "top-2")]
+    found = evaluation("ensemble", ENSEMBLE, kind="ensemble")
+    skipped = {"utterance_id": found["utterances"].pop()["utterance_id"], "reason": "broken"}
+    RunFolder(tmp_path).write_json("ensemble.json", found | {"left_out": [skipped]})
+    path = write_sweep(tmp_path, "sweep", seeds=[0])
+    path.write_text(path.read_text().replace('[["top-2", "ensemble"]]', '[["top-2", "ensemble"], ["top-2", "hard"]]'))
+    made = compare(runs, [str(tmp_path / "ensemble.json")], [], ["test"])
+    monkeypatch.setattr(sweep_module, "check_evaluation", lambda _: None)
+    monkeypatch.setattr(sweep_module, "run_on_ray", lambda *_, **__: {})
+    monkeypatch.setattr(sweep_module, "_compare", lambda *_: made)
+    (tmp_path / "sweep").mkdir()
+    run_sweep(path)
+    warned = [line for line in capsys.readouterr().out.splitlines() if "not compared" in line]
+    assert len(warned) == 1
+    assert warned[0].startswith(
+        "warning: top-2 and ensemble are not compared in sweep.json: they were evaluated on 4 and 3 utt"
+    )
+    (recorded,) = load_records(tmp_path / "sweep" / "sweep.json")
+    assert {(each.arm, each.against) for each in recorded.differences} == {("top-2", "hard")}
 
 
 def test_of_a_gain_that_may_be_none_shares_have_no_interval(tmp_path: Path) -> None:

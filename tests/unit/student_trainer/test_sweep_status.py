@@ -60,6 +60,11 @@ def test_evaluation_counts_too(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) ->
     assert line == "sweep: 2/4 runs done, 1 in work, 1 waiting, 3.1 epochs/min, 7 min left"
 
 
+def test_no_node_has_room(sweep: Sweep) -> None:
+    line = SweepStatus(sweep.runs).line(num_slots=0, num_failed=0, seconds=10.0)
+    assert line == "sweep: 0/4 runs done, 0 in work, 4 waiting for room on the cluster"
+
+
 def test_all_done(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     with SweepStatus(sweep.runs) as status:
         for run in sweep.runs:

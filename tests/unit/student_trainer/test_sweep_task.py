@@ -156,7 +156,11 @@ class TestBeforeAnyRunStarts:
         [
             ("[evaluate]", '[evaluate]\nsplits = ["tset"]', "the corpus has no split tset"),
             ("[evaluate]", '[evaluate]\nsplits = ["dev"]', "the decoder's settings are chosen on split dev"),
-            ("[evaluate]", '[evaluate]\nsplits = ["train"]', "graph was made from split train"),
+            (
+                "[evaluate]",
+                '[evaluate]\nsplits = ["train"]',
+                "evaluate.splits has train, which the arm 'hard' trains on",
+            ),
             ('ensemble = "labels-test"', 'ensemble = "none"', "none is not a published dataset"),
             ('ensemble = "labels-test"', 'ensemble = "labels"', "labels: no soft targets for utterance test-23"),
             ('dev_ensemble = "labels-dev"', 'dev_ensemble = "none"', "none is not a published dataset"),
@@ -181,6 +185,15 @@ class TestBeforeAnyRunStarts:
         path.write_text(path.read_text().replace('"labels-test"', '"labels-other"'))
         with pytest.raises(InputError, match=rf"are of class inventory {other} \(6 classes\), the arms' is {own}"):
             run_sweep(path)
+
+    def test_another_number_of_labels_in_what_is_evaluated(self, speech: Speech, tmp_path: Path) -> None:
+        for name in ("labels", "labels-test"):
+            (tmp_path / name).symlink_to(speech.folder / name)
+        here = speech.located()
+        here[-1] = replace(here[-1], hard_labels=here[-1].hard_labels[:-2].copy())
+        save_corpus(tmp_path, here)
+        with pytest.raises(InputError, match=f"utterance {here[-1].utterance_id}: the model gives .* with 1 of 3"):
+            run_sweep(write_sweep(tmp_path, "sweep"))
 
     def test_transcripts_in_other_units(self, tmp_path: Path) -> None:
         write_ctc(tmp_path)

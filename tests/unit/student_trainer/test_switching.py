@@ -153,7 +153,7 @@ class TestRefused:
         write_soft_labels(second, speech.split("train")[::-1])
         with pytest.raises(InputError, match="another dataset_digest"):
             train(config)
-        with pytest.raises(InputError, match="another config_digest"):
+        with pytest.raises(InputError, match="another dataset_digest"):
             train(config_of(speech, tmp_path / "run", str(second), labels[0].url))
 
 

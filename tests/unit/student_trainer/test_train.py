@@ -15,9 +15,12 @@ import torch
 from softlabel_schemas import InputError
 from softlabel_schemas.front_end import Precomputed
 from student_trainer import train as train_module
+from student_trainer.inputs import open_inputs
 from student_trainer.run_folder import RunFolder
+from student_trainer.torch_data import StepDataset
 from student_trainer.train import train
 from tests.support.speech import (
+    FRONT_END,
     INVENTORY,
     SoftDataset,
     Speech,
@@ -248,6 +251,47 @@ class TestRefusals:
         with pytest.raises(InputError, match=r"1 utterances of \['dev'\] have no hard labels"):
             train(train_config(save_corpus(tmp_path, here), tmp_path / "run"))
         assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("split", ["train", "dev"])
+    def test_another_number_of_labels_before_the_first_step(
+        self, speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+    ) -> None:
+        """Mended later, the corpus would be another one and the run would start anew."""
+
+        def step(*_: Any) -> None:
+            raise _StoppedError
+
+        monkeypatch.setattr(train_module._Trainer, "_step", step)
+        here = speech.located()
+        rows = [row for row, utterance in enumerate(here) if utterance.split == split][1:3]
+        for row in rows:
+            here[row] = replace(here[row], hard_labels=here[row].hard_labels[:-1].copy())
+        num_labels, num_utterances = len(here[rows[0]].hard_labels), len(speech.split(split))
+        config = train_config(save_corpus(tmp_path, here), tmp_path / "run")
+        message = (
+            rf"utterance {here[rows[0]].utterance_id}: the model gives {num_labels + 1} frames, there are {num_labels} labels; "
+            rf"so it is with 2 of {num_utterances} utterances"
+        )
+        with pytest.raises(InputError, match=message):
+            train(config)
+        # A loop of one's own may have a model of other frames.
+        assert len(StepDataset(config)._source.data.corpus) == 20
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"num_mel_bins": 128}, r"no filterbank of num_mel_bins 128, .* at 8000 Hz .*; use fewer bins"),
+            ({"high_freq": 5000.0}, r"high_freq 5000 .* at 8000 Hz .*, or frequencies from 0 to 4000 Hz"),
+            ({"low_freq": 4000.0}, r"low_freq 4000"),
+            ({"frame_length_ms": 0.01}, r"frame_length_ms 0\.01"),
+        ],
+    )
+    def test_a_filterbank_that_cannot_be_computed(
+        self, speech: Speech, tmp_path: Path, changes: dict[str, Any], message: str
+    ) -> None:
+        front_end = FRONT_END.model_copy(update=changes)
+        with pytest.raises(InputError, match=message):
+            open_inputs(train_config(speech, tmp_path / "run", front_end=front_end.model_dump()))
 
     def test_labels_and_model_of_other_lengths(self, speech: Speech, tmp_path: Path) -> None:
         own = {"architecture": "tests.support.speech:pair_encoder", "arguments": {}}
