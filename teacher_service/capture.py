@@ -31,7 +31,8 @@ from teacher_service.teacher import is_device_fault, lacks_memory
 
 _MAX_CLASSES, _MAX_WIDTH = 1 << 14, 64
 _HAS_TRITON = find_spec("triton") is not None
-_kernel_failures: list[Exception] = []
+# Their texts: a traceback would hold a batch's logits on the device.
+_kernel_failures: list[str] = []
 # Goes where the actor's own lines go.
 _log = logging.getLogger("teacher_service.actor.capture")
 
@@ -91,8 +92,8 @@ def _by_kernel(*arguments: Any) -> Selected | None:
     except Exception as error:
         if is_device_fault(error) or lacks_memory(error):
             raise
-        _kernel_failures.append(error)
-        _log.warning("capture is by torch and not by its kernel, which failed: %s: %s", type(error).__name__, error)
+        _kernel_failures.append(f"{type(error).__name__}: {error}")
+        _log.warning("capture is by torch and not by its kernel, which failed: %s", _kernel_failures[-1])
         return None
 
 

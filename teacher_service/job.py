@@ -190,7 +190,7 @@ def missing_shards(job: PreparedJob) -> list[ShardRange]:
 
 def num_skipped(job: PreparedJob, missing: list[ShardRange]) -> int:
     """In the shards that are committed, those that are not among ``missing``. Raises InputError where that is more than the job
-    allows, so that one that was stopped for it is not stopped for as many again."""
+    allows: one that was stopped for it would leave out as many once more before it is stopped again."""
     left = {shard_range.index for shard_range in missing}
     done = [shard_range.index for shard_range in job.plan if shard_range.index not in left]
     store, count = job.store(), 0

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,13 +13,14 @@ from softlabel_schemas.cli import main
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.retrying import call_with_retries
 from tests.support.datasets import Written, write_dataset
+from tests.support.http_server import QuietHandler, serving
 
 pytest.importorskip("aiohttp", reason="needs aiohttp")
 
 SIGNATURE = "X-Amz-Signature=planted"
 
 
-class Handler(SimpleHTTPRequestHandler):
+class Handler(QuietHandler):
     """Answers 403 for what is not there, and where the first folder is a status, redirects to a signed address with it."""
 
     def do_GET(self) -> None:
@@ -38,18 +36,11 @@ class Handler(SimpleHTTPRequestHandler):
         else:
             self.send_error(403)
 
-    def log_message(self, *_: object) -> None: ...
-
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """The URL of ``tmp_path``."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path))) as http_server:
-        thread = threading.Thread(target=http_server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{http_server.server_address[1]}"
-        http_server.shutdown()
-        thread.join()
+    with serving(tmp_path, Handler) as url:
+        yield url
 
 
 @pytest.fixture

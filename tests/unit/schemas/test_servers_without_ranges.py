@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,25 +14,17 @@ from softlabel_schemas.cli import main
 from softlabel_schemas.object_store import ObjectStore
 from tests.support.datasets import Written, random_rows, write_dataset
 from tests.support.foreign_corpora import TEXTS, make_recordings
+from tests.support.http_server import serving
 from tests.support.indices import ids_by_block
 from tests.support.targets import assert_same_targets
 
 pytest.importorskip("aiohttp", reason="needs aiohttp")
 
 
-class Handler(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None: ...
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """The URL of ``tmp_path``."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path))) as http_server:
-        thread = threading.Thread(target=http_server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{http_server.server_address[1]}"
-        http_server.shutdown()
-        thread.join()
+    with serving(tmp_path) as url:
+        yield url
 
 
 @pytest.fixture
