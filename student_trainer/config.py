@@ -175,7 +175,7 @@ class TrainingConfig(StrictModel):
     warmup: share of the run in which the learning rate rises; it then falls to zero along a cosine.
     checkpoint_minutes: between checkpoints within an epoch; there is one after every epoch anyhow.
     precision: of the model's products in training. "bfloat16" needs about half the time where the processor has instructions
-        for it. Weights, losses and evaluation are float32.
+        for it, and many times as long where it has none. Weights, losses and evaluation are float32.
     device: "auto" is a CUDA GPU where torch finds one, and the processors otherwise. It is no part of the digest: a run may be
         resumed on another device, to weights that differ by rounding.
     """

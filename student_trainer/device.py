@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import click
 import torch
 
 from softlabel_schemas.errors import InputError
+from student_trainer.config import TrainingConfig
 
 
 def training_device(name: str) -> torch.device:
@@ -28,6 +30,27 @@ def evaluation_device(name: str) -> torch.device:
     """The same to evaluate a run with, on a machine that may not be the one it was trained on: where that device is missing, as
     for "auto"."""
     return training_device(name if name == "auto" or _is_here(name) else "auto")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are made in hardware there. On processors without AVX-512 or Arm's BF16 torch makes them one
+    by one: a student's step then takes ten times as long as in float32, a large product seventy times (2 cores with AVX2)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # What torch itself asks before it takes oneDNN's kernels, the only fast ones.
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def warn_of_slow_precision(training: TrainingConfig) -> None:
+    """One line on stderr where the precision would take longer than float32. Raises InputError as :func:`training_device`."""
+    device = training_device(training.device)
+    if training.precision == "bfloat16" and not has_bfloat16(device):
+        click.echo(
+            f'warning: training.precision is "bfloat16", for which this machine ({device.type}) has no instructions: a step '
+            'takes several times as long as in "float32"',
+            err=True,
+        )
 
 
 def _is_here(name: str) -> bool:

@@ -23,6 +23,7 @@ from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from softlabel_schemas.command_line import CheckFailedError
 from softlabel_schemas.errors import InputError
 from student_trainer.config import TrainConfig
+from student_trainer.device import warn_of_slow_precision
 from student_trainer.sweep_config import EvaluateConfig
 from student_trainer.sweep_status import SweepStatus
 from student_trainer.sweep_task import train_and_evaluate
@@ -58,6 +59,9 @@ def run_on_ray(
     with _ray(address) as is_local:
         if is_local:
             _check_room(runs)
+            # Each run says it in its log alone.
+            for training in [config.training for config in runs if config.training.precision == "bfloat16"][:1]:
+                warn_of_slow_precision(training)
         num_gpus = ray.cluster_resources().get("GPU", 0)
         needs = {config.output: _needs(config, num_gpus) for config in runs}
         # A process for each run: what one has left in memory is not in the way of the next.

@@ -31,7 +31,7 @@ from student_trainer.batch import Batch
 from student_trainer.config import TrainConfig
 from student_trainer.ctc import check_long_enough, ctc_loss, transcripts_digest
 from student_trainer.data import Step, TrainingData
-from student_trainer.device import training_device
+from student_trainer.device import training_device, warn_of_slow_precision
 from student_trainer.evaluate import check_lengths, model_posteriors
 from student_trainer.hard_labels import check_label_frames
 from student_trainer.inputs import Inputs, open_dev, open_inputs
@@ -103,6 +103,7 @@ def train(config: TrainConfig) -> bool:
     at = _resume(folder, identity, model, optimizer)
     if at.epoch >= config.training.epochs:
         return False
+    warn_of_slow_precision(config.training)
     for url, skipped in inputs.left_out.items():
         say_what_is_left_out(skipped, len(inputs.corpus), where=f"{folder.path}/{RUN}", url=url)
     folder.write_inventory(inventory)

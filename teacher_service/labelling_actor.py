@@ -77,6 +77,10 @@ class LabellingActor:
         self._teachers = load_teachers(job.config, job.document.spec)
         self._metrics = ActorMetrics(job.document.spec.fingerprint())
         self._log.info("teachers loaded", teachers=len(self._teachers), seconds=_seconds_since(began))
+        if any(teacher.emulates_bfloat16 for teacher in self._teachers):
+            self._log.warning(
+                'resources.precision is "bfloat16", without instructions for it here: "float32" is many times faster'
+            )
 
     def label(self, shard_range: ShardRange) -> Receipt:
         """Label, store and commit one shard. May be called again while it commits; then the next is labelled meanwhile."""

@@ -38,6 +38,9 @@ class ActorLog:
     def info(self, event: str, **fields: Any) -> None:
         self._log(logging.INFO, event, fields)
 
+    def warning(self, event: str, **fields: Any) -> None:
+        self._log(logging.WARNING, event, fields)
+
     def error(self, event: str, **fields: Any) -> None:
         self._log(logging.ERROR, event, fields)
 

@@ -52,6 +52,17 @@ class Teacher:
     device: torch.device
     autocast: bool
 
+    @property
+    def emulates_bfloat16(self) -> bool:
+        """Whether it computes in bfloat16 without instructions for that, which takes many times as long as float32."""
+        if not self.autocast:
+            return False
+        if self.device.type == "cuda":
+            return not torch.cuda.is_bf16_supported(including_emulation=False)
+        # What torch itself asks before it takes oneDNN's kernels, the only fast ones.
+        has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        return not (has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
     def logits(self, features_BTD: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Logits float [B, T', V] on the teacher's device, ready for any of its streams, and lengths int64 [B].
 

@@ -23,6 +23,7 @@ from recipe import Workspace, stop_with_commands
 from speechocean762 import PARTS, prepare
 
 from softlabel_schemas import ClassInventory, InputError
+from student_trainer.device import has_bfloat16, training_device
 
 PAGE = "speechocean762.md"
 # Every trial against every other: a long page, for those who ask how settings were chosen.
@@ -31,14 +32,21 @@ SETTINGS_PAGE = "speechocean762-settings.md"
 SIZE = "size.json"
 
 
-def check_size(output: Path, **size: int | None) -> None:
+def fastest_precision() -> str:
+    """Of training here: bfloat16 where there are instructions for it."""
+    return "bfloat16" if has_bfloat16(training_device("auto")) else "float32"
+
+
+def check_size(output: Path, **size: int | str | None) -> None:
     """Raises UsageError where the folder holds the experiment at another size: what is done there would count as this one's."""
     path = output / SIZE
     found = json.loads(path.read_bytes()) if path.exists() else size
     different = {name: (found.get(name), value) for name, value in size.items() if found.get(name) != value}
     if different:
         listed = ", ".join(f"--{name} {before}, now {now}" for name, (before, now) in different.items())
-        raise click.UsageError(f"{output} holds the experiment with {listed}; use another output folder")
+        raise click.UsageError(
+            f"{output} holds the experiment with {listed}; give what it has, or use another output folder"
+        )
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(size), encoding="utf-8")
     unfinished.replace(path)
@@ -68,11 +76,14 @@ def labels_of(questions: Sequence[Question], trials: int) -> list[Labels]:
     return [labels for labels in LABELS if labels.url in urls]
 
 
-def run(workspace: Workspace, questions: Sequence[Question], *, epochs: int, seeds: int, trials: int) -> None:
+def run(
+    workspace: Workspace, questions: Sequence[Question], *, epochs: int, seeds: int, trials: int, precision: str
+) -> None:
     """On labels that are made; ends with a page of the questions and one of the trials."""
 
     def sweep(question: Question, settings: Mapping[Kind, Settings], seeds: int) -> Path:
-        workspace.write(f"{question.name}.toml", question.toml(settings, epochs=epochs, seeds=seeds))
+        toml = question.toml(settings, epochs=epochs, seeds=seeds, precision=precision)
+        workspace.write(f"{question.name}.toml", toml)
         workspace.command("student-trainer", "sweep", f"{question.name}.toml")
         return workspace.folder / question.name / "sweep.json"
 
@@ -112,6 +123,11 @@ def run(workspace: Workspace, questions: Sequence[Question], *, epochs: int, see
     show_default=True,
     help="Settings tried for each kind of arm (fewer for a quick try).",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["bfloat16", "float32"]),
+    help="Of every training; if not given, bfloat16 where there are instructions for it.",
+)
 @click.option("--further", is_flag=True, help="Ask what was asked once the answers were known, too: longer budgets.")
 @click.option(
     "--question",
@@ -128,6 +144,7 @@ def main(
     utterances: int | None,
     teachers: int,
     trials: int,
+    precision: str | None,
     further: bool,
     names: tuple[str, ...],
 ) -> None:
@@ -143,7 +160,8 @@ def main(
             prepare(corpus, output, num_utterances=utterances)
         except InputError as error:
             raise click.UsageError(str(error)) from None
-    check_size(output, epochs=epochs, teachers=teachers, utterances=utterances)
+    precision = precision or fastest_precision()
+    check_size(output, epochs=epochs, teachers=teachers, utterances=utterances, precision=precision)
     workspace = Workspace(output)
     questions = [
         question
@@ -153,10 +171,10 @@ def main(
     if any(question.words for question in questions):
         make_graph(workspace, corpus / "lexicon.txt")
     labels, architectures = labels_of(questions, trials), ARCHITECTURES[:teachers]
-    train_teachers(workspace, labels, architectures, epochs=epochs)
+    train_teachers(workspace, labels, architectures, epochs=epochs, precision=precision)
     num_classes = ClassInventory.load(output / "inventory.json").num_classes
     label(workspace, labels, architectures, num_classes=num_classes)
-    run(workspace, questions, epochs=epochs, seeds=seeds, trials=trials)
+    run(workspace, questions, epochs=epochs, seeds=seeds, trials=trials, precision=precision)
 
 
 if __name__ == "__main__":

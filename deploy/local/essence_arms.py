@@ -86,7 +86,7 @@ class Question:
         own = settings[arm.kind]
         return Settings(training=own.training, soft={**(own.soft or {}), **arm.soft})
 
-    def toml(self, settings: Mapping[Kind, Settings], *, epochs: int, seeds: int) -> str:
+    def toml(self, settings: Mapping[Kind, Settings], *, epochs: int, seeds: int, precision: str) -> str:
         arms = dict(self._arms(settings, epochs * self.num_epochs))
         pairs = [pair for pair in self.pairs if {*pair} <= {*arms, "ensemble"}]
         corpus = {"manifest": "corpus.parquet", "inventory": "inventory.json", "train_splits": PARTS}
@@ -100,7 +100,7 @@ class Question:
             f"soft_labels = {inline({'url': LABELS_TRAIN, 'tail': 'ghost'})}",
             f"front_end = {inline({'kind': 'fbank', 'num_mel_bins': 40, 'stack': 3})}",
             f"model = {inline({'architecture': self.model.architecture, 'arguments': self.model.arguments})}",
-            f"training = {inline({'batch_seconds': 40.0, 'precision': 'bfloat16'})}",
+            f"training = {inline({'batch_seconds': 40.0, 'precision': precision})}",
             "",
             "[evaluate]",
             f"splits = {inline([self._evaluated.removeprefix('labels-')])}",

@@ -64,17 +64,22 @@ FOLDS = tuple(Group(share=100, fold=fold) for fold in range(NUM_FOLDS))
 
 
 def train_teachers(
-    workspace: Workspace, labels: Sequence[Labels], architectures: Sequence[Architecture], *, epochs: int
+    workspace: Workspace,
+    labels: Sequence[Labels],
+    architectures: Sequence[Architecture],
+    *,
+    epochs: int,
+    precision: str,
 ) -> None:
     """Train and export what these labels need: each architecture for each group. A share of the speech is heard more often:
     equal budgets."""
     groups = dict.fromkeys(group for each in labels for group in each.groups)
     todo = [(group, architecture) for group in groups for architecture in architectures]
     with ThreadPoolExecutor(_NUM_PARALLEL) as pool:
-        list(pool.map(lambda each: _train(workspace, *each, epochs=epochs), todo))
+        list(pool.map(lambda each: _train(workspace, *each, epochs=epochs, precision=precision), todo))
 
 
-def _train(workspace: Workspace, group: Group, architecture: Architecture, *, epochs: int) -> None:
+def _train(workspace: Workspace, group: Group, architecture: Architecture, *, epochs: int, precision: str) -> None:
     name = f"{architecture.name}-{group.name}"
     if workspace.exists(f"{group.bundle(architecture)}/teacher.json"):
         return
@@ -85,7 +90,7 @@ def _train(workspace: Workspace, group: Group, architecture: Architecture, *, ep
         f'inventory = "inventory.json"\ntrain_splits = {inline(SHARES[group.share])}\n{held_out}\n'
         f'[front_end]\nkind = "fbank"\nnum_mel_bins = {architecture.num_mel_bins}\nstack = 3\n\n{architecture.model.toml()}\n'
         f"[training]\nepochs = {epochs * 100 // group.share}\nbatch_seconds = 40.0\nnum_threads = 1\n"
-        'precision = "bfloat16"\n',
+        f"precision = {inline(precision)}\n",
     )
     workspace.command("student-trainer", "train", f"{name}.toml")
     workspace.command("student-trainer", "export", f"teachers/{name}", group.bundle(architecture))

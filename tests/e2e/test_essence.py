@@ -42,7 +42,10 @@ def test_essence(tmp_path: Path) -> None:
     # What is there was made with one epoch: none of it is an answer to this.
     refused = essence(*less, "--epochs", "2")
     assert refused.returncode == 2
-    assert f"{output} holds the experiment with --epochs 1, now 2; use another output folder" in refused.stderr
+    assert (
+        f"{output} holds the experiment with --epochs 1, now 2; give what it has, or use another output folder"
+        in refused.stderr
+    )
     corpus = load_corpus(output / "corpus.parquet")
     assert corpus.hard_label_frame_shift_ms == 30.0
     speakers = corpus.table.select(["split", "speaker"]).group_by(["split", "speaker"]).aggregate([])
@@ -63,6 +66,7 @@ def test_essence(tmp_path: Path) -> None:
         key=lambda record: record.value,
     )
     run = json.loads((output / "longer" / "runs" / "all-soft-0" / "run.json").read_bytes())["config"]
+    assert run["training"]["precision"] == json.loads((output / "size.json").read_bytes())["precision"]
     temperature, rate = run["soft_labels"]["temperature"], run["training"]["learning_rate"]
     assert best.arm == f"soft-weight-1-temperature-{temperature:g}-learning_rate-{rate:g}"
     page = (output / "speechocean762.md").read_text(encoding="utf-8")

@@ -21,6 +21,7 @@ from student_trainer.sweep_config import Sweep, load_sweep
 from teacher_service.config import JobConfig, load_job
 
 EPOCHS = 12
+PRECISION = "bfloat16"
 ALL_QUESTIONS = (*questions.QUESTIONS, *questions.FURTHER_QUESTIONS)
 Kinds = dict[Kind, Settings]
 
@@ -46,7 +47,7 @@ def with_chosen(name: str, settings: Kinds) -> Kinds:
 
 def loaded(tmp_path: Path, question: Question, chosen: Kinds) -> Sweep:
     path = tmp_path / f"{question.name}.toml"
-    path.write_text(question.toml(chosen, epochs=EPOCHS, seeds=5), encoding="utf-8")
+    path.write_text(question.toml(chosen, epochs=EPOCHS, seeds=5, precision=PRECISION), encoding="utf-8")
     return load_sweep(path)
 
 
@@ -95,7 +96,7 @@ def test_arms_of_a_question_have_equal_budgets_and_models(sweeps: dict[str, Swee
         heard = {run.training.epochs * len(run.corpus.train_splits) for run in sweep.runs}
         assert heard == {4 * EPOCHS * {"longer": 2, "longer-small": 3, "much-longer": 4}.get(name, 1)}
         assert len({run.model.model_dump_json() for run in sweep.runs}) == 1
-        assert {run.training.precision for run in sweep.runs} == {"bfloat16"}
+        assert {run.training.precision for run in sweep.runs} == {PRECISION}
 
 
 def test_arms_of_a_kind_have_the_settings_that_were_chosen_for_it(sweeps: dict[str, Sweep]) -> None:

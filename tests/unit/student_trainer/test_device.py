@@ -3,6 +3,7 @@ CUDA's do, what mixes devices."""
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from softlabel_schemas import InputError
 from student_trainer.batch import Batch
 from student_trainer.config import TrainConfig
-from student_trainer.device import evaluation_device, training_device
+from student_trainer.device import evaluation_device, has_bfloat16, training_device
 from student_trainer.evaluate import evaluate_run
 from student_trainer.loss import SparseTargets, hard_and_soft_loss, hard_loss
 from student_trainer.run_folder import RunFolder
@@ -56,6 +57,33 @@ class TestChoice:
         with pytest.raises(InputError, match="finds 2 CUDA devices here"):
             training_device("cuda:2")
         assert evaluation_device("cuda:2") == torch.device("cuda")
+
+
+class TestBfloat16:
+    @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads the flags of an x86 processor from /proc/cpuinfo")
+    def test_found_where_the_processor_says_so(self) -> None:
+        (flags, *_) = (line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+        has_avx512 = {"avx512vl", "avx512bw", "avx512dq"} <= set(flags.split())
+        assert has_bfloat16(torch.device("cpu")) == has_avx512
+
+    @pytest.mark.parametrize(("precision", "told"), [("bfloat16", 1), ("float32", 0)])
+    def test_told_that_it_is_slow(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        precision: str,
+        told: int,
+    ) -> None:
+        """Where it is; and a run that is finished says nothing."""
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        speech = write_speech(tmp_path / "speech")
+        config = train_config(speech, tmp_path / "run", training__epochs=1, training__precision=precision)
+        warning = 'warning: training.precision is "bfloat16", for which this machine (cpu) has no instructions'
+        assert train(config)
+        assert capsys.readouterr().err.count(warning) == told
+        assert not train(config)
+        assert "warning" not in capsys.readouterr().err
 
 
 def make_batch() -> Batch:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from softlabel_schemas import layout
 from softlabel_schemas.commit import committed_shards
@@ -43,6 +44,19 @@ def test_shards_made_by_two_threads_have_the_bytes_of_one(tmp_path: Path) -> Non
     assert len(receipts) == len(two.plan) == 4
     assert committed_shards(two.store()) == {0, 1, 2, 3}
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+@pytest.mark.parametrize(("precision", "told"), [("bfloat16", True), ("float32", False)])
+def test_a_slow_precision_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    precision: str,
+    told: bool,
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    loaded(job_of(tmp_path, "labels", resources__precision=precision))
+    assert ('resources.precision is "bfloat16", without instructions for it here' in caplog.text) == told
 
 
 def test_the_next_shard_is_labelled_while_one_is_committed(tmp_path: Path) -> None:

@@ -66,6 +66,18 @@ def test_bfloat16(tmp_path: Path, architecture: str) -> None:
     torch.testing.assert_close(found_BTV.float(), expected_BTV, rtol=0.05, atol=0.05)
 
 
+def test_bfloat16_without_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_teacher(tmp_path, "tdnn")
+    teachers = {precision: load(config, precision) for precision in ("float32", "bfloat16")}
+    for has_onednn in (False, True):
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda has=has_onednn: has)
+        for supported in (False, True):
+            # The operator's answer is the processor's own.
+            monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=supported: has, raising=True)
+            assert not teachers["float32"].emulates_bfloat16
+            assert teachers["bfloat16"].emulates_bfloat16 == (not (has_onednn and supported))
+
+
 # Factories
 
 
