@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ from student_trainer.batch import Batch, Example, collate
 from student_trainer.ctc import Spelling
 from student_trainer.order import Order, Share
 from student_trainer.prefetch import prefetched
+from student_trainer.shared_features import CorpusFeatures, SharedFeatures
 from student_trainer.soft_labels import SoftLabels, WeightedTargets
 from student_trainer.speed import features_at_speed, retimed
 from student_trainer.switching import dataset_of_step
@@ -71,6 +72,7 @@ class TrainingData:
         soft_labels: of each dataset; of several, one teaches each batch (``switching.py``).
         spelling: makes transcripts the hard labels; None: those of the frames are.
         keep_seconds: speech up to which a corpus that is evaluated on again and again is read once and kept in memory.
+        shared: where other runs leave their features, and find those of this one.
     """
 
     def __init__(
@@ -81,11 +83,15 @@ class TrainingData:
         augmenter: Augmenter | None = None,
         spelling: Spelling | None = None,
         keep_seconds: float = 0.0,
+        shared: SharedFeatures | None = None,
     ) -> None:
         self.corpus, self.front_end, self.soft_labels, self.augmenter = corpus, front_end, soft_labels, augmenter
         self.spelling, self.keep_seconds = spelling, keep_seconds
         self._reader = UtteranceReader(corpus)
         self._kept: dict[int, Example] = {}
+        self._shared = shared
+        # By speed.
+        self._features_of: dict[float, CorpusFeatures | None] = {}
 
     @cached_property
     def seconds_N(self) -> npt.NDArray[np.float64]:
@@ -115,7 +121,9 @@ class TrainingData:
             if labels is None and not self.soft_labels:
                 raise InputError(f"utterance {utterance.utterance_id} has neither hard labels nor soft targets")
             speeds = tuple(dict.fromkeys(variant.speed for variant in variants_of[row]))
-            features = dict(zip(speeds, self._features(utterance, speeds), strict=True))
+            features = self._found(row, speeds, given_up)
+            missing = [speed for speed in speeds if speed not in features]
+            features |= zip(missing, self._features(utterance, missing), strict=True)
             for variant in variants_of[row]:
                 soft = targets.get((row, variant.dataset))
                 examples[row, variant] = self._example(utterance, soft, features[variant.speed], variant.speed)
@@ -132,7 +140,26 @@ class TrainingData:
             targets |= {(row, dataset): of_row for row, of_row in zip(rows, found, strict=True)}
         return targets
 
+    def _found(
+        self, row: int, speeds: Sequence[float], given_up: threading.Event | None
+    ) -> dict[float, npt.NDArray[np.float32]]:
+        """Features by speed, as far as they are shared."""
+        if self._shared is None:
+            return {}
+
+        def compute(speed: float, row: int) -> npt.NDArray[np.float32]:
+            return next(self._features(self.corpus[row], (speed,)))
+
+        for speed in speeds:
+            if speed not in self._features_of:
+                found = self._shared.of(self.corpus, self.front_end, speed, partial(compute, speed), given_up)
+                self._features_of[speed] = found
+        shared = {speed: self._features_of[speed] for speed in speeds}
+        return {speed: of_corpus[row] for speed, of_corpus in shared.items() if of_corpus is not None}
+
     def _features(self, utterance: Utterance, speeds: Sequence[float]) -> Iterator[npt.NDArray[np.float32]]:
+        if not speeds:
+            return
         if tuple(speeds) == _AS_RECORDED:
             yield from self._reader.features(utterance, [self.front_end])
             return

@@ -29,6 +29,7 @@ from student_trainer.models import AcousticModel
 from student_trainer.phone_posteriors import PhoneColumns
 from student_trainer.prefetch import prefetched
 from student_trainer.run_folder import RunFolder, set_threads
+from student_trainer.shared_features import SharedFeatures
 from student_trainer.token_errors import (
     TokenMetrics,
     against_transcripts,
@@ -57,9 +58,15 @@ def check_decoder_is_installed() -> None:
 
 
 def evaluate_run(
-    run: str | Path, manifest: str, splits: Sequence[str], output: str | None, decoding: WordDecoding | None = None
+    run: str | Path,
+    manifest: str,
+    splits: Sequence[str],
+    output: str | None,
+    decoding: WordDecoding | None = None,
+    shared: SharedFeatures | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a run's model and write ``evaluation-<splits>.json`` into its folder (or to ``output``)."""
+    """Evaluate a run's model and write ``evaluation-<splits>.json`` into its folder (or to ``output``); ``shared``: see
+    ``train``."""
     folder = RunFolder(run)
     # Before the weights: should training write others in between, the evaluation counts as of older ones and is made again.
     weights_digest = folder.weights_digest()
@@ -70,14 +77,14 @@ def evaluate_run(
     if config.ctc is not None:
         check_no_graph(decoding)
         corpus = load_transcribed_corpus(manifest, splits)
-        data = TrainingData(corpus, config.front_end, spelling=Spelling(inventory, config.ctc.units))
+        data = TrainingData(corpus, config.front_end, spelling=Spelling(inventory, config.ctc.units), shared=shared)
         with progress("evaluate", len(corpus), "utterances") as advance:
             tokens = token_metrics(model, data, inventory, advance)
         what |= against_transcripts(corpus, config.ctc.units)
         return _write(tokens, corpus, splits, what, output or str(folder.path / evaluation_name(splits)))
     corpus = load_evaluation_corpus(manifest, splits, inventory)
     words = _word_errors(decoding, inventory, corpus, splits, where=manifest)
-    data = TrainingData(corpus, config.front_end)
+    data = TrainingData(corpus, config.front_end, shared=shared)
     metrics = Metrics(inventory)
     with progress("evaluate", len(corpus), "utterances") as advance:
         for batch_labels, posteriors in model_posteriors(model, data, PhoneColumns.of(inventory) if words else None):

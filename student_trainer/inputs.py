@@ -28,6 +28,7 @@ from student_trainer.hard_labels import (
 )
 from student_trainer.left_out import leave_out_skipped
 from student_trainer.models import ENCODERS
+from student_trainer.shared_features import SharedFeatures
 from student_trainer.soft_labels import SoftLabels
 from student_trainer.token_errors import load_transcribed_corpus
 
@@ -51,8 +52,12 @@ class Inputs:
     hard_labels_digest: str | None
 
 
-def open_inputs(config: TrainConfig) -> Inputs:
-    """Raises InputError where inputs do not fit together; names both."""
+def open_inputs(config: TrainConfig, shared: SharedFeatures | None = None) -> Inputs:
+    """Raises InputError where inputs do not fit together; names both.
+
+    Args:
+        shared: see ``TrainingData``.
+    """
     if isinstance(config.front_end, Fbank):
         config.front_end.check()
     inventory = ClassInventory.load(config.corpus.inventory)
@@ -88,7 +93,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
         inventory=inventory,
         datasets=datasets,
         left_out=left_out,
-        data=TrainingData(corpus, config.front_end, soft_labels, augmenter, spelling),
+        data=TrainingData(corpus, config.front_end, soft_labels, augmenter, spelling, shared=shared),
         transcripts_digest=None if config.ctc is None else transcripts_digest(whole_corpus),
         hard_labels_digest=None if config.corpus.hard_label_splits is None else labelled_digest(corpus, labels),
     )
@@ -99,7 +104,9 @@ def training_speech(config: TrainConfig) -> Corpus:
     return _heard(load_corpus(config.corpus.manifest).select_splits(config.corpus.train_splits), config)
 
 
-def open_dev(config: TrainConfig, inventory: ClassInventory) -> TrainingData | None:
+def open_dev(
+    config: TrainConfig, inventory: ClassInventory, shared: SharedFeatures | None = None
+) -> TrainingData | None:
     """The dev speech; None where the run has none. Raises InputError where an utterance has no hard labels or not one for
     each frame, or with CTC a transcript that cannot be spelled."""
     splits = config.corpus.dev_splits
@@ -117,7 +124,7 @@ def open_dev(config: TrainConfig, inventory: ClassInventory) -> TrainingData | N
         check_transcripts(heard, spelling)
     else:
         check_label_frames(heard, config, where=config.corpus.manifest)
-    return TrainingData(heard, config.front_end, spelling=spelling, keep_seconds=keep_seconds)
+    return TrainingData(heard, config.front_end, spelling=spelling, keep_seconds=keep_seconds, shared=shared)
 
 
 def _heard(corpus: Corpus, config: TrainConfig) -> Corpus:

@@ -13,10 +13,12 @@ that fails stops no other. The folder of a sweep::
       ensemble.json    evaluation of the teacher ensemble
       report.html      as student-trainer compare makes it
       sweep.json       the same numbers as flat records, see ``sweep_records.py``
+      features/        of the speech, for all runs; gone once none has failed
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from student_trainer.sweep_ray import run_on_ray
 from student_trainer.sweep_records import not_compared, records_json, sweep_records
 from student_trainer.sweep_task import LOG, evaluate_ensemble
 
-REPORT, RECORDS = "report.html", "sweep.json"
+REPORT, RECORDS, FEATURES = "report.html", "sweep.json", "features"
 
 
 def run_sweep(path: str | Path, *, address: str | None = None) -> None:
@@ -47,7 +49,10 @@ def run_sweep(path: str | Path, *, address: str | None = None) -> None:
     """
     sweep = load_sweep(path)
     check_evaluation(sweep)
-    failures = run_on_ray(sweep.runs, sweep.evaluate, address=address)
+    features = sweep.output / FEATURES
+    failures = run_on_ray(sweep.runs, sweep.evaluate, features=features, address=address)
+    if not failures and features.exists():
+        shutil.rmtree(features)
     if len(failures) < len(sweep.runs):
         comparison = _compare(sweep, failures.keys())
         click.echo(text(comparison))

@@ -11,6 +11,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from softlabel_schemas import ray_start
@@ -34,7 +35,7 @@ _LEAVING_SECONDS = 60.0
 # Until a node joins that has room for a run; those of a cluster that grows come within minutes.
 _ROOM_SECONDS = 1800.0
 
-Task = Callable[[TrainConfig, EvaluateConfig], None]
+Task = Callable[[TrainConfig, EvaluateConfig, Path | None], None]
 # By Ray's names: "CPU", "GPU".
 Resources = Mapping[str, float]
 
@@ -43,12 +44,14 @@ def run_on_ray(
     runs: Sequence[TrainConfig],
     evaluate: EvaluateConfig,
     *,
+    features: Path | None = None,
     address: str | None = None,
     task: Task = train_and_evaluate,
 ) -> dict[str, str]:
     """Run all; what failed, as messages by run folder.
 
     Args:
+        features: see ``train_and_evaluate``.
         address: of a Ray cluster; None starts Ray on this machine, or joins the cluster that submitted the job.
 
     Raises:
@@ -71,7 +74,7 @@ def run_on_ray(
                 num_cpus=needs[config.output]["CPU"],
                 num_gpus=needs[config.output]["GPU"],
                 name=config.output.rsplit("/", 1)[-1],
-            ).remote(config, evaluate): config
+            ).remote(config, evaluate, features): config
             for config in runs
         }
         try:
@@ -87,9 +90,9 @@ def _interruptible(task: Task) -> Task:
     """Ray interrupts a task in Python's way, which does nothing in a process that was begun with SIGINT ignored; those that
     ``nohup student-trainer sweep ... &`` begins from a script are."""
 
-    def interruptible(config: TrainConfig, evaluate: EvaluateConfig) -> None:
+    def interruptible(config: TrainConfig, evaluate: EvaluateConfig, features: Path | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        task(config, evaluate)
+        task(config, evaluate, features)
 
     return interruptible
 

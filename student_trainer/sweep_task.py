@@ -15,6 +15,7 @@ from student_trainer.config import TrainConfig
 from student_trainer.ctc import transcripts_digest
 from student_trainer.evaluate import WordDecoding, evaluate_dataset, evaluate_run, evaluation_name
 from student_trainer.run_folder import DECODER, RunFolder
+from student_trainer.shared_features import SharedFeatures
 from student_trainer.sweep_config import ENSEMBLE, EvaluateConfig, Sweep
 from student_trainer.token_errors import against_transcripts
 from student_trainer.train import train
@@ -23,18 +24,23 @@ LOG = "log.txt"
 ENSEMBLE_RESULT = f"{ENSEMBLE}.json"
 
 
-def train_and_evaluate(config: TrainConfig, settings: EvaluateConfig) -> None:
-    """Raises what training and evaluation raise; all that they print goes to ``log.txt`` in the run's folder."""
+def train_and_evaluate(config: TrainConfig, settings: EvaluateConfig, features: Path | None = None) -> None:
+    """Raises what training and evaluation raise; all that they print goes to ``log.txt`` in the run's folder.
+
+    Args:
+        features: folder in which the runs of a sweep leave their features for each other.
+    """
     folder = Path(config.output)
+    shared = None if features is None else SharedFeatures(features, config.training.pool_seconds)
     with _logged(folder / LOG):
-        if not train(config) and _is_evaluated(config, settings):
+        if not train(config, shared) and _is_evaluated(config, settings):
             return
         if settings.graph is not None:
             from student_trainer.tune import tune_run
 
-            tune_run(folder, config.corpus.manifest, config.corpus.dev_splits, settings.graph, None)
+            tune_run(folder, config.corpus.manifest, config.corpus.dev_splits, settings.graph, None, shared)
         decoding = _decoding(settings, folder / DECODER)
-        evaluate_run(folder, config.corpus.manifest, settings.splits, None, decoding)
+        evaluate_run(folder, config.corpus.manifest, settings.splits, None, decoding, shared)
 
 
 def evaluate_ensemble(sweep: Sweep) -> str | None:

@@ -44,6 +44,7 @@ from student_trainer.order import Order
 from student_trainer.result_files import flat_settings
 from student_trainer.run_folder import CHECKPOINT, RUN, RunFolder, build_model, set_threads
 from student_trainer.schedule import learning_rate, soft_weight
+from student_trainer.shared_features import SharedFeatures
 from student_trainer.token_errors import token_metrics
 
 # Of a run's identity, to be compared where it goes on; the last one is there with CTC alone. That of the configuration is not
@@ -70,15 +71,18 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def train(config: TrainConfig) -> bool:
+def train(config: TrainConfig, shared: SharedFeatures | None = None) -> bool:
     """Train or resume; returns False where the run was complete already.
+
+    Args:
+        shared: features that runs of the same speech leave for each other.
 
     Raises:
         InputError: inputs do not fit together, or the output folder holds a run of another configuration.
     """
     set_threads(config.training.num_threads)
     device = training_device(config.training.device)
-    inputs = open_inputs(config)
+    inputs = open_inputs(config, shared)
     # Not with the inputs: a loop of one's own may have a model that gives other frames.
     check_label_frames(inputs.data.corpus, config, where=config.corpus.manifest)
     inventory = inputs.inventory
@@ -98,7 +102,7 @@ def train(config: TrainConfig) -> bool:
         "dataset_digest": _digest(inputs.datasets),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
-    dev = open_dev(config, inventory)
+    dev = open_dev(config, inventory, shared)
     identity |= {name: digest for name, digest in _further_digests(inputs, dev).items() if digest is not None}
     at = _resume(folder, identity, model, optimizer)
     if at.epoch >= config.training.epochs:

@@ -32,6 +32,7 @@ from student_trainer.evaluate import (
 from student_trainer.graph_folder import DecodingGraph, load_graph, transcripts
 from student_trainer.left_out import leave_out_skipped, say_what_is_left_out
 from student_trainer.run_folder import DECODER, RunFolder, set_threads
+from student_trainer.shared_features import SharedFeatures
 
 ACOUSTIC_SCALES = (0.3, 0.5, 0.7, 1.0)
 PRIOR_EXPONENTS = (0.0, 0.5, 1.0)
@@ -61,8 +62,18 @@ class TunedDecoder(StrictModel):
     left_out: tuple[SkippedUtterance, ...] = ()
 
 
-def tune_run(run: str | Path, manifest: str, splits: Sequence[str], graph: str, output: str | None) -> TunedDecoder:
+def tune_run(
+    run: str | Path,
+    manifest: str,
+    splits: Sequence[str],
+    graph: str,
+    output: str | None,
+    shared: SharedFeatures | None = None,
+) -> TunedDecoder:
     """Choose settings for a run's model and write them to ``output``, or to ``decoder.json`` in the run's folder.
+
+    Args:
+        shared: see ``train``.
 
     Raises:
         InputError: ``splits`` are those that the graph was made from, or have no words; or see ``evaluate_run`` and
@@ -78,7 +89,7 @@ def tune_run(run: str | Path, manifest: str, splits: Sequence[str], graph: str, 
     corpus = load_evaluation_corpus(manifest, splits, inventory)
     texts = _texts(corpus, splits, where=manifest)
     found: dict[str, npt.NDArray[np.float32]] = {}
-    data = TrainingData(corpus, config.front_end)
+    data = TrainingData(corpus, config.front_end, shared=shared)
     for labelled, posteriors in model_posteriors(model, data, decoding_graph.columns):
         for (utterance_id, _), of_utterance in zip(labelled, posteriors, strict=True):
             assert of_utterance.phone_log_probs_TC is not None

@@ -92,12 +92,16 @@ def test_interrupted_and_resumed_with_a_failing_arm(folder: Path) -> None:
     logs = [(Path(run.output) / LOG).read_text() for run in sweep.runs if (Path(run.output) / LOG).exists()]
     assert any("the same command goes on from there" in log for log in logs)
     assert not (sweep.output / "sweep.json").exists()
+    features = sweep.output / "features"
+    assert len(list(features.iterdir())) >= 1
 
     code, printed, _ = finish(start(path))
     assert code == 1, printed
     assert "1 of 5 runs failed" in printed
     assert "broken-0" in printed
     assert "hiden" in printed
+    # Of training, dev and test speech, for the run that failed.
+    assert len(list(features.iterdir())) == 3
     # Training's own lines are in the logs.
     assert "train hard" not in printed
     assert "<html" in (sweep.output / "report.html").read_text(encoding="utf-8")
@@ -116,6 +120,11 @@ def test_interrupted_and_resumed_with_a_failing_arm(folder: Path) -> None:
         name = Path(run.output).name
         weights = (Path(run.output) / "model.safetensors").read_bytes()
         assert weights == (folder / "undisturbed" / "runs" / name / "model.safetensors").read_bytes()
+
+    path.write_text(path.read_text().replace(FAILING, ""))
+    code, printed, _ = finish(start(path))
+    assert code == 0, printed
+    assert not features.exists()
 
 
 @pytest.mark.ray

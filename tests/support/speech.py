@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from softlabel_schemas import ClassInventory, Corpus, Utterance, load_corpus, write_corpus
 from softlabel_schemas.commit import begin, publish
+from softlabel_schemas.digest import sha256_hex
 from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.manifest import SkippedUtterance, SpecDocument
 from softlabel_schemas.object_store import ObjectStore
@@ -60,9 +61,11 @@ class Speech:
         return [replace(utterance, audio=f"{self.folder}/{utterance.audio}") for utterance in chosen]
 
 
-def write_speech(folder: Path, *, unlabelled: Sequence[str] = (), unlabelled_share: float = 0.1) -> Speech:
+def write_speech(
+    folder: Path, *, unlabelled: Sequence[str] = (), unlabelled_share: float = 0.1, hashed: bool = False
+) -> Speech:
     """Each class is a tone; runs of 2 to 5 frames. ``unlabelled`` utterances get no hard labels, nor does every tenth
-    frame of the others (``unlabelled_share``)."""
+    frame of the others (``unlabelled_share``). ``hashed``: the manifest has the audio's sha256, as imported ones do."""
     rng = np.random.default_rng(762)
     folder.mkdir(parents=True, exist_ok=True)
     utterances = []
@@ -78,6 +81,7 @@ def write_speech(folder: Path, *, unlabelled: Sequence[str] = (), unlabelled_sha
             Utterance(
                 utterance_id=utterance_id,
                 audio=f"{utterance_id}.wav",
+                sha256=sha256_hex((folder / f"{utterance_id}.wav").read_bytes()) if hashed else None,
                 sample_rate=SAMPLE_RATE,
                 num_samples=len(samples),
                 split=split,

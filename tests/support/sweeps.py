@@ -70,7 +70,7 @@ def write_sweep(
 
 def write_words(folder: Path) -> Speech:
     """A corpus with transcripts, its ``graph``, and the datasets ``labels``, ``labels-dev`` and ``labels-test``."""
-    speech = write_words_speech(folder, write_speech(folder / "speech", unlabelled_share=0.0))
+    speech = write_words_speech(folder, write_speech(folder / "speech", unlabelled_share=0.0, hashed=True))
     files = speech.manifest, ["train"], str(folder / "lexicon.txt")
     make_graph(*files, INVENTORY, str(folder / "graph"), ngram_order=2, min_phone_frames=1)
     for name, split in (("labels", "train"), ("labels-dev", "dev"), ("labels-test", "test")):
