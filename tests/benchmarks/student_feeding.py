@@ -18,12 +18,14 @@ from softlabel_schemas.shard import LabelledUtterance
 from student_trainer.batch import Example, collate
 from student_trainer.data import Step, TrainingData
 from student_trainer.order import Order
+from student_trainer.shared_features import SharedFeatures
 from student_trainer.train import _Trainer
 from teacher_service.pipeline import label_shard
-from tests.benchmarks.figures import Figure, interleaved, median_and_spread
+from tests.benchmarks.figures import Figure, interleaved, median_and_spread, ratio_of_rounds
 from tests.benchmarks.student_online import OnlineDistillation, load_teachers
 from tests.benchmarks.student_parts import (
     BATCH_SECONDS,
+    FRONT_END,
     ToyCorpus,
     inventory,
     make_trainer,
@@ -55,6 +57,7 @@ def feeding_figures(
     for student in students:
         online = OnlineDistillation(toy, teachers, student)
         found.append(_epochs(toy, student, online, seconds_to_label[0], repeats))
+    found.append(_shared_features(toy, folder / "features", repeats))
     large = write_toy_corpus(folder / "large", seconds=3 * pool_seconds, num_classes=NUM_CLASSES, label=random_labels)
     return [*found, _memory(large, students[0], pool_seconds)]
 
@@ -147,6 +150,30 @@ def _epochs(toy: ToyCorpus, student: str, online: OnlineDistillation, seconds_to
         spread=spread,
         note=f"{float(data.seconds_N.sum()):.0f} s of speech, V={NUM_CLASSES}; first epoch, which reads and computes "
         f"features, {first:.2f} s; labelling, once, {seconds_to_label:.2f} s",
+    )
+
+
+def _shared_features(toy: ToyCorpus, folder: Path, repeats: int) -> Figure:
+    """Of a whole corpus, for a run of a sweep that is not the first; the check of their digest included."""
+    corpus = toy.corpus
+    seconds = float(corpus.seconds().sum())
+
+    def load(shared: SharedFeatures | None) -> float:
+        started = time.perf_counter()
+        TrainingData(corpus, FRONT_END, shared=shared).load(range(len(corpus)))
+        return time.perf_counter() - started
+
+    found, computed = interleaved([lambda: load(SharedFeatures(folder, seconds)), lambda: load(None)], repeats)
+    (value, spread), (baseline, _) = median_and_spread(found), median_and_spread(computed)
+    return Figure(
+        name="features that another run of the sweep left",
+        unit="s",
+        value=value,
+        baseline=baseline,
+        baseline_name="computed from the audio",
+        spread=spread,
+        ratio_of_rounds=ratio_of_rounds(found, computed),
+        note=f"{seconds:.0f} s of speech",
     )
 
 

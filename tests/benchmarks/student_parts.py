@@ -14,6 +14,7 @@ import torch
 
 from softlabel_schemas import ClassInventory, Corpus, Utterance, load_corpus, open_dataset, write_corpus
 from softlabel_schemas.commit import begin, publish
+from softlabel_schemas.digest import sha256_hex
 from softlabel_schemas.front_end import Fbank, Precomputed
 from softlabel_schemas.manifest import SpecDocument
 from softlabel_schemas.object_store import ObjectStore
@@ -128,6 +129,7 @@ def write_toy_corpus(folder: Path, *, seconds: float, num_classes: int, label: L
         samples = 0.1 * rng.standard_normal(num_samples).astype(np.float32)
         np.save(folder / f"{index}.npy", FRONT_END.compute(32_768 * samples))
         soundfile.write(folder / f"{index}.wav", samples, FRONT_END.sample_rate, subtype="PCM_16")
+    hashes = [sha256_hex((folder / f"{index}.wav").read_bytes()) for index in range(8)]
     rows = []
     for index in range(max(8, round(seconds / _MEAN_SECONDS))):
         num_samples = int(sounds[index % 8])
@@ -137,6 +139,7 @@ def write_toy_corpus(folder: Path, *, seconds: float, num_classes: int, label: L
                 utterance_id=f"utt-{index:06d}",
                 audio=f"{index % 8}.wav",
                 features=f"{index % 8}.npy",
+                sha256=hashes[index % 8],
                 sample_rate=FRONT_END.sample_rate,
                 num_samples=num_samples,
                 split="train",
