@@ -51,8 +51,6 @@ def run_sweep(path: str | Path, *, address: str | None = None) -> None:
     check_evaluation(sweep)
     features = sweep.output / FEATURES
     failures = run_on_ray(sweep.runs, sweep.evaluate, features=features, address=address)
-    if not failures and features.exists():
-        shutil.rmtree(features)
     if len(failures) < len(sweep.runs):
         comparison = _compare(sweep, failures.keys())
         click.echo(text(comparison))
@@ -66,6 +64,8 @@ def run_sweep(path: str | Path, *, address: str | None = None) -> None:
         raise CheckFailedError(
             "\n".join([f"{len(failures)} of {len(sweep.runs)} runs failed; run again to try them again:", *lines])
         )
+    if features.exists():
+        shutil.rmtree(features)
 
 
 def _compare(sweep: Sweep, failed: Collection[str]) -> Comparison:

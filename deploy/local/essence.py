@@ -150,8 +150,8 @@ def main(
 ) -> None:
     """Answer the questions, or those named, with the teachers that these need.
 
-    On two cores that takes about four hours: three on one machine, five on a slower one. The page in
-    student_trainer/results is of --epochs 20 --further, which takes five to eight.
+    On two cores that takes about four hours: under three on one machine, four and a half on a slower one; seven on one without
+    instructions for bfloat16. The page in student_trainer/results is of --epochs 20 --further, which takes twice as long.
     """
     stop_with_commands()
     output.mkdir(parents=True, exist_ok=True)
