@@ -97,9 +97,9 @@ class TrainingData:
     def seconds_N(self) -> npt.NDArray[np.float64]:
         return self.corpus.seconds()
 
-    def load(self, rows: Sequence[int]) -> dict[int, Example]:
-        """Examples by row, as they were recorded."""
-        examples = self.load_variants(dict.fromkeys(rows, (Variant(),)))
+    def load(self, rows: Sequence[int], given_up: threading.Event | None = None) -> dict[int, Example]:
+        """Examples by row, as they were recorded; ``given_up``: as for :meth:`load_variants`."""
+        examples = self.load_variants(dict.fromkeys(rows, (Variant(),)), given_up)
         return {row: example for (row, _), example in examples.items()}
 
     def load_variants(
@@ -150,12 +150,17 @@ class TrainingData:
         def compute(speed: float, row: int) -> npt.NDArray[np.float32]:
             return next(self._features(self.corpus[row], (speed,)))
 
+        found = {}
         for speed in speeds:
             if speed not in self._features_of:
-                found = self._shared.of(self.corpus, self.front_end, speed, partial(compute, speed), given_up)
-                self._features_of[speed] = found
-        shared = {speed: self._features_of[speed] for speed in speeds}
-        return {speed: of_corpus[row] for speed, of_corpus in shared.items() if of_corpus is not None}
+                of_corpus = self._shared.of(self.corpus, self.front_end, speed, partial(compute, speed), given_up)
+                if given_up is not None and given_up.is_set():
+                    return {}
+                self._features_of[speed] = of_corpus
+            of_speed = self._features_of[speed]
+            if of_speed is not None:
+                found[speed] = of_speed[row]
+        return found
 
     def _features(self, utterance: Utterance, speeds: Sequence[float]) -> Iterator[npt.NDArray[np.float32]]:
         if not speeds:
@@ -203,24 +208,36 @@ class TrainingData:
             )
         return retimed(example, speed)
 
-    def batches_to_evaluate(self, device: torch.device) -> Iterator[tuple[list[Example], Batch]]:
-        """All utterances as they were recorded, in order of length."""
+    def batches_to_evaluate(self, device: torch.device) -> Generator[tuple[list[Example], Batch], None, None]:
+        """All utterances as they were recorded, in order of length; a thread makes the next batch meanwhile."""
+        given_up = threading.Event()
+        try:
+            yield from prefetched(self._batches_to_evaluate(device, given_up), depth=1)
+        finally:
+            given_up.set()
+
+    def _batches_to_evaluate(
+        self, device: torch.device, given_up: threading.Event
+    ) -> Iterator[tuple[list[Example], Batch]]:
         order = np.argsort(self.seconds_N, kind="stable")
         start = 0
         while start < len(order):
             stop = start + 1
             while stop < len(order) and self.seconds_N[order[stop]] * (stop + 1 - start) <= _EVALUATION_SECONDS:
                 stop += 1
-            examples = self._examples_to_evaluate(order[start:stop].tolist())
+            examples = self._examples_to_evaluate(order[start:stop].tolist(), given_up)
+            if given_up.is_set():
+                return
             yield examples, collate(examples).to(device)
             start = stop
 
-    def _examples_to_evaluate(self, rows: Sequence[int]) -> list[Example]:
-        if self.seconds_N.sum() > self.keep_seconds:
-            return list(self.load(rows).values())
+    def _examples_to_evaluate(self, rows: Sequence[int], given_up: threading.Event) -> list[Example]:
+        """Some of them once ``given_up`` is set."""
         missing = [row for row in rows if row not in self._kept]
-        self._kept |= self.load(missing)
-        return [self._kept[row] for row in sorted(rows)]
+        found = self.load(missing, given_up)
+        if self.seconds_N.sum() <= self.keep_seconds:
+            self._kept |= found
+        return [example for row in sorted(rows) if (example := found.get(row, self._kept.get(row))) is not None]
 
     def _speeds_N(self, epoch: int) -> npt.NDArray[np.float64]:
         num_utterances = len(self.corpus)

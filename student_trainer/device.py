@@ -36,7 +36,8 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether products in bfloat16 are made in hardware there. On processors without AVX-512 or Arm's BF16 torch makes them one
     by one: a student's step then takes ten times as long as in float32, a large product seventy times (2 cores with AVX2)."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # What torch itself asks before it takes oneDNN's kernels, the only fast ones.
     has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -27,7 +27,6 @@ from student_trainer.left_out import leave_out_skipped, say_what_is_left_out, to
 from student_trainer.metrics import FramePosteriors, Metrics
 from student_trainer.models import AcousticModel
 from student_trainer.phone_posteriors import PhoneColumns
-from student_trainer.prefetch import prefetched
 from student_trainer.run_folder import RunFolder, set_threads
 from student_trainer.shared_features import SharedFeatures
 from student_trainer.token_errors import (
@@ -219,7 +218,7 @@ def model_posteriors(
     They are computed where the model is.
     """
     device = next(model.parameters()).device
-    for examples, batch in prefetched(data.batches_to_evaluate(device), depth=1):
+    for examples, batch in data.batches_to_evaluate(device):
         yield _batch_posteriors(model, examples, batch, columns)
 
 

@@ -13,12 +13,11 @@ that fails stops no other. The folder of a sweep::
       ensemble.json    evaluation of the teacher ensemble
       report.html      as student-trainer compare makes it
       sweep.json       the same numbers as flat records, see ``sweep_records.py``
-      features/        of the speech, for all runs; gone once none has failed
+      shared-features/ of the speech, for all runs; gone once none has failed
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 
@@ -27,13 +26,14 @@ import click
 from softlabel_schemas.command_line import CheckFailedError
 from student_trainer.compare import Comparison, compare, text
 from student_trainer.report import render, write
+from student_trainer.shared_features import SharedFeatures
 from student_trainer.sweep_checks import check_evaluation
 from student_trainer.sweep_config import Sweep, load_sweep
 from student_trainer.sweep_ray import run_on_ray
 from student_trainer.sweep_records import not_compared, records_json, sweep_records
 from student_trainer.sweep_task import LOG, evaluate_ensemble
 
-REPORT, RECORDS, FEATURES = "report.html", "sweep.json", "features"
+REPORT, RECORDS, FEATURES = "report.html", "sweep.json", "shared-features"
 
 
 def run_sweep(path: str | Path, *, address: str | None = None) -> None:
@@ -49,8 +49,8 @@ def run_sweep(path: str | Path, *, address: str | None = None) -> None:
     """
     sweep = load_sweep(path)
     check_evaluation(sweep)
-    features = sweep.output / FEATURES
-    failures = run_on_ray(sweep.runs, sweep.evaluate, features=features, address=address)
+    features = SharedFeatures(sweep.output / FEATURES, 0.0)
+    failures = run_on_ray(sweep.runs, sweep.evaluate, features=features.folder, address=address)
     if len(failures) < len(sweep.runs):
         comparison = _compare(sweep, failures.keys())
         click.echo(text(comparison))
@@ -64,8 +64,7 @@ def run_sweep(path: str | Path, *, address: str | None = None) -> None:
         raise CheckFailedError(
             "\n".join([f"{len(failures)} of {len(sweep.runs)} runs failed; run again to try them again:", *lines])
         )
-    if features.exists():
-        shutil.rmtree(features)
+    features.remove()
 
 
 def _compare(sweep: Sweep, failed: Collection[str]) -> Comparison:

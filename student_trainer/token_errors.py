@@ -23,7 +23,6 @@ from student_trainer.config import Units
 from student_trainer.ctc import Spelling, transcripts_digest
 from student_trainer.data import TrainingData
 from student_trainer.models import AcousticModel
-from student_trainer.prefetch import prefetched
 
 
 class TokenMetrics:
@@ -66,7 +65,7 @@ def token_metrics(
     assert data.spelling is not None
     metrics = TokenMetrics(inventory, data.spelling)
     device = next(model.parameters()).device
-    for examples, batch in prefetched(data.batches_to_evaluate(device), depth=1):
+    for examples, batch in data.batches_to_evaluate(device):
         with torch.no_grad():
             paths = _top1_paths(*model(batch.features_BTD, batch.lengths_B))
         for example, top1_T in zip(examples, paths, strict=True):

@@ -40,7 +40,8 @@ def fastest_precision() -> str:
 def check_size(output: Path, **size: int | str | None) -> None:
     """Raises UsageError where the folder holds the experiment at another size: what is done there would count as this one's."""
     path = output / SIZE
-    found = json.loads(path.read_bytes()) if path.exists() else size
+    # Before it was written there was one precision.
+    found = {"precision": "bfloat16", **json.loads(path.read_bytes())} if path.exists() else size
     different = {name: (found.get(name), value) for name, value in size.items() if found.get(name) != value}
     if different:
         listed = ", ".join(f"--{name} {before}, now {now}" for name, (before, now) in different.items())

@@ -66,7 +66,9 @@ def test_essence(tmp_path: Path) -> None:
         key=lambda record: record.value,
     )
     run = json.loads((output / "longer" / "runs" / "all-soft-0" / "run.json").read_bytes())["config"]
-    assert run["training"]["precision"] == json.loads((output / "size.json").read_bytes())["precision"]
+    teacher = json.loads((output / "teachers" / "tdnn-100-without-0" / "run.json").read_bytes())["config"]
+    precisions = {each["training"]["precision"] for each in (run, teacher)}
+    assert precisions == {json.loads((output / "size.json").read_bytes())["precision"]}
     temperature, rate = run["soft_labels"]["temperature"], run["training"]["learning_rate"]
     assert best.arm == f"soft-weight-1-temperature-{temperature:g}-learning_rate-{rate:g}"
     page = (output / "speechocean762.md").read_text(encoding="utf-8")

@@ -92,7 +92,7 @@ def test_interrupted_and_resumed_with_a_failing_arm(folder: Path) -> None:
     logs = [(Path(run.output) / LOG).read_text() for run in sweep.runs if (Path(run.output) / LOG).exists()]
     assert any("the same command goes on from there" in log for log in logs)
     assert not (sweep.output / "sweep.json").exists()
-    features = sweep.output / "features"
+    features = sweep.output / "shared-features"
     assert len(list(features.iterdir())) >= 1
 
     code, printed, _ = finish(start(path))

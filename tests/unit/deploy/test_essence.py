@@ -21,7 +21,7 @@ from student_trainer.sweep_config import Sweep, load_sweep
 from teacher_service.config import JobConfig, load_job
 
 EPOCHS = 12
-PRECISION = "bfloat16"
+PRECISION = "float32"
 ALL_QUESTIONS = (*questions.QUESTIONS, *questions.FURTHER_QUESTIONS)
 Kinds = dict[Kind, Settings]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from softlabel_schemas.front_end import AnyFrontEnd, Precomputed
 from softlabel_schemas.utterance_reader import UtteranceError, UtteranceReader
@@ -179,23 +181,112 @@ def test_nobody_waits_for_them_any_more(speech: Speech, shared: SharedFeatures) 
         return rows[row]
 
     assert shared.of(speech.corpus, FRONT_END, 1.0, compute, given_up) is None
-    assert not shared.folder.exists()
+    assert not list(shared.folder.iterdir())
 
 
-def test_without_room_a_run_has_its_own(tmp_path: Path, speech: Speech, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("full", [False, True])
+def test_without_room_a_run_has_its_own(
+    tmp_path: Path, speech: Speech, capsys: pytest.CaptureFixture[str], full: bool
+) -> None:
+    """In a folder that cannot be made, and on a disk that is full after some."""
     (tmp_path / "file").touch()
-    expected = computed(speech)
-    found = SharedFeatures(tmp_path / "file" / "features", HOURS).of(speech.corpus, FRONT_END, 1.0, Computing(expected))
-    check_same(found, expected)
-    assert capsys.readouterr().err.startswith("warning: features cannot be kept for other runs: ")
+    folder = tmp_path / "full" if full else tmp_path / "file" / "features"
+    data = TrainingData(speech.corpus, FRONT_END, shared=SharedFeatures(folder, HOURS))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        if full:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, before[1]))
+        found = data.load(range(len(speech.corpus)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    check_same([example.features for example in found.values()], computed(speech))
+    told = capsys.readouterr().err
+    assert told.startswith("warning: features cannot be kept for other runs: ")
+    assert told.count("\n") == 1
+    assert not folder.exists() or not list(folder.iterdir())
 
 
-def test_audio_that_cannot_be_read_ends_the_run_as_ever(speech: Speech, shared: SharedFeatures) -> None:
+def test_audio_that_cannot_be_read_ends_a_run_that_asks_for_it(speech: Speech, shared: SharedFeatures) -> None:
+    (row,) = (row for row, utterance in enumerate(speech.corpus) if utterance.utterance_id == "train-07")
     (speech.folder / "train-07.wav").unlink()
     data = TrainingData(speech.corpus, FRONT_END, shared=shared)
+    assert len(data.load([0, 1, 2])) == 3
     with pytest.raises(UtteranceError, match=r"utterance train-07: train-07\.wav does not exist"):
-        data.load(range(3))
+        data.load([row])
+    assert not list(shared.folder.iterdir())
+
+
+def test_storage_that_fails_is_not_the_fault_of_the_file(speech: Speech, shared: SharedFeatures) -> None:
+    """The run ends by it, after a checkpoint, and goes on later."""
+
+    def compute(row: int) -> npt.NDArray[np.float32]:
+        raise TimeoutError("no answer")
+
+    with pytest.raises(TimeoutError, match="no answer"):
+        shared.of(speech.corpus, FRONT_END, 1.0, compute)
+    assert not list(shared.folder.iterdir())
+    assert shared.of(speech.corpus, FRONT_END, 1.0, Computing(computed(speech))) is not None
+
+
+def test_of_two_runs_that_begin_together_the_first_file_stays(speech: Speech, shared: SharedFeatures) -> None:
+    rows, others = computed(speech), []
+
+    def compute(row: int) -> npt.NDArray[np.float32]:
+        if row == 3:
+            other = SharedFeatures(shared.folder, HOURS)
+            check_same(other.of(speech.corpus, FRONT_END, 1.0, Computing(rows)), rows)
+            others.extend(path.stat().st_ino for path in shared.folder.iterdir() if path.name.count("-") == 1)
+        return rows[row]
+
+    check_same(shared.of(speech.corpus, FRONT_END, 1.0, compute), rows)
+    (path,) = shared.folder.iterdir()
+    assert path.stat().st_ino in others
+
+
+def test_a_file_that_cannot_be_read_counts_as_not_there(speech: Speech, shared: SharedFeatures) -> None:
+    expected = computed(speech)
+    shared.of(speech.corpus, FRONT_END, 1.0, Computing(expected))
+    (path,) = shared.folder.iterdir()
+    path.unlink()
+    path.symlink_to(path.with_name("nowhere"))
+    check_same(shared.of(speech.corpus, FRONT_END, 1.0, Computing(expected)), expected)
+
+
+def test_only_own_files_are_removed(speech: Speech, shared: SharedFeatures) -> None:
+    shared.of(speech.corpus, FRONT_END, 1.0, Computing(computed(speech)))
+    (path,) = shared.folder.iterdir()
+    left_by_a_kill = path.with_name(f"{path.name[:32]}.tmp-{'0' * 32}")
+    mine = path.with_name("mine.npy")
+    for each in (left_by_a_kill, mine):
+        each.touch()
+    shared.remove()
+    assert list(shared.folder.iterdir()) == [mine]
+    mine.unlink()
+    shared.remove()
     assert not shared.folder.exists()
+    shared.remove()
+
+
+def test_an_evaluation_that_is_left_computes_no_more(
+    speech: Speech, shared: SharedFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, events = TrainingData(speech.corpus, FRONT_END, shared=shared), []
+    batches_of = data._batches_to_evaluate
+
+    def watched(device: torch.device, given_up: threading.Event) -> Any:
+        events.append(given_up)
+        yield from batches_of(device, given_up)
+
+    monkeypatch.setattr(data, "_batches_to_evaluate", watched)
+    batches = data.batches_to_evaluate(torch.device("cpu"))
+    next(batches)
+    assert not events[0].is_set()
+    batches.close()
+    assert events[0].is_set()
+    # The thread is then at the next batch.
+    again = TrainingData(speech.corpus, FRONT_END, shared=SharedFeatures(shared.folder / "other", HOURS))
+    assert list(again._batches_to_evaluate(torch.device("cpu"), events[0])) == []
+    assert not (shared.folder / "other").exists() or not list((shared.folder / "other").iterdir())
 
 
 def test_at_every_speed_they_are_those_of_one_run(speech: Speech, shared: SharedFeatures) -> None:
