@@ -18,7 +18,7 @@ SPEECHOCEAN762 = Path(os.environ.get("SPEECHOCEAN762", REPOSITORY.parent / "shar
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(
     not (Path(sys.executable).parent / "teacher-service").exists(),
     reason="the package is not installed in this environment (make test does), so its commands do not exist",
