@@ -67,8 +67,8 @@ def run_on_ray(
                 warn_of_slow_precision(training)
         num_gpus = ray.cluster_resources().get("GPU", 0)
         needs = {config.output: _needs(config, num_gpus) for config in runs}
-        # A process goes on with the next run: to start one takes seconds. Not so with GPUs, whose memory torch keeps.
-        remote = ray.remote(max_calls=1 if num_gpus else 0)(_interruptible(task))
+        # A process for each run: what one has left in memory is not in the way of the next.
+        remote = ray.remote(max_calls=1)(_interruptible(task))
         pending = {
             remote.options(
                 num_cpus=needs[config.output]["CPU"],

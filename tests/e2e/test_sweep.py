@@ -14,9 +14,7 @@ from pathlib import Path
 import pytest
 
 from student_trainer.compare import compare
-from student_trainer.config import TrainConfig
-from student_trainer.sweep_config import EvaluateConfig, Sweep, load_sweep
-from student_trainer.sweep_ray import run_on_ray
+from student_trainer.sweep_config import Sweep, load_sweep
 from student_trainer.sweep_records import SweepRecords, load_records, sweep_records
 from student_trainer.sweep_task import LOG, evaluate_ensemble, train_and_evaluate
 from tests.support.processes import descendants, finish, gone, listening_addresses
@@ -127,22 +125,6 @@ def test_interrupted_and_resumed_with_a_failing_arm(folder: Path) -> None:
     code, printed, _ = finish(start(path))
     assert code == 0, printed
     assert not features.exists()
-
-
-def leave_pid(config: TrainConfig, evaluate: EvaluateConfig, features: Path | None) -> None:
-    Path(config.output).with_suffix(".pid").write_text(str(os.getpid()))
-
-
-@pytest.mark.ray
-def test_a_process_goes_on_with_the_next_run(folder: Path) -> None:
-    """One at a time, each with all cores: else Ray may start as many processes as there are runs."""
-    sweep = load_sweep(write_sweep(folder, "processes", seeds=[0, 1, 2]))
-    training = sweep.runs[0].training.model_copy(update={"num_threads": len(os.sched_getaffinity(0))})
-    runs = [run.model_copy(update={"training": training}) for run in sweep.runs]
-    for run in runs:
-        Path(run.output).parent.mkdir(parents=True, exist_ok=True)
-    assert run_on_ray(runs, sweep.evaluate, task=leave_pid) == {}
-    assert len({Path(run.output).with_suffix(".pid").read_text() for run in runs}) == 1
 
 
 @pytest.mark.ray
