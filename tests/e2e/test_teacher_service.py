@@ -246,7 +246,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_labels(world: World, finished
                 process.send_signal(signal.SIGTERM)
 
     interrupted = run(job, watch=watch)
-    assert sent
+    assert sent, interrupted
     assert interrupted.code == 130, interrupted.stderr
     num_done = num_commits(url)
     assert 3 <= num_done < NUM_SHARDS
