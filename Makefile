@@ -20,11 +20,12 @@ demo: $(VENV)/.installed-demo
 essence: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/essence.py $(SPEECHOCEAN762) $(ESSENCE_OUTPUT) --epochs $(EPOCHS) $(if $(FURTHER),--further)
 
-# Four processes for two cores: many tests wait for Ray, S3 and killed processes. Each with one thread: torch's threads spin
-# while they wait for each other, and cost the other processes a third of their time. Files in their order: the long tests,
-# each alone in its file, would come last otherwise.
+# Three processes for two cores: many tests wait for Ray, S3 and killed processes; with four, a slow machine is so busy that Ray
+# may not start within the 30 s that it allows itself. Each with one thread: torch's threads spin while they wait for each other,
+# and cost the other processes a third of their time. Files in their order: the long tests, each alone in its file, would come
+# last otherwise.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # One table of all figures; it takes an hour and wants the machine for itself. See tests/benchmarks/README.md.
 bench: $(VENV)/.installed-dev
