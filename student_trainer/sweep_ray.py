@@ -67,8 +67,8 @@ def run_on_ray(
                 warn_of_slow_precision(training)
         num_gpus = ray.cluster_resources().get("GPU", 0)
         needs = {config.output: _needs(config, num_gpus) for config in runs}
-        # A process for each run, although to start one takes seconds: the allocator keeps what a run has freed, in arenas of
-        # threads that are gone, and a process that went on had 0.6 GB more with every second run of one hour of speech.
+        # A process for each run, although to start one takes seconds: a worker of Ray that went on with the next had 0.6 GB
+        # more with about every second run of one hour of speech.
         remote = ray.remote(max_calls=1)(_interruptible(task))
         pending = {
             remote.options(
