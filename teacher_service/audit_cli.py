@@ -49,14 +49,17 @@ def audit_command(url: str, job: str, fraction: float, tolerance: float, seed: i
     seed = secrets.randbits(32) if seed is None else seed
     shards = shards_to_audit(dataset, fraction, seed)
     done = 0.0
-    with progress("audit", sum(prepared.seconds_of_shard[index] for index in shards), "s of speech") as advance:
+    try:
+        with progress("audit", sum(prepared.seconds_of_shard[index] for index in shards), "s of speech") as advance:
 
-        def on_seconds(seconds: float) -> None:
-            nonlocal done
-            done += seconds
-            advance(done)
+            def on_seconds(seconds: float) -> None:
+                nonlocal done
+                done += seconds
+                advance(done)
 
-        found = audit(dataset, prepared, shards, tolerance=tolerance, on_seconds=on_seconds)
+            found = audit(dataset, prepared, shards, tolerance=tolerance, on_seconds=on_seconds)
+    except RuntimeError as error:
+        raise CheckFailedError(f"the shards could not be labelled once more: {error}") from error
     facts = {"url": dataset.store.url, "seed": seed, "shards": shards, **found.facts()}
     if as_json:
         click.echo(json.dumps(facts, indent=2))

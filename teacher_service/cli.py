@@ -139,8 +139,11 @@ def plan(job: str, sample: int, prices: str | None, save: bool, as_json: bool) -
     paid = None if prices is None else load_toml(Prices, prices)
     prepared = prepare(load_job(job))
     total = min(sum(prepared.seconds_of_shard), sample * prepared.config.resources.batch_seconds)
-    with progress("calibrate", total, "s of speech") as advance:
-        made = make_plan(prepared, calibrate(prepared, sample, advance), paid)
+    try:
+        with progress("calibrate", total, "s of speech") as advance:
+            made = make_plan(prepared, calibrate(prepared, sample, advance), paid)
+    except RuntimeError as error:
+        raise CheckFailedError(f"the sample could not be labelled: {error}") from error
     if save:
         save_plan(prepared.store(), made)
     if as_json:

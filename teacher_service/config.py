@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,11 +23,15 @@ from softlabel_schemas.strict import StrictModel, load_toml
 # How a word of a name ends, so that PGPASSWORD is one and TOKENIZERS_PARALLELISM none.
 _SECRET_ENDS = (
     *("secret", "secrets", "password", "passwd", "passphrase", "token", "credential", "credentials", "apikey", "pkey"),
-    "authorization",
+    *("authorization", "sshpass"),
 )
-# The last word of a name, so that DB_PASS and HMAC_KEY are some and BYPASS, KEYBOARD and KEY_PREFIX none.
-_SECRET_LAST = {"key", "pass"}
-_SECRET_PAIRS = {("api", "key"), ("access", "key"), ("private", "key"), ("account", "key"), ("connection", "string")}
+# The last word of a name, so that DB_PASS, MYSQL_PWD and HMAC_KEY are some and BYPASS, KEYBOARD and KEY_PREFIX none.
+_SECRET_LAST = {"key", "pass", "pwd", "pat", "auth"}
+_SECRET_PAIRS = {
+    *(("api", "key"), ("access", "key"), ("private", "key"), ("account", "key"), ("key", "content")),
+    *(("connection", "string"), ("pass", "phrase"), ("auth", "config")),
+}
+_PRIVATE_KEY = "PRIVATE KEY-----"
 _WORD_ENDS = re.compile(r"[^A-Za-z0-9]+|(?<=[a-z0-9])(?=[A-Z])")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 
@@ -65,6 +70,10 @@ def check_no_secrets(options: Mapping[str, JsonValue], *, where: str = "") -> No
         elif isinstance(value, list):
             pending.extend((table, name, item) for item in value)
         elif isinstance(value, str):
+            if _PRIVATE_KEY in value:
+                raise ValueError(
+                    f"{path} is a private key; leave it out, and set it in the environment of the machines"
+                )
             try:
                 refuse_credentials_in(value)
             except ValueError as error:
@@ -74,7 +83,7 @@ def check_no_secrets(options: Mapping[str, JsonValue], *, where: str = "") -> No
 def _looks_secret(name: str) -> bool:
     words = [word.lower() for word in _WORD_ENDS.split(name) if word]
     return (
-        words in (["auth"], ["username"])
+        words == ["username"]
         or not _SECRET_LAST.isdisjoint(words[-1:])
         or any(word == "sas" or word.endswith(_SECRET_ENDS) for word in words)
         or not _SECRET_PAIRS.isdisjoint(itertools.pairwise(words))
@@ -177,10 +186,13 @@ class ErrorConfig(StrictModel):
     stall_minutes: Annotated[float, Field(gt=0)] = 15.0
 
 
-def _check_any(teachers: tuple[TeacherConfig, ...]) -> tuple[TeacherConfig, ...]:
+def _check_teachers(teachers: tuple[TeacherConfig, ...]) -> tuple[TeacherConfig, ...]:
     """Pydantic's own check runs although a teacher is refused, and shows the teachers: a credential may be in them."""
     if not teachers:
         raise ValueError("at least one teacher is needed, found none")
+    weights = [teacher.weight for teacher in teachers]
+    if not math.isfinite(sum(weights)) or min(weights) / sum(weights) == 0:
+        raise ValueError(f"the weights run from {min(weights):g} to {max(weights):g}, of which no shares can be made")
     return teachers
 
 
@@ -188,7 +200,7 @@ class JobConfig(StrictModel):
     """A whole job. ``description`` decides nothing of the labels, and may change between runs (see ``about.py``)."""
 
     corpus: CorpusConfig
-    teachers: Annotated[tuple[TeacherConfig, ...], AfterValidator(_check_any)]
+    teachers: Annotated[tuple[TeacherConfig, ...], AfterValidator(_check_teachers)]
     combination: CombinationConfig = CombinationConfig()
     targets: TargetConfig = TargetConfig()
     selection: Selection

@@ -21,7 +21,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ from softlabel_schemas.bundle import HuggingFaceCtc, TeacherBundle, write_model
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.front_end import Waveform
 from softlabel_schemas.inventory import ClassInventory
-from softlabel_schemas.object_store import refuse_credentials
+from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.strict import parse, shortened
 
 try:
@@ -45,7 +44,9 @@ _CLASSES: dict[str, tuple[Any, Any]] = {
 # Of a configuration, what says nothing of the architecture.
 _NOT_ARCHITECTURE = frozenset({"architectures", "dtype", "model_type", "transformers_version", "id2label", "label2id"})
 # What a folder is read for. Weights may be in several files, with an index.
-_FILES = ("*.json", "*.safetensors")
+_FILES = (".json", ".safetensors")
+# Weights that pre-training has beside the model's.
+_OF_PRE_TRAINING = ("quantizer.", "project_q.", "project_hid.")
 # Of a configuration's strings and lists a stranger may have written any.
 _BUILD_ERRORS = (TypeError, ValueError, KeyError, AttributeError, RuntimeError, AssertionError)
 
@@ -123,6 +124,11 @@ def import_folder(folder: str, bundle: str | Path, *, name: str | None = None) -
                 f"{folder}/config.json: model_type is {model_type!r}, expected one of {', '.join(_CLASSES)}; other models can "
                 "be exported with torch.export, or made by a factory of yours (see teacher_service/README.md)"
             )
+        if values.get("quantization_config") is not None:
+            raise InputError(
+                f"{folder}/config.json: quantization_config is set, and quantised weights are not supported; import the model "
+                "that they were made of"
+            )
         config_class, model_class = _CLASSES[model_type]
         known = _architecture_fields(config_class)
         settings = {key: value for key, value in values.items() if key in known}
@@ -186,6 +192,13 @@ def _load(model_class: Any, path: Path, config: Any, folder: str) -> Any:
             f"{folder}: weights are missing or of another shape: {', '.join(missing) or report['mismatched_keys']}; a model "
             "that was not fine-tuned for CTC has no lm_head"
         )
+    unexpected = sorted(key for key in report["unexpected_keys"] if not key.startswith(_OF_PRE_TRAINING))
+    if unexpected:
+        # Such as scales of quantised weights, or an adapter: without them the model is another one.
+        raise InputError(
+            f"{folder}: the model has no place for {len(unexpected)} of the weights, the first: {unexpected[0]}; merge an "
+            "adapter into the model, and save it without quantisation"
+        )
     with torch.no_grad():
         for key in report["missing_keys"]:
             # At random as transformers fills it in, each import would be another teacher.
@@ -200,7 +213,10 @@ def _front_end(path: Path, folder: str) -> Waveform:
     else:
         # Written by processors of transformers 5.
         name = "processor_config.json"
-        values = _object(_read_json(path / name, folder), "feature_extractor", where=f"{folder}/{name}")
+        processor = _read_json(path / name, folder)
+        if "feature_extractor" not in processor:
+            raise InputError(f"{folder} has no preprocessor_config.json, and {name} has no feature_extractor")
+        values = _object(processor, "feature_extractor", where=f"{folder}/{name}")
     expected = "Wav2Vec2FeatureExtractor"
     if values.get("feature_extractor_type", expected) != expected or values.get("feature_size", 1) != 1:
         raise InputError(
@@ -279,13 +295,9 @@ def _local(folder: str) -> AbstractContextManager[str]:
     """A local folder with the files of ``folder``, which goes with the context if it is a copy."""
     if "://" not in folder:
         return nullcontext(folder)
-    refuse_credentials(folder)
-    try:
-        filesystem, root = fsspec.core.url_to_fs(folder)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{folder} cannot be opened: {error}") from None
+    store = ObjectStore(folder)
     copy = tempfile.TemporaryDirectory()
-    for pattern in _FILES:
-        for name in filesystem.glob(f"{root.rstrip('/')}/{pattern}"):
-            filesystem.get_file(name, f"{copy.name}/{name.rpartition('/')[2]}")
+    for name in store.children("")[1]:
+        if name.endswith(_FILES):
+            (Path(copy.name) / name).write_bytes(store.read(name))
     return copy

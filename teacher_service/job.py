@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -206,11 +207,23 @@ def publish_job(job: PreparedJob) -> Published:
     return publish(job.store(), job.document, check=partial(check_skipped, job))
 
 
+def max_skipped(job: PreparedJob) -> int:
+    """Of all utterances; none where those that cannot be labelled end the job."""
+    errors = job.config.errors
+    return math.floor(errors.max_skipped_fraction * job.document.storage.num_rows) if errors.on_error == "skip" else 0
+
+
 def check_skipped(job: PreparedJob, num_skipped: int) -> None:
-    """Raises InputError where more than ``errors.max_skipped_fraction`` of all utterances were skipped."""
-    num_rows, allowed = job.document.storage.num_rows, job.config.errors.max_skipped_fraction
-    if num_skipped > allowed * num_rows:
+    """Raises InputError where more utterances were skipped than the job allows."""
+    if num_skipped > max_skipped(job):
+        errors = job.config.errors
+        allowed = (
+            f"max_skipped_fraction = {errors.max_skipped_fraction:g}"
+            if errors.on_error == "skip"
+            else 'on_error = "fail"'
+        )
         raise InputError(
-            f"{num_skipped} of {num_rows} utterances could not be labelled, more than errors.max_skipped_fraction = "
-            f"{allowed:g} allows; the reasons are in the commit records under {job.config.destination.url}/commits"
+            f"{num_skipped} of {job.document.storage.num_rows} utterances could not be labelled, more than errors.{allowed} "
+            f"allows; the reasons are in the commit records under {job.config.destination.url}/commits; to have utterances "
+            "labelled that can be by now, remove the records that name them while no job runs, and run again"
         )

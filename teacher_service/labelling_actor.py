@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,9 +18,10 @@ import torch
 
 from softlabel_schemas import layout
 from softlabel_schemas.commit import commit_shard
+from softlabel_schemas.errors import InputError
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.plan import ShardRange
-from teacher_service.job import PreparedJob
+from teacher_service.job import PreparedJob, max_skipped
 from teacher_service.logs import ActorLog, start_logging
 from teacher_service.metrics import ActorMetrics
 from teacher_service.pipeline import BatchDone, LabelledShard, label_shard
@@ -57,6 +58,8 @@ class LabellingActor:
         self._log = ActorLog(job.document.spec.fingerprint())
         # The models are run by one thread at a time.
         self._models = threading.Lock()
+        # The row of an utterance that they have labelled.
+        self._proven_row: int | None = None
         # Of what follows, which both threads of ``label`` and that of ``beat`` use.
         self._state = threading.Lock()
         self._seconds_done = 0.0
@@ -90,6 +93,8 @@ class LabellingActor:
             shard = self._labelled(shard_range)
             self._active(shard_range)
             _check_found(shard)
+            self._check_teachers(shard_range, shard)
+            _check_skipped(self._job, shard_range, shard)
             record = commit_shard(self._store, self._job.document, shard_range, shard.utterances, shard.skipped)
         except Exception as error:
             with self._state:
@@ -130,9 +135,36 @@ class LabellingActor:
         job = self._job
         # A thread that is new to torch would take another number, and round otherwise.
         torch.set_num_threads(job.config.resources.cpus_per_actor)
-        rows = job.corpus.read(shard_range.first_row, shard_range.num_rows)
-        spec, storage = job.document.spec, job.document.storage
+        return self._label(shard_range, shard_range.first_row, shard_range.num_rows, on_batch=on_batch)
+
+    def _label(
+        self,
+        shard_range: ShardRange,
+        first_row: int,
+        num_rows: int,
+        *,
+        on_batch: Callable[[BatchDone], None] = lambda _: None,
+    ) -> LabelledShard:
+        """Rows of the corpus, for a shard in work."""
+        rows = self._job.corpus.read(first_row, num_rows)
+        spec, storage = self._job.document.spec, self._job.document.storage
         return label_shard(rows, self._teachers, spec, storage, on_batch=on_batch, models=self._models_for(shard_range))
+
+    def _check_teachers(self, shard_range: ShardRange, shard: LabelledShard) -> None:
+        """Raises RuntimeError where the models have failed on whole the shard and cannot be seen to work here, so that it is
+        tried again: the machine may lack memory, or a package. Others that they label show that they do."""
+        if shard.utterances:
+            if self._proven_row is None:
+                labelled = shard.utterances[0].utterance_id
+                rows = self._job.corpus.read(shard_range.first_row, shard_range.num_rows)
+                self._proven_row = shard_range.first_row + [row.utterance_id for row in rows].index(labelled)
+        elif shard.num_failed and (
+            self._proven_row is None or not self._label(shard_range, self._proven_row, 1).utterances
+        ):
+            raise RuntimeError(
+                f"{shard.skipped[0].reason}; nor could any other of the {len(shard.skipped)} utterances of the shard be "
+                "labelled, and no utterance shows that the teachers work on this machine"
+            )
 
     @contextmanager
     def _models_for(self, shard_range: ShardRange) -> Iterator[None]:
@@ -167,6 +199,16 @@ def _check_found(shard: LabelledShard) -> None:
         raise OSError(
             f"{shard.skipped[0].reason}, nor do the files of the other {shard.num_missing - 1} utterances of the shard; this "
             "machine may lack the storage that they lie on; if they are gone for good, take them out of the corpus manifest"
+        )
+
+
+def _check_skipped(job: PreparedJob, shard_range: ShardRange, shard: LabelledShard) -> None:
+    """Raises InputError where the shard alone leaves out more than the job may: once it is committed it is not made again."""
+    if len(shard.skipped) > max_skipped(job):
+        raise InputError(
+            f"{len(shard.skipped)} of the {shard_range.num_rows} utterances of shard {shard_range.index} cannot be labelled, "
+            f"more than errors.max_skipped_fraction = {job.config.errors.max_skipped_fraction:g} allows of all "
+            f"{job.document.storage.num_rows}; the first: {shard.skipped[0].reason}; nothing of the shard is stored"
         )
 
 

@@ -12,7 +12,7 @@ Shape suffixes: B utterances, T frames, V classes, N valid frames of the batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -39,13 +39,23 @@ _REASON_CHARACTERS = 200
 _NO_LOCK = nullcontext()
 
 
+class TeachersFailedError(UtteranceError):
+    """A model raised on the utterance by itself."""
+
+
+class LacksMemoryError(TeachersFailedError):
+    """There was not enough memory for the utterance by itself."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledShard:
-    """Utterances in corpus order, and those that could not be labelled; of ``num_missing`` of these the file is not there."""
+    """Utterances in corpus order, and those that could not be labelled; of ``num_missing`` of these the file is not there, on
+    ``num_failed`` a model raised."""
 
     utterances: list[LabelledUtterance]
     skipped: list[SkippedUtterance]
     num_missing: int
+    num_failed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,13 +115,13 @@ def label_shard(
 
     Raises:
         UtteranceError: an utterance cannot be labelled and ``storage.on_error`` is "fail"; names it.
+        RuntimeError: memory did not suffice for an utterance, and did for one that is as long.
     """
     reader, utterances = UtteranceReader(rows), list(rows)
     frames = spec.selection.frames
     silence_V = np.zeros(0, dtype=bool) if frames is None else silence_classes(teachers[0].inventory, frames)
     labelled: dict[int, LabelledUtterance] = {}
-    skipped: dict[int, SkippedUtterance] = {}
-    num_missing = 0
+    skipped: dict[int, UtteranceError] = {}
 
     def keep(results: Results) -> None:
         for index, result in results.items():
@@ -120,9 +130,7 @@ def label_shard(
             elif storage.on_error == "fail":
                 raise result
             else:
-                nonlocal num_missing
-                num_missing += isinstance(result, MissingFileError)
-                skipped[index] = SkippedUtterance(utterance_id=utterances[index].utterance_id, reason=str(result))
+                skipped[index] = result
 
     def keep_batch(done: tuple[_Batch, Results, float] | None) -> None:
         if done is not None:
@@ -150,11 +158,26 @@ def label_shard(
             for batch in batches:
                 keep_batch(behind.push(finish, batch, *_run_batch(utterances, batch)))
         keep_batch(behind.last())
+    _check_memory(utterances, labelled, skipped)
     return LabelledShard(
         utterances=[labelled[index] for index in sorted(labelled)],
-        skipped=[skipped[index] for index in sorted(skipped)],
-        num_missing=num_missing,
+        skipped=[
+            SkippedUtterance(utterance_id=utterances[index].utterance_id, reason=str(error))
+            for index, error in sorted(skipped.items())
+        ],
+        num_missing=sum(isinstance(error, MissingFileError) for error in skipped.values()),
+        num_failed=sum(isinstance(error, TeachersFailedError) for error in skipped.values()),
     )
+
+
+def _check_memory(
+    rows: Sequence[Utterance], labelled: Mapping[int, LabelledUtterance], skipped: Mapping[int, UtteranceError]
+) -> None:
+    """Raises RuntimeError where memory was short for an utterance, but not for a longer one: others take it at times."""
+    longest = max((rows[index].seconds for index in labelled), default=0.0)
+    for index, error in skipped.items():
+        if isinstance(error, LacksMemoryError) and rows[index].seconds <= longest:
+            raise RuntimeError(f"{error}, but was for one of {longest:g} s: something else takes the memory at times")
 
 
 def batches_of(
@@ -235,9 +258,18 @@ def _one_by_one(rows: Sequence[Utterance], batch: _Batch) -> tuple[list[Outputs]
         except Exception as error:
             if not _may_be_an_utterances_fault(error):
                 raise
-            reason = str(error) if isinstance(error, InputError) else f"the teachers fail on it: {_in_one_line(error)}"
-            errors[index] = UtteranceError(f"utterance {rows[index].utterance_id}: {reason}")
+            errors[index] = _of_utterance(rows[index], error)
     return outputs, errors
+
+
+def _of_utterance(row: Utterance, error: Exception) -> UtteranceError:
+    utterance = f"utterance {row.utterance_id}"
+    if isinstance(error, InputError):
+        return UtteranceError(f"{utterance}: {error}")
+    if lacks_memory(error):
+        # What torch says of it is of the machine: sizes and processes.
+        return LacksMemoryError(f"{utterance}: memory was not enough for its {row.seconds:g} s alone")
+    return TeachersFailedError(f"{utterance}: the teachers fail on it: {_in_one_line(error)}")
 
 
 def _may_be_an_utterances_fault(error: Exception) -> bool:

@@ -73,7 +73,7 @@ def run_job(job: PreparedJob, *, address: str | None = None) -> tuple[Published,
     """
     missing = missing_shards(job)
     if missing:
-        skipped_before = num_skipped(job, missing) if job.config.errors.on_error == "skip" else 0
+        skipped_before = num_skipped(job, missing)
         with _ray(job, address):
             driver = _Driver(job, missing, num_skipped=skipped_before)
             try:

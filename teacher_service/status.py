@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from softlabel_schemas import layout
 from softlabel_schemas.commit import read_spec
+from softlabel_schemas.names import located
 from softlabel_schemas.object_store import ObjectStore
 from teacher_service.job_plan import Plan
 from teacher_service.run_record import Actual, read_actual, read_plan
@@ -45,8 +46,8 @@ class Status:
 
 
 def read_status(url: str) -> Status:
-    """Raises InputError where no run was begun at ``url``."""
-    store = ObjectStore(url)
+    """Of the run at a URL or a name. Raises InputError where none was begun there."""
+    store = ObjectStore(located(url)[0])
     document = read_spec(store)
     listed = store.list(layout.COMMITS).items()
     done = {index: found.modified for key, found in listed if (index := layout.shard_index_of(key)) is not None}

@@ -247,7 +247,10 @@ def _copy_working_dir(source: Path, target: Path) -> None:
     for name in (".gitignore", ".rayignore"):
         rules = target / name
         if rules.is_file():
-            text = rules.read_text(encoding="utf-8")
+            try:
+                text = rules.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{source / name} is not UTF-8, as which Ray reads it: {error}") from None
             # The copy may be read-only.
             rules.unlink()
             rules.write_text("\n".join([text, *_ALWAYS_SENT, ""]), encoding="utf-8")

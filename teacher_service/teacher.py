@@ -234,8 +234,10 @@ def _build(description: Factory, *, where: str) -> nn.Module:
     arguments: dict[str, Any] = dict(description.arguments)
     try:
         model = getattr(importlib.import_module(module_name), function_name)(**arguments)
-    except (ImportError, AttributeError, TypeError) as error:
-        raise InputError(f"{where}: {description.factory} cannot be called with {arguments}: {error}") from None
+    except Exception as error:  # noqa: BLE001 - a factory is a user's code
+        raise InputError(
+            f"{where}: {description.factory} cannot be called with {arguments}: {type(error).__name__}: {error}"
+        ) from None
     if not isinstance(model, nn.Module):
         raise InputError(f"{where}: {description.factory} returned {type(model).__name__}, expected a torch module")
     return model

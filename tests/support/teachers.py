@@ -156,6 +156,8 @@ class FaultyModel(LinearModel):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if self.fault == "raises":
             raise ValueError("the kernel is longer\nthan the input")
+        if self.fault == "memory alone":
+            raise torch.OutOfMemoryError("CUDA out of memory. Process 4711 has 78.00 GiB memory in use")
         if self.fault in ("memory", "chance"):
             if len(features_BTD) > 1:
                 raise (
@@ -182,6 +184,10 @@ def faulty_model(num_features: int, num_classes: int, fault: str, above: float) 
 
 def not_a_model(**_: Any) -> int:
     return 42
+
+
+def refusing_model(**_: Any) -> nn.Module:
+    raise ValueError("no such size")
 
 
 def dying_model(**_: Any) -> nn.Module:
@@ -284,6 +290,10 @@ class Sounds:
             hard_label_frame_shift_ms=hard_label_frame_shift_ms,
         )
         return self
+
+
+# Log mel energies without normalisation: a quiet utterance's mean is below, a loud one's above.
+LOUDNESS = 14.0
 
 
 def write_sounds(folder: Path, seconds: Sequence[float], *, loud: Sequence[int] = ()) -> Sounds:

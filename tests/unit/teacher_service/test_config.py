@@ -52,6 +52,8 @@ def test_defaults_and_what_is_set(tmp_path: Path) -> None:
         ({"teachers": [{"bundle": "a", "weight": 0}]}, "teachers.0.weight: Input should be greater than 0, found 0"),
         ({"teachers": [{"bundle": "a", "weight": -1.5}]}, "teachers.0.weight: Input should be greater than 0, found -1.5"),
         ({"teachers": [{"bundle": "a", "weight": "heavy"}]}, "teachers.0.weight: Input should be a valid number"),
+        ({"teachers": [{"bundle": "a", "weight": 1e308}] * 2}, "the weights run from 1e+308 to 1e+308, of which no shares"),
+        ({"teachers": [{"bundle": "a", "weight": w} for w in (1e300, 1e-300)]}, "the weights run from 1e-300 to 1e+300, of"),
         ({"teachers": [{"weight": 1}]}, "teachers.0.bundle: Field required"),
         ({"selection": {"policy": "top_n", "k": 4}}, "selection: Input tag 'top_n' found"),
         ({"selection": {"policy": "top_k", "k": 0}}, "selection.top_k.k: Input should be greater than or equal to 1, found 0"),
@@ -91,6 +93,9 @@ def test_a_job_without_teachers() -> None:
         {"pkey": "x"},
         {"client_kwargs": {"headers": {"Authorization": "x"}}},
         {"auth": ["x", "x"]},
+        {"config": {"pass_phrase": "x", "key_content": "x"}},
+        {"config": {"key_content": "x"}},
+        *({name: "x"} for name in ("MYSQL_PWD", "SSHPASS", "REDIS_AUTH", "DOCKER_AUTH_CONFIG", "GITHUB_PAT")),
     ],
 )
 def test_credentials_are_refused_without_being_repeated(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -99,6 +104,13 @@ def test_credentials_are_refused_without_being_repeated(tmp_path: Path, options:
 
     with pytest.raises(InputError, match="looks like a credential; leave it out of job files and set it in") as caught:
         make_job("corpus.parquet", TEACHERS, "labels", destination__storage_options=hidden(options))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_private_key_is_refused_under_any_name() -> None:
+    options = {"ca": ["-----BEGIN RSA PRIVATE KEY-----\nhunter2"]}
+    with pytest.raises(InputError, match=r"storage_options\.ca is a private key") as caught:
+        make_job("corpus.parquet", TEACHERS, "labels", destination__storage_options=options)
     assert "hunter2" not in str(caught.value)
 
 

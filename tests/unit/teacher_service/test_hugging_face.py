@@ -109,11 +109,27 @@ def test_what_only_pre_training_needs_may_be_missing_and_is_the_same_in_each_imp
     assert first == second
 
 
+def test_weights_that_the_model_has_no_place_for(folder: Path, tmp_path: Path) -> None:
+    """Those of pre-training are left out; without an adapter the model would be another one."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    weights = safetensors.torch.load_file(copy / "model.safetensors")
+
+    def imported(extra: str) -> str:
+        tensors = weights | {extra: torch.ones(2, 16)}
+        safetensors.torch.save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+        return import_folder(str(copy), tmp_path / extra, name="same").digest()
+
+    assert imported("project_q.weight") == import_folder(str(folder), tmp_path / "same", name="same").digest()
+    extra = "wav2vec2.encoder.layers.0.attention.q_proj.lora_A.default.weight"
+    with pytest.raises(InputError, match=rf"no place for 1 of the weights, the first: {re.escape(extra)}"):
+        imported(extra)
+
+
 def test_from_a_url(folder: Path, tmp_path: Path) -> None:
     here = import_folder(str(folder), tmp_path / "here")
     assert import_folder(f"file://{folder}", tmp_path / "there").digest() == here.digest()
     for url, message in (
-        ("nowhere://model", "cannot be opened"),
+        ("nowhere://model", "cannot use the URL nowhere://model"),
         (f"file://{tmp_path}/none", "has no config.json"),
         ("facebook/wav2vec2-base-960h", "is no folder; models are not fetched by name"),
     ):
@@ -137,6 +153,11 @@ def edited(folder: Path, tmp_path: Path, name: str, change: Callable[[dict[str, 
     ("name", "change", "message"),
     [
         ("config.json", lambda v: v.update(model_type="whisper"), "model_type is 'whisper', expected one of wav2vec2"),
+        (
+            "config.json",
+            lambda v: v.update(quantization_config={"load_in_8bit": True}),
+            "quantised weights are not supp",
+        ),
         ("config.json", lambda v: v.update(add_adapter=True), "models with an adapter behind the encoder"),
         ("config.json", lambda v: v.update(feat_extract_norm="batch"), 'expected "group" or "layer"'),
         ("config.json", lambda v: v.update(pad_token_id=99), "CTC's blank, is 99, no output of the model"),
@@ -169,14 +190,23 @@ def test_folders_that_are_refused(
     assert not (tmp_path / "bundle" / "teacher.json").exists()
 
 
-@pytest.mark.parametrize(("found", "kind"), [(None, "NoneType"), (["fbank"], "list")])
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        (
+            {"feature_extractor": None},
+            r"copy/processor_config\.json: feature_extractor: expected an object, found NoneT",
+        ),
+        ({"feature_extractor": ["fbank"]}, r"copy/processor_config\.json: feature_extractor: .*, found list"),
+        ({"processor_class": "Wav2Vec2Processor"}, r"no preprocessor_config\.json, and .* has no feature_extractor"),
+    ],
+)
 def test_a_processor_without_a_feature_extractor_is_refused(
-    folder: Path, tmp_path: Path, found: object, kind: str
+    folder: Path, tmp_path: Path, processor: dict[str, object], message: str
 ) -> None:
     copy = Path(edited(folder, tmp_path, "config.json", lambda v: None))
     (copy / "preprocessor_config.json").unlink()
-    (copy / "processor_config.json").write_text(json.dumps({"feature_extractor": found}))
-    message = rf"copy/processor_config\.json: feature_extractor: expected an object, found {kind}"
+    (copy / "processor_config.json").write_text(json.dumps(processor))
     with pytest.raises(InputError, match=message):
         import_folder(str(copy), tmp_path / "bundle")
 

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from softlabel_schemas import ClassInventory, InputError, open_dataset, verify
+from softlabel_schemas import ClassInventory, InputError, layout, open_dataset, verify
 from softlabel_schemas.bundle import BundleReader
-from softlabel_schemas.commit import read_manifest
+from softlabel_schemas.commit import read_commits, read_manifest
 from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.selection import TopK
@@ -263,6 +263,31 @@ def test_what_was_skipped_before_counts(sounds: Sounds, teacher: TeacherConfig, 
     assert num_skipped(jobs[0], missing) == 2
     with pytest.raises(InputError, match=r"2 of 6 utterances could not be labelled, more than errors.max_skipped_"):
         num_skipped(jobs[1], missing)
+
+
+def test_a_job_that_would_fail_does_not_publish_what_was_skipped(
+    sounds: Sounds, teacher: TeacherConfig, tmp_path: Path
+) -> None:
+    """By a run before it that skips. Without their records the shards are made again."""
+    url = tmp_path / "labels"
+    errors = {"on_error": "skip", "max_skipped_fraction": 0.5}
+    lenient = prepare(make_job(sounds.manifest, [teacher], url, destination__shard_seconds=1.0, errors=errors))
+    commit_all(lenient, num_skipped=2)
+    strict = prepare(make_job(sounds.manifest, [teacher], url, destination__shard_seconds=1.0))
+    message = (
+        r'2 of 6 utterances could not be labelled, more than errors\.on_error = "fail" allows; .*remove the records'
+    )
+    with pytest.raises(InputError, match=message):
+        num_skipped(strict, missing_shards(strict))
+    with pytest.raises(InputError, match=message):
+        publish_job(strict)
+    for record in read_commits(strict.store(), strict.document, range(3)):
+        if record.shard.skipped:
+            (url / layout.commit_record(record.shard.index)).unlink()
+    assert missing_shards(strict) == strict.plan[:1]
+    commit_all(strict, num_skipped=0)
+    assert publish_job(strict).num_skipped == 0
+    assert [problem for _, problem in verify(open_dataset(url)) if problem] == []
 
 
 def test_a_manifest_has_room_for_all_that_may_be_skipped(

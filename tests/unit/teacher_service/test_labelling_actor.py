@@ -16,7 +16,7 @@ from softlabel_schemas.commit import committed_shards
 from softlabel_schemas.errors import InputError
 from teacher_service.job import PreparedJob, missing_shards, prepare
 from teacher_service.labelling_actor import LabellingActor
-from tests.support.teachers import make_job, write_linear_teacher, write_sounds
+from tests.support.teachers import LOUDNESS, make_job, write_linear_teacher, write_sounds
 from tests.support.trees import tree
 
 
@@ -157,3 +157,50 @@ def test_a_machine_that_has_none_of_a_shards_files_commits_nothing(tmp_path: Pat
         actor.label(job.plan[1])
     assert actor.label(job.plan[2]).num_skipped == 1
     assert committed_shards(job.store()) == {2}
+
+
+def failing_job(folder: Path, allowed: float) -> PreparedJob:
+    """Four shards of two utterances; the teacher fails on those of the first."""
+    sounds = write_sounds(folder / "sounds", [0.5] * 8, loud=[0, 1])
+    factory = "tests.support.teachers:faulty_model"
+    teacher = write_linear_teacher(folder / "teacher", factory=factory, fault="raises", above=LOUDNESS)
+    errors = {"on_error": "skip", "max_skipped_fraction": allowed}
+    return prepare(
+        make_job(sounds.manifest, [teacher], folder / "labels", destination__shard_seconds=1.0, errors=errors)
+    )
+
+
+def test_a_shard_that_the_teachers_fail_on_is_left_out_where_they_are_seen_to_work(tmp_path: Path) -> None:
+    """What is skipped is skipped for good. Before, the machine may lack a package, or memory that something else has taken."""
+    job = failing_job(tmp_path, allowed=0.25)
+    actor = loaded(job)
+    failure = r"utterance utt-000: the teachers fail on it: ValueError: .*; nor could any other of the 2 utterances"
+    with pytest.raises(RuntimeError, match=failure):
+        actor.label(job.plan[0])
+    assert actor.label(job.plan[1]).num_skipped == 0
+    model: Any = actor._teachers[0].model
+    # As where the machine's trouble comes later.
+    model.above = -1e9
+    for shard_range in (job.plan[0], job.plan[2]):
+        with pytest.raises(RuntimeError, match="the teachers fail on it"):
+            actor.label(shard_range)
+    assert committed_shards(job.store()) == {1}
+    assert actor.beat().idle_seconds == 0.0
+    model.above = LOUDNESS
+    assert actor.label(job.plan[2]).num_skipped == 0
+    assert actor.label(job.plan[0]).num_skipped == 2
+    assert committed_shards(job.store()) == {0, 1, 2}
+
+
+def test_a_shard_that_leaves_out_more_than_the_job_may_is_not_committed(tmp_path: Path) -> None:
+    """Once it is, no run could make it again when what was missing is there."""
+    job = failing_job(tmp_path, allowed=0.2)
+    actor = loaded(job)
+    actor.label(job.plan[1])
+    message = (
+        r"2 of the 2 utterances of shard 0 cannot be labelled, more than errors\.max_skipped_fraction = 0\.2 allows of all 8; "
+        "the first: utterance utt-000: .*; nothing of the shard is stored"
+    )
+    with pytest.raises(InputError, match=message):
+        actor.label(job.plan[0])
+    assert committed_shards(job.store()) == {1}

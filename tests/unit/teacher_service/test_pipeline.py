@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from teacher_service.teacher import Teacher, load_teacher
 from tests.support.targets import assert_same_targets, dense_posterior
 from tests.support.teachers import (
     INVENTORY,
+    LOUDNESS,
     Sounds,
     eager_model,
     export,
@@ -43,8 +45,6 @@ SECONDS = [0.9, 0.3, 1.5, 0.61, 0.6, 1.2, 0.35, 0.8]
 TEMPERATURES = (1.0, 2.0)
 # Two teachers that differ in architecture, front end and weight.
 ENSEMBLE = (("conv_glu", 40, 1.0), ("blstm", 64, 3.0))
-# Log mel energies without normalisation: a quiet utterance's mean is below, a loud one's above.
-LOUDNESS = 14.0
 
 
 @pytest.fixture(scope="module")
@@ -306,9 +306,9 @@ def test_hard_labels_that_do_not_fit(tmp_path: Path, labels: list[int], reason: 
         label_all(config, on_error="fail")
 
 
-def faulty_job(folder: Path, fault: str, **changes: Any) -> JobConfig:
+def faulty_job(folder: Path, fault: str, seconds: Sequence[float] = (0.5, 0.5, 0.5, 0.5), **changes: Any) -> JobConfig:
     """Four utterances; for the third, teacher "linear" is right and teacher "faulty" is not."""
-    sounds = write_sounds(folder / "sounds", [0.5, 0.5, 0.5, 0.5], loud=[2])
+    sounds = write_sounds(folder / "sounds", seconds, loud=[2])
     teachers = [
         write_linear_teacher(folder / "right"),
         write_linear_teacher(
@@ -400,6 +400,22 @@ def test_a_batch_that_does_not_fit_into_memory_is_labelled_an_utterance_at_a_tim
     assert [labelled.utterance_id for labelled in together.utterances] == [f"utt-{row:03d}" for row in range(4)]
     for one, other in zip(together.utterances, alone.utterances, strict=True):
         assert_same_targets(one.targets, other.targets)
+
+
+def test_an_utterance_that_is_too_long_for_the_memory_is_left_out(tmp_path: Path) -> None:
+    """With a reason that is the same on every machine."""
+    shard = label_all(faulty_job(tmp_path, "memory alone", seconds=[0.5, 0.4, 0.6, 0.5]), on_error="skip")
+    assert [labelled.utterance_id for labelled in shard.utterances] == ["utt-000", "utt-001", "utt-003"]
+    reason = "utterance utt-002: memory was not enough for its 0.6 s alone"
+    assert shard.skipped == [SkippedUtterance(utterance_id="utt-002", reason=reason)]
+
+
+def test_memory_that_is_short_at_times_is_no_utterances_fault(tmp_path: Path) -> None:
+    config = faulty_job(tmp_path, "memory alone", seconds=[0.5, 0.4, 0.6, 0.7])
+    with pytest.raises(
+        RuntimeError, match=r"^utterance utt-002: memory was not enough for its 0\.6 s alone, but was for one of 0\.7 s"
+    ):
+        label_all(config, on_error="skip")
 
 
 def test_a_batch_that_fails_by_chance_is_tried_again_with_its_shard(tmp_path: Path) -> None:

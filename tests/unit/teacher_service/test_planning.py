@@ -20,7 +20,7 @@ from teacher_service.job_plan import Plan, Prices
 from teacher_service.planning import make_plan
 from teacher_service.run_record import Actual, RunRecord, read_actual, save_plan, save_run
 from tests.support.labelling import run_here
-from tests.support.teachers import job_fields, make_job, write_job, write_linear_teacher, write_sounds
+from tests.support.teachers import LOUDNESS, job_fields, make_job, write_job, write_linear_teacher, write_sounds
 
 DURATIONS = [0.4 + 0.05 * (index * 7 % 19) for index in range(60)]
 
@@ -178,6 +178,17 @@ def test_batches_that_are_skipped_whole(tmp_path: Path) -> None:
     assert plan.num_frames.expected == actual.num_frames
     assert plan.num_bytes.expected == pytest.approx(actual.num_bytes, rel=0.05)
     assert plan.num_bytes.low > 0
+
+
+def test_a_teacher_that_does_not_run(tmp_path: Path) -> None:
+    """It is no utterance's fault, and no defect of this program: without a traceback."""
+    sounds = write_sounds(tmp_path / "sounds", [0.5, 0.5], loud=[1])
+    factory = "tests.support.teachers:faulty_model"
+    faulty = write_linear_teacher(tmp_path / "faulty", factory=factory, fault="device", above=LOUDNESS)
+    job = write_job(tmp_path / "job.toml", job_fields(sounds.manifest, [faulty], tmp_path / "labels"))
+    result = CliRunner().invoke(main, ["plan", str(job)])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "error: the sample could not be labelled: CUDA error: an illegal memory access" in result.stderr
 
 
 def test_a_job_for_gpus_is_not_planned_without_one(

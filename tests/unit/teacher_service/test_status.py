@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from softlabel_schemas import InputError
 from softlabel_schemas.commit import begin, publish
+from softlabel_schemas.names import tag, wanted_address
 from softlabel_schemas.object_store import ObjectStore
 from teacher_service.cli import main
 from teacher_service.status import ranges, read_status
@@ -117,6 +118,13 @@ def test_published(tmp_path: Path) -> None:
     assert (code, text) == (0, f"{tmp_path}/labels: 4 of 4 shards committed, published; fingerprint {FINGERPRINT}\n")
     code, text = command(str(tmp_path / "labels"), "--json")
     assert (code, json.loads(text)["published"], json.loads(text)["missing"]) == (0, True, [])
+
+
+def test_by_name(tmp_path: Path) -> None:
+    publish(commit(tmp_path / "labels", dict.fromkeys(range(4), 5.0)), DOCUMENT)
+    tag(str(tmp_path / "labels"), wanted_address(f"{tmp_path}#english"))
+    found = read_status(f"{tmp_path}#english")
+    assert (found.url, found.published) == (str(tmp_path / "labels"), True)
 
 
 def test_other_files_beside_the_commits_do_not_count(tmp_path: Path) -> None:

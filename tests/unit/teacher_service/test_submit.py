@@ -229,6 +229,13 @@ def test_the_job_file_is_sent_whatever_is_ignored(
     assert (code / name).read_text() == f"{rules}\nsecret.env"
 
 
+def test_rules_that_ray_could_not_read(tmp_path: Path, api: JobsApi, job: Path) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / ".gitignore").write_bytes(b"\xe9")
+    with pytest.raises(InputError, match=r"code/\.gitignore is not UTF-8, as which Ray reads it"):
+        Cluster(api.url).submit(job, env_file(tmp_path, 'working_dir = "code"'))
+
+
 def test_a_file_named_as_a_job_file_is_sent_as_it_is(tmp_path: Path, api: JobsApi, job: Path) -> None:
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "job.toml").write_text("theirs")

@@ -107,6 +107,11 @@ def test_the_projects_own_factory_needs_permission_for_a_users_encoder_alone(tmp
         ("no_such_package.models:build", {}, "no_such_package.models:build cannot be called with .*No module named"),
         ("tests.support.teachers:no_such_name", {}, "no_such_name cannot be called with .*has no attribute"),
         (LINEAR_FACTORY, {"widht": 3}, "linear_model cannot be called with .*unexpected keyword argument 'widht'"),
+        (
+            "tests.support.teachers:refusing_model",
+            {},
+            "refusing_model cannot be called with .*: ValueError: no such size",
+        ),
         ("tests.support.teachers:not_a_model", {}, "not_a_model returned int, expected a torch module"),
     ],
 )
