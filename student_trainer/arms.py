@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.strict import ModelT, parse
+from student_trainer.config import TrainConfig
 from student_trainer.evaluate import evaluation_name
 from student_trainer.metric_names import COUNTS, Metric
 from student_trainer.result_files import HARD_LABELS_DIGEST, Evaluation, Run
@@ -86,8 +87,17 @@ class Arm:
         return np.asarray(np.mean(errors, axis=0), dtype=np.float64), np.asarray(units[0], dtype=np.float64)
 
 
-def load_arms(runs: Sequence[str], evaluations: Sequence[str], splits: Sequence[str]) -> list[Arm]:
+def load_arms(
+    runs: Sequence[str],
+    evaluations: Sequence[str],
+    splits: Sequence[str],
+    configs: Mapping[str, TrainConfig] | None = None,
+) -> list[Arm]:
     """Arms in the order given, evaluations without a run last.
+
+    Args:
+        configs: by run folder, in the place of those in ``run.json``, which name an arm and paths as they were when it was
+            trained.
 
     Raises:
         InputError: a file is missing (says which command makes it), runs of one name differ in more than their seed, or
@@ -96,7 +106,7 @@ def load_arms(runs: Sequence[str], evaluations: Sequence[str], splits: Sequence[
     runs_by_name: dict[str, list[tuple[str, Run, Evaluation]]] = {}
     by_location: dict[str, Evaluation] = {}
     for location in dict.fromkeys(runs):
-        run, evaluation = _load_run(Path(location), splits)
+        run, evaluation = _load_run(Path(location), splits, (configs or {}).get(location))
         runs_by_name.setdefault(run.config.name, []).append((location, run, evaluation))
         by_location[location] = evaluation
     arms = [_arm(name, seeds) for name, seeds in runs_by_name.items()]
@@ -110,8 +120,10 @@ def load_arms(runs: Sequence[str], evaluations: Sequence[str], splits: Sequence[
     return arms
 
 
-def _load_run(path: Path, splits: Sequence[str]) -> tuple[Run, Evaluation]:
+def _load_run(path: Path, splits: Sequence[str], config: TrainConfig | None) -> tuple[Run, Evaluation]:
     run = _load(Run, path / RUN, "make a run with: student-trainer train TRAIN.toml")
+    if config is not None:
+        run = run.model_copy(update={"config": config})
     epochs = run.config.training.epochs
     if len(run.history) < epochs:
         raise InputError(

@@ -11,7 +11,7 @@ All numbers come from files that ``student-trainer train`` and ``student-trainer
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from softlabel_schemas.dataset import open_dataset
 from softlabel_schemas.describe import description
 from softlabel_schemas.errors import InputError
 from student_trainer.arms import Arm, load_arms, unlike_settings
+from student_trainer.config import TrainConfig
 from student_trainer.metric_names import COLUMNS, COUNTS, DIGITS, METRICS, Metric
 from student_trainer.result_files import Evaluation
 from student_trainer.significance import NUM_RESAMPLES, Difference, difference
@@ -92,15 +93,22 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[str], evaluations: Sequence[str], datasets: Sequence[str], splits: Sequence[str]
+    runs: Sequence[str],
+    evaluations: Sequence[str],
+    datasets: Sequence[str],
+    splits: Sequence[str],
+    configs: Mapping[str, TrainConfig] | None = None,
 ) -> Comparison:
     """Read everything, refuse what cannot be compared, and test each pair.
+
+    Args:
+        configs: see :func:`~student_trainer.arms.load_arms`.
 
     Raises:
         InputError: see :func:`~student_trainer.arms.load_arms`; or a dataset is not published or labels other classes.
         IntegrityError: a dataset is damaged.
     """
-    arms = load_arms(runs, evaluations, splits)
+    arms = load_arms(runs, evaluations, splits, configs)
     pairs = [_pair(soft, hard) for soft in arms if soft.is_soft for hard in arms if _same_model(soft, hard)]
     inventory_digest = arms[0].evaluations[0].inventory_digest
     labelled = [_load_dataset(url, inventory_digest) for url in dict.fromkeys(datasets)]

@@ -17,6 +17,8 @@ from softlabel_schemas.selection import Selection
 from softlabel_schemas.strict import GrownModel, StrictModel, parse, read_toml
 
 Units = Literal["characters", "words"]
+# Torch takes no larger ones.
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
 TailMode = Literal["renormalize", "ghost", "to_hard_label", "uniform"]
 # Of [soft_labels]: where bytes come from, which does not change what is trained.
 CACHE_FIELDS = ("cache", "cache_gib")
@@ -215,7 +217,7 @@ class TrainConfig(StrictModel):
 
     name: str
     output: str
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     corpus: CorpusConfig
     soft_labels: SoftLabelConfig | None = None
     ctc: CtcConfig | None = None
@@ -251,8 +253,12 @@ class TrainConfig(StrictModel):
             raise ValueError(
                 'soft_labels.tail = "to_hard_label" needs hard labels of frames; with [ctc] there are none'
             )
-        if soft.frames is not None and soft.frames.disagreeing < 1:
-            raise ValueError("soft_labels.frames.disagreeing needs hard labels of frames; with [ctc] there are none")
+        of_selection = None if soft.selection is None else soft.selection.frames
+        for table, frames in (("frames", soft.frames), ("selection.frames", of_selection)):
+            if frames is not None and frames.disagreeing < 1:
+                raise ValueError(
+                    f"soft_labels.{table}.disagreeing needs hard labels of frames; with [ctc] there are none"
+                )
 
     def digest(self) -> str:
         """sha256 of all that decides the result, with paths in the place of what they lead to; a run's record of it."""

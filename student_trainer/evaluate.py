@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 import torch
 
 from softlabel_schemas.command_line import progress
@@ -17,6 +18,7 @@ from softlabel_schemas.corpus import Corpus, check_hard_labels, load_corpus
 from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.inventory import ClassInventory
+from softlabel_schemas.selection import SampledSelection
 from softlabel_schemas.targets import SoftTargets
 from student_trainer.batch import Batch, Example
 from student_trainer.config import Units
@@ -139,9 +141,16 @@ def evaluate_dataset(
 
 
 def open_ensemble(url: str) -> SoftLabelDataset:
-    """A dataset that says of every frame what the ensemble does. Raises InputError where its selection dropped frames."""
+    """A dataset that says of every frame what the ensemble does. Raises InputError where its selection dropped frames, or drew
+    classes."""
     dataset = open_dataset(url)
-    frames = dataset.manifest.spec.selection.frames
+    selection = dataset.manifest.spec.selection
+    if isinstance(selection, SampledSelection):
+        raise InputError(
+            f'{url} holds a sample of each posterior (selection.policy = "{selection.policy}"), in which the class drawn most '
+            "often counts as the likeliest; evaluate labels of the same speech that keep the likeliest classes"
+        )
+    frames = selection.frames
     if frames is not None:
         dropped = [name for name in ("disagreeing", "uncertain", "silence") if getattr(frames, name) == 0]
         raise InputError(
@@ -203,10 +212,15 @@ def check_no_graph(graph: object) -> None:
 
 
 def check_labels(corpus: Corpus, inventory: ClassInventory, splits: Sequence[str], *, where: str) -> None:
+    """Raises InputError unless every utterance has hard labels of this inventory, and some frame has one."""
     check_hard_labels(corpus, inventory, where=where)
-    if corpus.table["hard_labels"].null_count:
+    hard_labels = corpus.table["hard_labels"]
+    if hard_labels.null_count:
+        raise InputError(f"{where}: {hard_labels.null_count} utterances of {list(splits)} have no hard labels")
+    if not pc.any(pc.greater_equal(pc.list_flatten(hard_labels), 0)).as_py():
         raise InputError(
-            f"{where}: {corpus.table['hard_labels'].null_count} utterances of {list(splits)} have no hard labels"
+            f"{where}: no frame of {list(splits)} has a hard label (all are -1), and errors are counted among those that have "
+            "one; label this speech, or give other splits"
         )
 
 

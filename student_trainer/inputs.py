@@ -18,7 +18,7 @@ from student_trainer.augmentation import Augmenter
 from student_trainer.config import SoftLabelConfig, TrainConfig
 from student_trainer.ctc import Spelling, check_transcripts, transcripts_digest
 from student_trainer.data import TrainingData
-from student_trainer.evaluate import load_evaluation_corpus
+from student_trainer.evaluate import check_labels
 from student_trainer.hard_labels import (
     check_label_frames,
     check_something_to_learn,
@@ -30,7 +30,7 @@ from student_trainer.left_out import leave_out_skipped
 from student_trainer.models import ENCODERS
 from student_trainer.shared_features import SharedFeatures
 from student_trainer.soft_labels import SoftLabels
-from student_trainer.token_errors import load_transcribed_corpus
+from student_trainer.token_errors import check_transcribed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,23 +108,21 @@ def open_dev(
     config: TrainConfig, inventory: ClassInventory, shared: SharedFeatures | None = None
 ) -> TrainingData | None:
     """The dev speech; None where the run has none. Raises InputError where an utterance has no hard labels or not one for
-    each frame, or with CTC a transcript that cannot be spelled."""
+    each frame, or with CTC a transcript that cannot be spelled; or where there is nothing to count errors among."""
     splits = config.corpus.dev_splits
     if not splits:
         return None
     # After every epoch the same: kept where training speech of that size is.
     keep_seconds, spelling = config.training.pool_seconds, None
+    where, corpus = config.corpus.manifest, _heard(load_corpus(config.corpus.manifest).select_splits(splits), config)
     if config.ctc is None:
-        corpus = load_evaluation_corpus(config.corpus.manifest, splits, inventory)
+        check_labels(corpus, inventory, splits, where=where)
+        check_label_frames(corpus, config, where=where)
     else:
-        corpus = load_transcribed_corpus(config.corpus.manifest, splits)
+        check_transcribed(corpus, splits, where=where)
         spelling = Spelling(inventory, config.ctc.units)
-    heard = _heard(corpus, config)
-    if spelling is not None:
-        check_transcripts(heard, spelling)
-    else:
-        check_label_frames(heard, config, where=config.corpus.manifest)
-    return TrainingData(heard, config.front_end, spelling=spelling, keep_seconds=keep_seconds, shared=shared)
+        check_transcripts(corpus, spelling)
+    return TrainingData(corpus, config.front_end, spelling=spelling, keep_seconds=keep_seconds, shared=shared)
 
 
 def _heard(corpus: Corpus, config: TrainConfig) -> Corpus:

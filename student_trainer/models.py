@@ -34,6 +34,7 @@ class Tdnn(nn.Module):
         self, num_features: int, hidden: int = 256, num_layers: int = 5, dropout: float = 0.1, dilation: int = 3
     ) -> None:
         super().__init__()
+        _check_whole(hidden=hidden, num_layers=num_layers, dilation=dilation)
         self.output_dim = hidden
         dilations = [1] + [min(1 + layer, dilation) for layer in range(1, num_layers)]
         inputs = [num_features] + [hidden] * (num_layers - 1)
@@ -60,6 +61,7 @@ class ConvGlu(nn.Module):
         self, num_features: int, hidden: int = 128, num_layers: int = 6, kernel_size: int = 5, dropout: float = 0.1
     ) -> None:
         super().__init__()
+        _check_whole(hidden=hidden, num_layers=num_layers, kernel_size=kernel_size)
         _check_odd(kernel_size)
         self.output_dim = hidden
         self.input = nn.Linear(num_features, hidden)
@@ -84,6 +86,7 @@ class Blstm(nn.Module):
 
     def __init__(self, num_features: int, hidden: int = 160, num_layers: int = 2, dropout: float = 0.1) -> None:
         super().__init__()
+        _check_whole(hidden=hidden, num_layers=num_layers)
         self.output_dim = 2 * hidden
         between = dropout if num_layers > 1 else 0.0
         self.lstm = nn.LSTM(num_features, hidden, num_layers, batch_first=True, bidirectional=True, dropout=between)
@@ -161,6 +164,7 @@ class Conformer(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        _check_whole(hidden=hidden, num_layers=num_layers, num_heads=num_heads, kernel_size=kernel_size)
         _check_odd(kernel_size)
         if hidden % 2 or hidden % num_heads:
             raise ValueError(f"hidden must be even and a multiple of num_heads, {num_heads}; found {hidden}")
@@ -175,6 +179,12 @@ class Conformer(nn.Module):
         for block in self.blocks:
             hidden = block(hidden, mask_BT)
         return hidden, lengths_B
+
+
+def _check_whole(**sizes: object) -> None:
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{name} must be a whole number of 1 or more, found {size}")
 
 
 def _check_odd(kernel_size: int) -> None:
@@ -244,7 +254,8 @@ def build_acoustic_model(
 
 def _import_factory(name: str) -> Callable[..., nn.Module]:
     module_name, _, function_name = name.partition(":")
-    if not function_name:
+    # A relative name has no package that it is relative to.
+    if not function_name or not module_name or module_name.startswith("."):
         raise InputError(f"unknown architecture '{name}'; use {', '.join(ENCODERS)} or 'package.module:factory'")
     try:
         factory: Callable[..., nn.Module] = getattr(importlib.import_module(module_name), function_name)

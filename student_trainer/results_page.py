@@ -29,11 +29,25 @@ def write_results(
         introduction: Markdown, which stands below the title; a copy is written beside the page.
 
     Raises:
-        InputError: a file is missing or bad.
+        InputError: a file is missing or bad, or would be overwritten by other records.
     """
-    sweeps = [sweep for file in files for sweep in load_records(file)]
     page = Path(output)
-    texts = {page.with_suffix(".json"): records_json(sweeps)}
+    records = page.with_suffix(".json")
+    if page == records:
+        raise InputError(
+            f"{output} is to be a page of Markdown, its records lie in a .json beside it; give a name in .md"
+        )
+    if introduction is not None and Path(introduction).resolve() == page.resolve():
+        raise InputError(f"{output} is the introduction, which the page would overwrite; give the page another name")
+    found = {file: load_records(file) for file in files}
+    sweeps = [sweep for file in files for sweep in found[file]]
+    for file, own in found.items():
+        if list(own) != sweeps and records.exists() and records.samefile(file):
+            raise InputError(
+                f"{file} would be overwritten by the records of all {len(files)} files, which lie beside the page {output}; "
+                "give the page another name"
+            )
+    texts = {records: records_json(sweeps)}
     opening = [_HOW_TO_READ]
     sources, options = f"`{page.stem}.json`", ""
     if introduction is not None:

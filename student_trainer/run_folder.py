@@ -7,6 +7,7 @@
       inventory.json     the class inventory of the outputs
       evaluation-*.json  written by ``student-trainer evaluate``
       decoder.json       settings of the word decoder, written by ``student-trainer tune-decoder``
+      training.id        which training was begun here last
       tensorboard/
 
 Every file is written beside its name and renamed, so that a kill leaves the old or the new one.
@@ -18,6 +19,7 @@ import hashlib
 import io
 import json
 import os
+import uuid
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -41,6 +43,7 @@ INVENTORY = "inventory.json"
 DECODER = "decoder.json"
 _DIGEST = "sha256"
 TENSORBOARD = "tensorboard"
+CLAIM = "training.id"
 _CHECKPOINT_KEYS = {"identity", "model", "optimizer", "progress"}
 
 
@@ -50,6 +53,25 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._store = ObjectStore(self.path)
+        self._claim = b""
+
+    def claim(self) -> None:
+        """Make this training the folder's. One that has claimed it before is ended by :meth:`check_claim`."""
+        self._claim = uuid.uuid4().hex.encode()
+        self._store.put(CLAIM, self._claim)
+
+    def check_claim(self) -> None:
+        """Before anything is written: of two trainings, the settings of one would stand beside the weights of the other. No
+        lock: on some shared disks that of a lost node outlasts it, and a node that is lost to Ray alone may go on writing.
+
+        Raises:
+            InputError: another training has claimed the folder since.
+        """
+        if self._store.read(CLAIM) != self._claim:
+            raise InputError(
+                f"another training was begun in {self.path} after this one, and has the folder now; this one ends. For both, "
+                "give each an output folder of its own"
+            )
 
     def write_json(self, name: str, value: Any) -> None:
         self._store.put(name, json.dumps(value, indent=1).encode())

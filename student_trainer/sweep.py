@@ -24,6 +24,7 @@ from pathlib import Path
 import click
 
 from softlabel_schemas.command_line import CheckFailedError
+from softlabel_schemas.errors import InputError, IntegrityError
 from student_trainer.compare import Comparison, compare, text
 from student_trainer.report import render, write
 from student_trainer.shared_features import SharedFeatures
@@ -45,26 +46,34 @@ def run_sweep(path: str | Path, *, address: str | None = None) -> None:
     Raises:
         InputError: before a run starts, the file is not valid, or what it evaluates with is missing or does not fit; later,
             what was trained cannot be compared.
-        CheckFailedError: runs failed; the others are in the report.
+        CheckFailedError: runs failed; the others are in the report, or it is said why they are not.
     """
     sweep = load_sweep(path)
     check_evaluation(sweep)
     features = SharedFeatures(sweep.output / FEATURES, 0.0)
     failures = run_on_ray(sweep.runs, sweep.evaluate, features=features.folder, address=address)
+    lines = [f"  {Path(run).name}: {error} (see {Path(run) / LOG})" for run, error in failures.items()]
+    failed = "\n".join([f"{len(failures)} of {len(sweep.runs)} runs failed; run again to try them again:", *lines])
     if len(failures) < len(sweep.runs):
-        comparison = _compare(sweep, failures.keys())
-        click.echo(text(comparison))
-        for line in not_compared(comparison, sweep):
-            click.echo(f"warning: {line}")
-        write(str(sweep.output / REPORT), render(comparison))
-        write(str(sweep.output / RECORDS), records_json([sweep_records(comparison, sweep)]))
-        click.echo(f"report: {sweep.output / REPORT}")
+        try:
+            _report(sweep, failures.keys())
+        except (InputError, IntegrityError, OSError) as error:
+            if not failures:
+                raise
+            raise CheckFailedError(f"{failed}\nwhat did not fail cannot be compared: {error}") from error
     if failures:
-        lines = [f"  {Path(run).name}: {error} (see {Path(run) / LOG})" for run, error in failures.items()]
-        raise CheckFailedError(
-            "\n".join([f"{len(failures)} of {len(sweep.runs)} runs failed; run again to try them again:", *lines])
-        )
+        raise CheckFailedError(failed)
     features.remove()
+
+
+def _report(sweep: Sweep, failed: Collection[str]) -> None:
+    comparison = _compare(sweep, failed)
+    click.echo(text(comparison))
+    for line in not_compared(comparison, sweep):
+        click.echo(f"warning: {line}")
+    write(str(sweep.output / REPORT), render(comparison))
+    write(str(sweep.output / RECORDS), records_json([sweep_records(comparison, sweep)]))
+    click.echo(f"report: {sweep.output / REPORT}")
 
 
 def _compare(sweep: Sweep, failed: Collection[str]) -> Comparison:
@@ -75,4 +84,6 @@ def _compare(sweep: Sweep, failed: Collection[str]) -> Comparison:
     datasets = dict.fromkeys(url for run in finished if run.soft_labels for url in run.soft_labels.locations)
     ensemble = evaluate_ensemble(sweep)
     evaluations = [] if ensemble is None else [ensemble]
-    return compare([run.output for run in finished], evaluations, list(datasets), sweep.evaluate.splits)
+    # With their own configurations: folders and arms may be called otherwise than when they were trained.
+    configs = {run.output: run for run in finished}
+    return compare(list(configs), evaluations, list(datasets), sweep.evaluate.splits, configs)

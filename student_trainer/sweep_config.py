@@ -18,9 +18,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.strict import StrictModel, load_toml, read_toml
-from student_trainer.config import TrainConfig, Units, absolute_paths, parse_config
+from student_trainer.config import Seed, TrainConfig, Units, absolute_paths, parse_config
 
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 # What a sweep sets itself for each run.
 _OWN_KEYS = ("name", "output", "seed")
 _KINDS = ("policy", "kind", "architecture")
@@ -107,6 +107,8 @@ class SweepConfig(StrictModel):
         if twice:
             raise ValueError(f"arms need names of their own; more than one is named {', '.join(twice)}")
         arms = {arm.name for arm in self.arms}
+        if ENSEMBLE in arms:
+            raise ValueError(f"an arm is named {ENSEMBLE}, which means the teacher ensemble; give it another name")
         tested = arms | ({ENSEMBLE} if self.evaluate.ensemble else set())
         _check_known("pairs", {name for pair in self.compare.pairs for name in pair}, tested)
         _check_known("gain", set(self.compare.gain or ()), arms)

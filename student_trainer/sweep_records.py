@@ -182,7 +182,11 @@ def _json(value: object) -> str:
 
 
 def sweep_records(comparison: Comparison, sweep: Sweep) -> SweepRecords:
-    """Of a comparison's arms; a pair that the sweep names, or its gain, is passed over where an arm of it failed."""
+    """Of a comparison's arms; a pair that the sweep names, or its gain, is passed over where an arm of it failed.
+
+    Args:
+        comparison: with the sweep's own configurations of the runs, whose labels are measured where they lie now.
+    """
     first = comparison.evaluation
     by_name = {arm.name: arm for arm in comparison.arms}
     gain = _gain(comparison, sweep)
@@ -207,8 +211,15 @@ def sweep_records(comparison: Comparison, sweep: Sweep) -> SweepRecords:
 
 
 def not_compared(comparison: Comparison, sweep: Sweep) -> list[str]:
-    """Warnings, of the pairs that ``sweep_records`` passes over although neither arm failed."""
-    return [
+    """Warnings, of the pairs that ``sweep_records`` passes over."""
+    names = {arm.name for arm in comparison.arms}
+    lines = []
+    for pair in sweep.pairs:
+        without = [name for name in pair if name not in names]
+        if without:
+            said = f"{' and '.join(pair)} are not compared in sweep.json"
+            lines.append(f"{said}: there are no results of {' and '.join(without)}")
+    return lines + [
         f"{left.name} and {right.name} are not compared in sweep.json: they were evaluated on "
         f"{len(left.evaluations[0].utterances)} and {len(right.evaluations[0].utterances)} utterances, and need the same ones; "
         "label those that the dataset skipped, or leave them out of the corpus"

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from softlabel_schemas.corpus import load_corpus
 from student_trainer.config import TrainConfig
@@ -63,11 +64,13 @@ def _decoding(settings: EvaluateConfig, decoder: Path) -> WordDecoding | None:
 
 
 def _is_evaluated(config: TrainConfig, settings: EvaluateConfig) -> bool:
-    """As it would be now: of the weights that the run ended with, on the same speech, and with the same graph."""
+    """As it would be now: of the weights that the run ended with, on the same speech, and with the same graph, by settings that
+    were chosen on the same dev speech."""
     folder, name = RunFolder(config.output), evaluation_name(settings.splits)
     if not (folder.path / name).exists():
         return False
-    corpus = load_corpus(config.corpus.manifest).select_splits(settings.splits)
+    whole_corpus = load_corpus(config.corpus.manifest)
+    corpus = whole_corpus.select_splits(settings.splits)
     expected = {
         "weights_digest": folder.weights_digest(),
         "splits": list(settings.splits),
@@ -79,9 +82,25 @@ def _is_evaluated(config: TrainConfig, settings: EvaluateConfig) -> bool:
         # Here: only decoding needs the decoder's libraries.
         from student_trainer.graph_folder import load_description
 
-        graph_digest = load_description(settings.graph).digest()
+        if not (folder.path / DECODER).exists():
+            return False
+        graph_digest, tuned = load_description(settings.graph).digest(), folder.read_json(DECODER)
+        dev_corpus = whole_corpus.select_splits(config.corpus.dev_splits)
+        chosen_on = {
+            "splits": list(config.corpus.dev_splits),
+            "corpus_digest": dev_corpus.digest,
+            "transcripts_digest": transcripts_digest(dev_corpus),
+            "graph_digest": graph_digest,
+        }
+        if not _has(tuned, chosen_on):
+            return False
+        # Not those of before, where tuning was the last that was done.
+        expected |= {"decoder": tuned["settings"]}
         expected |= {"graph_digest": graph_digest, "transcripts_digest": transcripts_digest(corpus)}
-    found = folder.read_json(name)
+    return _has(folder.read_json(name), expected)
+
+
+def _has(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
     return all(found.get(key) == value for key, value in expected.items())
 
 

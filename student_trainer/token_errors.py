@@ -117,5 +117,12 @@ def load_transcribed_corpus(manifest: str, splits: Sequence[str]) -> Corpus:
 
 
 def check_transcribed(corpus: Corpus, splits: Sequence[str], *, where: str) -> None:
-    if corpus.table["text"].null_count:
-        raise InputError(f"{where}: {corpus.table['text'].null_count} utterances of {list(splits)} have no transcript")
+    """Raises InputError unless every utterance has a transcript, and some transcript a token."""
+    texts = corpus.table["text"]
+    if texts.null_count:
+        raise InputError(f"{where}: {texts.null_count} utterances of {list(splits)} have no transcript")
+    if not any(text.split() for text in texts.to_pylist()):
+        raise InputError(
+            f"{where}: the transcripts of {list(splits)} are all empty, and errors are counted among their tokens; transcribe "
+            "this speech, or give other splits"
+        )

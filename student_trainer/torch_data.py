@@ -166,7 +166,7 @@ class StepLoader(DataLoader[Step]):
 
     Raises:
         InputError: ``persistent_workers`` is set. Workers that outlive an epoch know neither which of their steps the loop took
-            nor which state it loaded.
+            nor which state it loaded. Or ``in_order`` is False: how far the loop is, is said by its last step alone.
     """
 
     def __init__(self, dataset: StepDataset, *, num_workers: int = 0, **options: Any) -> None:
@@ -174,6 +174,11 @@ class StepLoader(DataLoader[Step]):
             raise InputError(
                 "persistent_workers would lose and repeat steps where a loop leaves an epoch or loads a state; leave it out, "
                 "and new workers begin at each epoch"
+            )
+        if not options.get("in_order", True):
+            raise InputError(
+                "in_order = False would lose and repeat steps where a loop is resumed: it goes on behind the last step that it "
+                "got, and earlier ones may come later; leave it out"
             )
         super().__init__(dataset, batch_size=None, num_workers=num_workers, **options)
         self._steps = dataset

@@ -78,7 +78,8 @@ def train(config: TrainConfig, shared: SharedFeatures | None = None) -> bool:
         shared: features that runs of the same speech leave for each other.
 
     Raises:
-        InputError: inputs do not fit together, or the output folder holds a run of another configuration.
+        InputError: inputs do not fit together, the output folder holds a run of another configuration, or another training was
+            begun there meanwhile.
     """
     set_threads(config.training.num_threads)
     device = training_device(config.training.device)
@@ -107,6 +108,7 @@ def train(config: TrainConfig, shared: SharedFeatures | None = None) -> bool:
     at = _resume(folder, identity, model, optimizer)
     if at.epoch >= config.training.epochs:
         return False
+    folder.claim()
     warn_of_slow_precision(config.training)
     for url, skipped in inputs.left_out.items():
         say_what_is_left_out(skipped, len(inputs.corpus), where=f"{folder.path}/{RUN}", url=url)
@@ -268,6 +270,7 @@ class _Trainer:
             self.model.eval()
             record["dev"] = self._evaluated(dev, inventory)
         with self._changing():
+            self.folder.check_claim()
             better = True
             if dev is not None:
                 errors = record["dev"][_dev_metric(self.config)]
@@ -293,6 +296,7 @@ class _Trainer:
 
     def _checkpoint(self) -> None:
         at, self.last_checkpoint = self.at, time.monotonic()
+        self.folder.check_claim()
         self.folder.write_checkpoint(
             {
                 "identity": self.identity,
@@ -324,7 +328,7 @@ class _Trainer:
         if self.is_whole and self.saved != (self.at.epoch, self.at.step):
             try:
                 self._checkpoint()
-            except OSError as error:
+            except (InputError, OSError) as error:
                 click.echo(f"no checkpoint could be written: {error}", err=True)
         epoch, step = self.saved
         if self.saved != (0, 0):

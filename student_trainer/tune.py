@@ -18,6 +18,7 @@ from softlabel_schemas.errors import InputError
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.strict import StrictModel, parse
+from student_trainer.ctc import transcripts_digest
 from student_trainer.data import TrainingData
 from student_trainer.decode import Decoder, DecoderSettings, WordErrors
 from student_trainer.device import evaluation_device
@@ -51,12 +52,18 @@ class Trial(StrictModel):
 
 
 class TunedDecoder(StrictModel):
-    """The file: ``settings`` are those of the best of ``trials``, the first of equals. ``left_out``: not labelled."""
+    """The file: ``settings`` are those of the best of ``trials``, the first of equals.
+
+    Attributes:
+        transcripts_digest: of what the words were counted against; None of files from before it was written.
+        left_out: not labelled.
+    """
 
     settings: DecoderSettings
     word_error_rate: float
     splits: tuple[str, ...]
     corpus_digest: str
+    transcripts_digest: str | None = None
     graph_digest: str
     trials: tuple[Trial, ...]
     left_out: tuple[SkippedUtterance, ...] = ()
@@ -94,7 +101,7 @@ def tune_run(
         for (utterance_id, _), of_utterance in zip(labelled, posteriors, strict=True):
             assert of_utterance.phone_log_probs_TC is not None
             found[utterance_id] = of_utterance.phone_log_probs_TC
-    tuned = _tune(decoding_graph, found, texts, splits, corpus.digest)
+    tuned = _tune(decoding_graph, found, texts, splits, corpus)
     return _write(tuned, output or str(folder.path / DECODER))
 
 
@@ -111,7 +118,7 @@ def tune_dataset(url: str, manifest: str, splits: Sequence[str], graph: str, out
     for utterance_id, _, posteriors in dataset_posteriors(dataset, corpus, decoding_graph.columns):
         assert posteriors.phone_log_probs_TC is not None
         found[utterance_id] = posteriors.phone_log_probs_TC
-    tuned = _tune(decoding_graph, found, texts, splits, whole_corpus.digest)
+    tuned = _tune(decoding_graph, found, texts, splits, whole_corpus)
     return _write(tuned.model_copy(update={"left_out": left_out}), output)
 
 
@@ -165,7 +172,7 @@ def check_apart(splits: Sequence[str], used: Sequence[str], what: str) -> None:
 
 
 def _tune(
-    graph: DecodingGraph, found: LogProbs, texts: Mapping[str, str], splits: Sequence[str], corpus_digest: str
+    graph: DecodingGraph, found: LogProbs, texts: Mapping[str, str], splits: Sequence[str], corpus: Corpus
 ) -> TunedDecoder:
     trials: list[Trial] = []
 
@@ -187,7 +194,8 @@ def _tune(
         settings=best().settings,
         word_error_rate=best().word_error_rate,
         splits=tuple(splits),
-        corpus_digest=corpus_digest,
+        corpus_digest=corpus.digest,
+        transcripts_digest=transcripts_digest(corpus),
         graph_digest=graph.description.digest(),
         trials=tuple(trials),
     )

@@ -19,7 +19,7 @@ import soundfile
 from recipe import Arm, Model, Recipe, Teacher, Workspace, stop_with_commands
 from synthesis import SAMPLE_RATE, SILENCE, frame_labels, synthesize_corpus
 
-from softlabel_schemas import ClassInventory, Utterance, write_corpus
+from softlabel_schemas import ClassInventory, Utterance, load_corpus, write_corpus
 from softlabel_schemas.command_line import progress
 from softlabel_schemas.front_end import Fbank
 
@@ -74,6 +74,15 @@ def prepare(output: Path, *, num_train: int, num_dev: int, num_test: int) -> Non
     )
 
 
+def check_size(output: Path, sentences: int) -> None:
+    """Raises UsageError where the folder's corpus has another size: it would count as this one."""
+    found = len(load_corpus(output / "corpus.parquet").select_splits(["train"]))
+    if found != sentences:
+        raise click.UsageError(
+            f"{output} holds the demo with --sentences {found}, now {sentences}; give what it has, or use another output folder"
+        )
+
+
 STUDENT = Model(architecture="conv_glu", arguments={"hidden": 48, "num_layers": 3, "kernel_size": 3})
 
 
@@ -108,6 +117,7 @@ def main(output: Path, epochs: int, seeds: int, sentences: int) -> None:
     stop_with_commands()
     if not (output / "corpus.parquet").exists():
         prepare(output, num_train=sentences, num_dev=max(8, sentences // 8), num_test=max(12, sentences // 5))
+    check_size(output, sentences)
     recipe(output, epochs=epochs, seeds=tuple(range(seeds))).run()
 
 

@@ -30,7 +30,7 @@ PARTS = ("train-1", "train-2", "train-3", "train-4")
 
 
 def prepare(source: Path, output: Path, *, num_utterances: int | None = None) -> None:
-    """Write ``corpus.parquet`` and ``inventory.json``.
+    """Write ``inventory.json`` and, last, ``corpus.parquet``.
 
     Args:
         num_utterances: limits each split (for tests).
@@ -64,6 +64,7 @@ def prepare(source: Path, output: Path, *, num_utterances: int | None = None) ->
         frames[row["utt"]] = senones[middle], np.array(alignments[row["utt"]]["phone"])[middle]
     classes = back_off([frames[row["utt"]] for row in chosen if row["split"] in PARTS])
 
+    (output / "inventory.json").write_bytes(classes.inventory.to_json())
     write_corpus(
         output / "corpus.parquet",
         (
@@ -83,4 +84,3 @@ def prepare(source: Path, output: Path, *, num_utterances: int | None = None) ->
         inventory=classes.inventory,
         hard_label_frame_shift_ms=FRONT_END.output_frame_shift_ms,
     )
-    (output / "inventory.json").write_bytes(classes.inventory.to_json())

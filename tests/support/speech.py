@@ -18,7 +18,7 @@ from softlabel_schemas.digest import sha256_hex
 from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.manifest import SkippedUtterance, SpecDocument
 from softlabel_schemas.object_store import ObjectStore
-from softlabel_schemas.selection import Mass, Threshold, TopK
+from softlabel_schemas.selection import AnySelection, TopK
 from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
 from softlabel_schemas.spec import StorageSpec
 from softlabel_schemas.targets import SoftTargets
@@ -122,7 +122,7 @@ def write_soft_labels(
     url: str | Path,
     utterances: Sequence[Utterance],
     *,
-    selection: TopK | Mass | Threshold | None = None,
+    selection: AnySelection | None = None,
     skipped: Mapping[str, str] | None = None,
     extra_frames: Mapping[str, int] | None = None,
     front_end: Fbank = FRONT_END,

@@ -8,13 +8,19 @@ from pathlib import Path
 import essence
 import essence_questions as questions
 import essence_settings as settings
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import soundfile
+import speechocean762
 from essence_arms import LABELS_TRAIN_EXACT, Question, trials_of
 from essence_questions import EIGHT_BYTES
 from essence_settings import Kind, Settings
 from essence_teachers import LABELS, Labels
 from recipe import Workspace
 
+from softlabel_schemas import load_corpus
 from softlabel_schemas.tempering import obstacle
 from student_trainer.config import TrainConfig
 from student_trainer.sweep_config import Sweep, load_sweep
@@ -219,6 +225,27 @@ def test_the_trials_of_a_question_are_on_dev_speech(tmp_path: Path) -> None:
     chosen = with_chosen("budget-uniform", {"both": both})["chosen"]
     assert chosen.training == both.training
     assert chosen.soft == {"weight": 0.9, "temperature": 1.0, **EIGHT_BYTES.arms[1].soft}
+
+
+def test_a_corpus_is_there_once_all_is(tmp_path: Path) -> None:
+    """``corpus.parquet`` counts as done: killed before the inventory is written, the next start would fail for want of it."""
+    utterances = [f"{speaker:02}" for speaker in range(speechocean762.NUM_DEV_SPEAKERS + 1)]
+    (tmp_path / "flac").mkdir()
+    for utterance in utterances:
+        soundfile.write(tmp_path / "flac" / f"{utterance}.flac", np.zeros(16_000), 16_000)
+    lines = ["utt\tspeaker\tsplit\ttext", *(f"{utterance}\t{utterance}\ttrain\tA" for utterance in utterances)]
+    (tmp_path / "utterances.tsv").write_text("\n".join(lines) + "\n")
+    num = len(utterances)
+    columns = {"utterance_id": utterances, "senone": [[7] * 100] * num, "phone": [["AA"] * 100] * num}
+    pq.write_table(pa.table(columns), tmp_path / "alignments.parquet")
+    output = tmp_path / "output"
+    (output / "inventory.json").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        speechocean762.prepare(tmp_path, output)
+    assert not (output / "corpus.parquet").exists()
+    (output / "inventory.json").rmdir()
+    speechocean762.prepare(tmp_path, output)
+    assert len(load_corpus(output / "corpus.parquet")) == num
 
 
 class Listing(Workspace):

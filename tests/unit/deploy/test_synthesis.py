@@ -16,6 +16,8 @@ pytest.importorskip("soxr", reason="the demo corpus is resampled with the packag
 
 import synthesis
 
+from tests.support.speech import write_speech
+
 SPLITS = ("train", "dev", "test")
 # Two sentences for each voice, so that reproducibility is checked for every voice that the corpus uses.
 SMALL = {"num_train_sentences": 12, "num_dev_sentences": 4, "num_test_sentences": 6}
@@ -215,3 +217,18 @@ def test_frame_labels_of_the_corpus_use_every_state(corpus: list[Any]) -> None:
         assert len(phones) == len(labels) == num_frames
         states |= set(labels)
     assert states == {0, 1, 2}
+
+
+def test_a_demo_of_another_size_is_refused(tmp_path: Path) -> None:
+    """Its corpus would be taken for this one's."""
+    write_speech(tmp_path)
+    demo = Path(synthesis.__file__).parent / "demo.py"
+    done = subprocess.run(
+        [sys.executable, demo, tmp_path, "--sentences", "21"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"{tmp_path} holds the demo with --sentences 20, now 21; give what it has, or use another" in done.stderr

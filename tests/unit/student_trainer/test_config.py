@@ -113,6 +113,7 @@ class TestLoad:
             ("epochs = 3", "epoch = 3", "training.epoch: unknown key 'epoch'; did you mean 'epochs'?"),
             ("weight = 0.7", "wieght = 0.7", "soft_labels.wieght: unknown key 'wieght'; did you mean 'weight'?"),
             ("epochs = 3", "epochs = 0", "training.epochs: "),
+            ('name = "student"', f'name = "student"\nseed = {2**64}', "seed: "),
             ("epochs = 3", 'device = "gpu"', "training.device: "),
             ("weight = 0.7", "weight = 1.1", "soft_labels.weight: "),
             ("weight = 0.7", "weight = 0.0", "soft_labels.weight: "),

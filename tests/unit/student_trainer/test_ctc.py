@@ -292,6 +292,15 @@ class TestStudent:
         with pytest.raises(InputError, match="its transcript has 'nonsense', which is no token"):
             train(config("falling", ["nonsense"], final_weight=0.9))
 
+    def test_dev_speech_without_a_token(self, speech: Speech, tmp_path: Path) -> None:
+        """Its token error rate would be 0 from the first epoch on, whose weights would be kept."""
+        write_corpus(
+            tmp_path / "corpus.parquet", [replace(u, text=" ") if u.split == "dev" else u for u in speech.utterances]
+        )
+        here = replace(speech, manifest=str(tmp_path / "corpus.parquet"))
+        with pytest.raises(InputError, match=r"the transcripts of \['dev'\] are all empty"):
+            train(ctc_config(here, tmp_path / "run"))
+
     def test_other_speeds(self, speech: Speech, tmp_path: Path) -> None:
         """Transcripts have no times: nothing of them is moved."""
         config = ctc_config(speech, tmp_path / "run", augmentation={"speeds": [0.9, 1.1]}, training__epochs=2)
@@ -318,7 +327,11 @@ class TestStudent:
     ("soft", "message"),
     [
         ({"tail": "to_hard_label"}, "needs hard labels of frames; with [ctc] there are none"),
-        ({"frames": {"disagreeing": 0.0}}, "frames.disagreeing needs hard labels of frames"),
+        ({"frames": {"disagreeing": 0.0}}, "soft_labels.frames.disagreeing needs hard labels of frames"),
+        (
+            {"selection": {"policy": "top_k", "k": 2, "frames": {"disagreeing": 0.0}}},
+            "soft_labels.selection.frames.disagreeing needs hard labels of frames",
+        ),
     ],
 )
 def test_settings_that_need_labels_of_frames(speech: Speech, soft: dict[str, Any], message: str) -> None:

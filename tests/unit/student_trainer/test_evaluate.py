@@ -19,7 +19,7 @@ from softlabel_schemas import InputError, Utterance, write_corpus
 from softlabel_schemas.corpus import Corpus
 from softlabel_schemas.frame_selection import FrameSelection
 from softlabel_schemas.inventory import ClassInventory
-from softlabel_schemas.selection import TopK
+from softlabel_schemas.selection import HeadAndSample, RandomSampling, TopK
 from softlabel_schemas.utterance_reader import UtteranceReader
 from student_trainer.cli import main
 from student_trainer.evaluate import evaluate_dataset, evaluate_run
@@ -148,6 +148,16 @@ class TestRun:
         with pytest.raises(InputError, match=r"1 utterances of \['test'\] have no hard labels"):
             evaluate_run(run, other.manifest, ["test"], None)
 
+    def test_speech_without_any_label(self, speech: Speech, run: Path, tmp_path: Path) -> None:
+        """It would have no errors: the utterances have hard labels, but all are -1. Of one labelled frame it has."""
+        utterances = [replace(u, hard_labels=np.full_like(u.hard_labels, -1)) for u in speech.located("test")]
+        other = save_corpus(tmp_path, utterances)
+        with pytest.raises(InputError, match=r"no frame of \['test'\] has a hard label \(all are -1\)"):
+            evaluate_run(run, other.manifest, ["test"], None)
+        utterances[1].hard_labels[3] = 0
+        result = evaluate_run(run, save_corpus(tmp_path, utterances).manifest, ["test"], str(tmp_path / "x.json"))
+        assert result["num_frames"] == 1
+
     def test_a_corpus_of_another_inventory(self, speech: Speech, run: Path) -> None:
         renamed = ClassInventory(names=tuple("uvwxyz"))
         (run / "inventory.json").write_bytes(renamed.to_json())
@@ -201,6 +211,16 @@ class TestDataset:
         for units in (None, "words"):
             with pytest.raises(InputError, match=message):
                 evaluate_dataset(url, speech.manifest, ["test"], str(tmp_path / "x.json"), units=units)
+        assert not (tmp_path / "x.json").exists()
+
+    def test_labels_that_are_a_sample(self, speech: Speech, tmp_path: Path) -> None:
+        """Their likeliest class is the one drawn most often."""
+        for selection in (RandomSampling(draws=3), HeadAndSample(k=1, draws=2)):
+            url = tmp_path / selection.policy
+            write_soft_labels(url, speech.split("test"), selection=selection, spec={"temperatures": (1.0,)})
+            message = f'holds a sample of each posterior .*"{selection.policy}".*; evaluate labels of the same speech'
+            with pytest.raises(InputError, match=message):
+                evaluate_dataset(str(url), speech.manifest, ["test"], str(tmp_path / "x.json"))
         assert not (tmp_path / "x.json").exists()
 
     def test_refusals(self, speech: Speech, tmp_path: Path) -> None:

@@ -134,6 +134,26 @@ def test_an_introduction_that_cannot_be_read(tmp_path: Path) -> None:
     assert not (tmp_path / "page").exists()
 
 
+def test_records_are_not_overwritten_by_others(tmp_path: Path) -> None:
+    """Of one sweep of two, and of a page that is called as its records; the one that is the whole stays as it is."""
+    texts = {name: records_json([sweep]) for name, sweep in (("a", RECORDS), ("b", SMALL))}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.json").write_text(text, encoding="utf-8")
+    a, b, opening = tmp_path / "a.json", tmp_path / "b.json", tmp_path / "opening.md"
+    opening.write_text("# Theirs\n", encoding="utf-8")
+    for files, output, message in (
+        ([a, b], tmp_path / "a.md", f"{a} would be overwritten by the records of all 2 files"),
+        ([b], b, f"{b} is to be a page of Markdown"),
+        ([b, "--introduction", opening], opening, f"{opening} is the introduction"),
+    ):
+        outcome = results(*files, "--output", output)
+        assert outcome.exit_code == 2
+        assert message in outcome.output
+    assert results(a, "--output", tmp_path / "a.md").exit_code == 0
+    assert {path.stem: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.json")} == texts
+    assert opening.read_text(encoding="utf-8") == "# Theirs\n"
+
+
 def test_differences_are_also_in_percent_of_the_other_arm(page: Path) -> None:
     rows = table_rows(page.read_text(encoding="utf-8"), "| arm | against | errors | difference | relative |")
     # Of a mean of 65 and of 54.5. Over seeds −2 and −3.5; +7.5 and +8; there are no records of words.

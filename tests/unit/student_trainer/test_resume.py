@@ -170,6 +170,28 @@ class TestResume:
         assert not train(uninterrupted)
         assert {path.name: path.stat().st_mtime_ns for path in Path(uninterrupted.output).rglob("*")} == before
 
+    def test_a_second_training_in_the_folder_of_one_at_work(
+        self, speech: Speech, labels: SoftDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Before the first checkpoint: one's ``run.json`` would stand beside the other's weights."""
+        config = train_config(speech, tmp_path / "run", url=labels.url)
+        other = config.model_copy(update={"seed": 8})
+        step, digests = train_module._Trainer._step, list[str | None]()
+
+        def at_work(self: Any, *args: Any) -> dict[str, float]:
+            if (self.at.epoch, self.at.step) == (0, 1) and not digests:
+                digests.append(None)
+                assert train(other)
+                digests[0] = RunFolder(config.output).weights_digest()
+            return step(self, *args)
+
+        monkeypatch.setattr(train_module._Trainer, "_step", at_work)
+        with pytest.raises(InputError, match=f"another training was begun in {config.output} after this one"):
+            train(config)
+        assert RunFolder(config.output).config() == other
+        assert [RunFolder(config.output).weights_digest()] == digests
+        assert not train(other)
+
     def test_a_folder_may_be_moved(self, uninterrupted: TrainConfig, tmp_path: Path) -> None:
         moved = uninterrupted.model_copy(update={"output": str(tmp_path / "moved")})
         Path(moved.output).mkdir()

@@ -186,6 +186,8 @@ class TestRefused:
             ),
             (HARD + '[[arms]]\nname = "again"\nsoft_labels = false\n', "'hard' and 'again' are the same configuration"),
             (HARD + HARD, "more than one is named hard"),
+            (HARD.replace("hard", "ensemble"), "an arm is named ensemble, which means the teacher ensemble"),
+            (HARD + f"seeds = [{2**64}]\n", r"arms\.0\.seeds\.0: .*less than 18446744073709551616"),
             (HARD.replace("hard", "a/b"), "name must be a plain, non-empty name"),
             (HARD + "seeds = []\n", "seeds"),
             (HARD + "seeds = [1, 1]\n", "seeds must differ"),

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from softlabel_schemas import InputError, open_dataset
+from softlabel_schemas.command_line import CheckFailedError
+from softlabel_schemas.selection import TopK
 from student_trainer import sweep as sweep_module
 from student_trainer.compare import Comparison, compare
 from student_trainer.run_folder import RunFolder
 from student_trainer.sweep import run_sweep
 from student_trainer.sweep_config import Sweep, load_sweep
-from student_trainer.sweep_records import SweepRecords, load_records, records_json, sweep_records
+from student_trainer.sweep_records import SweepRecords, load_records, not_compared, records_json, sweep_records
 from student_trainer.sweep_task import evaluate_ensemble, train_and_evaluate
 from tests.support.records import difference_record, make_records
 from tests.support.runs import ENSEMBLE, HARD, SOFT, evaluation, write_run
@@ -60,6 +62,36 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> SweepRecords:
         )
         assert record.value == evaluation[record.metric]
     return made
+
+
+def rerun(path: Path) -> tuple[Comparison, SweepRecords]:
+    """As ``run_sweep`` does, without Ray."""
+    sweep = load_sweep(path)
+    for run in sweep.runs:
+        train_and_evaluate(run, sweep.evaluate)
+    made = sweep_module._compare(sweep, ())
+    assert not_compared(made, sweep) == []
+    return made, sweep_records(made, sweep)
+
+
+def test_a_sweep_that_was_moved_and_an_arm_that_was_renamed(tmp_path: Path) -> None:
+    """Finished runs name paths and an arm as they were; none of these is looked at."""
+    speech = write_speech(tmp_path / "before")
+    write_soft_labels(speech.folder / "labels", speech.split("train"))
+    write_soft_labels(speech.folder / "labels-test", speech.split("test"))
+    _, before = rerun(write_sweep(speech.folder, "sweep", seeds=[0], epochs=1))
+    speech.folder.rename(tmp_path / "after")
+    path = tmp_path / "after" / "sweep.toml"
+    # What lies there now are other labels.
+    write_soft_labels(tmp_path / "before" / "labels", speech.split("train"), selection=TopK(k=1))
+    _, moved = rerun(path)
+    assert moved == before
+    path.write_text(path.read_text().replace("top-2", "few"))
+    runs = tmp_path / "after" / "sweep" / "runs"
+    (runs / "top-2-0").rename(runs / "few-0")
+    made, renamed = rerun(path)
+    assert [arm.name for arm in made.arms] == ["hard", "few", "ensemble"]
+    assert {(each.arm, each.against) for each in renamed.differences} == {("few", "hard"), ("few", "ensemble")}
 
 
 def test_one_record_for_each_arm_seed_and_metric(records: SweepRecords) -> None:
@@ -149,6 +181,27 @@ def test_pairs_of_other_utterances_are_named(
     )
     (recorded,) = load_records(tmp_path / "sweep" / "sweep.json")
     assert {(each.arm, each.against) for each in recorded.differences} == {("top-2", "hard")}
+
+
+def test_failed_runs_are_named_where_the_others_cannot_be_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_sweep(tmp_path, "sweep", seeds=[0])
+    failures = {str(tmp_path / "sweep" / "runs" / "hard-0"): "the store is gone"}
+    monkeypatch.setattr(sweep_module, "check_evaluation", lambda _: None)
+    monkeypatch.setattr(sweep_module, "run_on_ray", lambda *_, **__: failures)
+    # The ensemble's labels are gone too.
+    message = r"1 of 2 runs failed.*\n  hard-0: the store is gone .*\n.*cannot be compared: .*not a published dataset"
+    with pytest.raises(CheckFailedError, match=message):
+        run_sweep(path)
+
+
+def test_a_pair_without_results_is_named(tmp_path: Path) -> None:
+    """As of an arm whose runs all failed."""
+    sweep = replace(sweep_of(tmp_path, None), pairs=(("soft", "hard"), ("soft", "failed")))
+    assert not_compared(comparison(tmp_path), sweep) == [
+        "soft and failed are not compared in sweep.json: there are no results of failed"
+    ]
 
 
 def test_of_a_gain_that_may_be_none_shares_have_no_interval(tmp_path: Path) -> None:

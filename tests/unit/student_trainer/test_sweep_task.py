@@ -14,6 +14,7 @@ import pytest
 from softlabel_schemas import InputError
 from student_trainer import sweep as sweep_module
 from student_trainer.config import TrainConfig
+from student_trainer.ctc import transcripts_digest
 from student_trainer.graph_folder import make_graph
 from student_trainer.run_folder import RunFolder
 from student_trainer.sweep import run_sweep
@@ -101,6 +102,28 @@ def test_another_test_set_and_another_graph(speech: Speech, sweep: Sweep, run: T
         save_corpus(speech.folder, speech.utterances)
     train_and_evaluate(run, sweep.evaluate)
     assert read(run, "evaluation-test.json") == before
+
+
+def test_other_transcripts_of_dev_speech(speech: Speech, sweep: Sweep, run: TrainConfig) -> None:
+    """The decoder's settings were chosen by them; they decide nothing else."""
+    before = read(run, "decoder.json")
+    changed = [replace(u, text=u.text.split()[0]) if u.split == "dev" else u for u in speech.utterances]
+    try:
+        corpus = save_corpus(speech.folder, changed).corpus
+        train_and_evaluate(run, sweep.evaluate)
+        tuned = read(run, "decoder.json")
+        assert tuned["transcripts_digest"] == transcripts_digest(corpus.select_splits(["dev"]))
+        assert tuned["word_error_rate"] != before["word_error_rate"]
+        assert read(run, "evaluation-test.json")["decoder"] == tuned["settings"]
+    finally:
+        save_corpus(speech.folder, speech.utterances)
+    train_and_evaluate(run, sweep.evaluate)
+    assert read(run, "decoder.json") == before
+
+
+def test_settings_that_were_chosen_after_the_evaluation(sweep: Sweep, run: TrainConfig) -> None:
+    """As where a sweep was killed in between."""
+    check_evaluated_again(run, sweep.evaluate, decoder={"acoustic_scale": 0.1})
 
 
 def test_other_transcripts_of_ctc(tmp_path: Path) -> None:

@@ -138,6 +138,8 @@ class TestSteps:
         ):
             StepLoader(StepDataset(config), num_workers=2, persistent_workers=True)
         assert not StepLoader(StepDataset(config), num_workers=2, persistent_workers=False).persistent_workers
+        with pytest.raises(InputError, match="in_order = False would lose and repeat steps where a loop is resumed"):
+            StepLoader(StepDataset(config), num_workers=2, in_order=False)
 
     def test_spawned_workers_read_labels_on_s3(self, speech: Speech, new_url: Callable[[str], str]) -> None:
         """After this process has read some: its S3 client would not outlive a fork."""
