@@ -7,7 +7,7 @@ import secrets
 
 import click
 
-from softlabel_schemas.command_line import CheckFailedError, progress
+from softlabel_schemas.command_line import CheckFailedError, FloatRange, progress
 
 
 @click.command("audit")
@@ -15,14 +15,14 @@ from softlabel_schemas.command_line import CheckFailedError, progress
 @click.option("--job", required=True, type=click.Path(), help="The job file (TOML) that the dataset was made with.")
 @click.option(
     "--fraction",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FloatRange(0, 1, min_open=True),
     default=0.01,
     show_default=True,
     help="Of the shards, drawn at random; at least one.",
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0),
+    type=FloatRange(0),
     default=1e-3,
     show_default=True,
     help="Largest mean KL of an utterance, nats per frame; the default codec adds some 1e-4 by itself.",

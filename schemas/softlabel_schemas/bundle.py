@@ -12,14 +12,13 @@ lengths int64 [B].
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
-from softlabel_schemas.digest import canonical_json, sha256_hex
+from softlabel_schemas.digest import canonical_json, parse_json, sha256_hex
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.folds import Fold
 from softlabel_schemas.front_end import AnyFrontEnd, FrontEnd
@@ -182,6 +181,6 @@ def write_model(
 
 def _json(data: bytes, where: str) -> Any:
     try:
-        return json.loads(data)
+        return parse_json(data)
     except ValueError as error:
         raise InputError(f"{where} is not JSON: {error}") from None

@@ -114,8 +114,8 @@ def read_catalog(url: str) -> Catalog:
 def read_entry(store: ObjectStore, path: str, names: tuple[str, ...] = ()) -> Entry:
     """The dataset at ``path`` under ``store``."""
     url = f"{store.url.rstrip('/')}/{path}" if path else store.url
-    own = ObjectStore(url)
     try:
+        own = ObjectStore(url)
         about, problem = _about(own)
         if not own.exists(layout.MANIFEST):
             num_shards = read_spec(own).storage.num_shards
@@ -185,7 +185,7 @@ def _names(store: ObjectStore, homes: list[str]) -> tuple[defaultdict[str, list[
         try:
             for record in list_names(ObjectStore(url)):
                 names[f"{home}/{record.path}" if home else record.path].append(f"{record.name}:{record.version}")
-        except (IntegrityError, OSError) as error:
+        except (InputError, IntegrityError, OSError) as error:
             problems.append(printable(str(error), _MAX_PROBLEM))
     return names, problems
 

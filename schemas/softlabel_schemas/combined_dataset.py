@@ -69,6 +69,11 @@ class CombinedDataset:
                 f"expected {len(inputs)} positive weights, one for each dataset, found {', '.join(f'{w:g}' for w in weights)}"
             )
         self._inputs, self._weights = inputs, [weight / sum(weights) for weight in weights]
+        if not all(self._weights):
+            raise InputError(
+                f"the weights {', '.join(f'{w:g}' for w in weights)} are too large or too far apart: the share of one is 0; "
+                "expected numbers such as 1, 2"
+            )
         self._store = ObjectStore(output)
         self._skipped = [{each.utterance_id: each.reason for each in data.manifest.skipped} for data in inputs]
         first = inputs[0].manifest

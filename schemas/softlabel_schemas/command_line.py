@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a check failed or stored bytes are damaged; 2 what was ask
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections import deque
@@ -71,6 +72,16 @@ class CommandGroup(click.Group):
             # click would turn it into "Aborted!" with exit code 1, which means a failed check here.
             click.echo("interrupted", err=True)
             sys.exit(130)
+
+
+class FloatRange(click.FloatRange):
+    """click's, without NaN, which is neither below a range nor above it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
 
 
 class Advance(Protocol):

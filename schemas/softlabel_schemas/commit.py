@@ -62,14 +62,15 @@ def begin(store: ObjectStore, document: SpecDocument, inventory: ClassInventory)
     expected = (document.spec.inventory_digest, document.spec.num_classes)
     if found != expected:
         raise InputError(f"the class inventory has (digest, classes) {found}, the spec names {expected}")
-    data, claims = to_bytes(document), _Claims(store)
+    claims = _Claims(store)
     try:
-        claims.claim(layout.SPEC, data)
+        claims.claim(layout.SPEC, to_bytes(document))
         stored = read_spec(store)
         check_same_spec(stored.spec, document.spec, where=store.url)
         storage = document.storage.model_copy(update={"on_error": stored.storage.on_error})
         check_same_spec(stored.storage, storage, where=store.url)
-        if not store.last_writer_wins and store.put_if_absent(layout.SPEC, data):
+        # What stands there, whose on_error may be another: a server that replaces it changes nothing.
+        if not store.last_writer_wins and store.put_if_absent(layout.SPEC, to_bytes(stored)):
             raise ConditionalWriteError.because(store.url, f"it replaced {layout.SPEC}, which was there")
         # The same once more: who joins a run that was killed in between has seen no race yet.
         claims.claim(layout.INVENTORY, inventory.to_json())

@@ -50,6 +50,7 @@ class Connection:
         _refuse_other_protocols(self.url)
         self._options = dict(storage_options or {})
         self._is_s3 = self.url.startswith(("s3://", "s3a://"))
+        self._is_http = self.url.startswith(("http://", "https://"))
         if self._is_s3:
             # botocore's own retries would multiply ours; "max_attempts" would be the number of repetitions.
             self._options["config_kwargs"] = {"retries": {"total_max_attempts": 1}} | dict(
@@ -71,7 +72,13 @@ class Connection:
         self._pid = os.getpid()
 
     def path(self, key: str) -> str:
-        return f"{self._root}/{key}" if key else self._root
+        """Raises InputError where it has a NUL character, at which every file system would fail in its own way."""
+        path = f"{self._root}/{key}" if key else self._root
+        if "\0" in path:
+            raise InputError(
+                f"cannot use the URL {self.describe(key)!r}: it has a NUL character, which no name of a file has"
+            )
+        return path
 
     def describe(self, key: str) -> str:
         """The object's address for messages."""
@@ -92,7 +99,15 @@ class Connection:
             limit = {}
             if isinstance(file_system, AsyncFileSystem):
                 limit = {"timeout": seconds or _ATTEMPT_SECONDS + _SECONDS_PER_MIB * num_bytes / 2**20}
-            return getattr(file_system, method)(*paths, *args, **kwargs, **limit)
+            try:
+                return getattr(file_system, method)(*paths, *args, **kwargs, **limit)
+            except FileNotFoundError as error:
+                # Over HTTP fsspec's info says so of every failure.
+                failure = error.__cause__ if self._is_http else None
+                if failure is None or http_status(failure) == 404:
+                    raise
+            # Out here, so that it is not the cause of its own context.
+            raise failure
 
         def attempt() -> Any:
             if self._pid != os.getpid():
@@ -135,7 +150,7 @@ class Connection:
 
     @property
     def _what_to_do_when_refused(self) -> str:
-        if self.url.startswith(("http://", "https://")):
+        if self._is_http:
             # A bucket answers so for what is not there, too, to who may not list it.
             return (
                 "there may be no such object, or reading it may need credentials: check the URL, or give that of the storage "
@@ -174,12 +189,16 @@ def refuse_credentials(url: str) -> None:
             continue
         try:
             parts = urlsplit(each)
+            is_http = parts.scheme in ("http", "https")
+            # Asked for, a port that is no number raises, too.
+            if is_http and (parts.port == 0 or not parts.hostname):
+                raise ValueError
         except ValueError:
             # Its message has what stands before the host, too.
             raise InputError("a URL is malformed between :// and the path; expected a host or a bucket there") from None
         user, separator, _ = parts.netloc.rpartition("@")
         # To HTTP servers a token can be the user; for others "container@account" is an address.
-        in_user = separator and (":" in user or parts.scheme in ("http", "https"))
+        in_user = separator and (":" in user or is_http)
         if in_user or _SECRET.search(parts.query):
             raise InputError(
                 f"the {parts.scheme}:// URL holds a credential; leave it out and set it in the environment instead "

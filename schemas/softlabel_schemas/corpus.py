@@ -274,12 +274,26 @@ def write_corpus(
     inventory: ClassInventory | None = None,
     hard_label_frame_shift_ms: float | None = None,
 ) -> None:
-    """Write a corpus manifest; ``inventory`` and the frame shift are needed where utterances have hard labels.
+    """Write a corpus manifest, over one that is there; ``inventory`` and the frame shift are needed where utterances have
+    hard labels.
 
     Raises:
         InputError: a row breaks a rule of the format, or has a location with a credential, which all readers of the manifest
             would see; names it.
     """
+    folder, name = split_url(str(path))
+    data = corpus_bytes(utterances, inventory, hard_label_frame_shift_ms, where=str(path))
+    ObjectStore(folder).put(name, data)
+
+
+def corpus_bytes(
+    utterances: Iterable[Utterance],
+    inventory: ClassInventory | None,
+    hard_label_frame_shift_ms: float | None,
+    *,
+    where: str,
+) -> bytes:
+    """The file of a corpus manifest; as :func:`write_corpus`."""
     rows = [{name: getattr(utterance, name) for name in SCHEMA.names} for utterance in utterances]
     for row in rows:
         for location in (row["audio"], row["features"]):
@@ -295,7 +309,7 @@ def write_corpus(
             hard_label_frame_shift_ms=float(hard_label_frame_shift_ms), inventory_digest=inventory.digest()
         )
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    _check(table, str(path))
+    _check(table, where)
     sink = io.BytesIO()
     pq.write_table(
         stored_form(table, metadata),
@@ -304,8 +318,7 @@ def write_corpus(
         compression="zstd",
         write_page_checksum=True,
     )
-    folder, name = split_url(str(path))
-    ObjectStore(folder).put(name, sink.getvalue())
+    return sink.getvalue()
 
 
 def _check(table: pa.Table, where: str) -> None:

@@ -42,7 +42,7 @@ def combine(urls: tuple[str, ...], weights: str | None, method: Combination, top
     inputs = [open_dataset(url) for url in urls]
     for dataset in inputs:
         warn_if_deprecated(dataset.store)
-    made = CombinedDataset(inputs, _numbers(weights) if weights else [1.0] * len(urls), method, top_k, output)
+    made = CombinedDataset(inputs, [1.0] * len(urls) if weights is None else _numbers(weights), method, top_k, output)
     for temperature, reason in made.left_out_temperatures.items():
         click.echo(f"warning: temperature {temperature:g} is left out: {reason}", err=True)
     for url, count in made.narrow_inputs.items():

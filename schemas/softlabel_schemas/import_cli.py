@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from softlabel_schemas.command_line import needs_extra
+from softlabel_schemas.command_line import FloatRange, needs_extra
 from softlabel_schemas.corpus_output import write_and_summarise
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.imported import Frames, ImportedRow, utterances_of
@@ -36,9 +36,7 @@ CorpusForm = Literal["kaldi", "lhotse", "table", "webdataset"]
 @click.option(
     "--inventory", help="The classes of the alignments. Default: those that occur, written beside the manifest."
 )
-@click.option(
-    "--frame-shift-ms", type=click.FloatRange(1, 1000), default=10.0, show_default=True, help="Of the alignments."
-)
+@click.option("--frame-shift-ms", type=FloatRange(1, 1000), default=10.0, show_default=True, help="Of the alignments.")
 @click.option(
     "--stack",
     type=click.IntRange(1, 16),

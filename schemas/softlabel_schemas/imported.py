@@ -30,7 +30,7 @@ from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.object_store import ObjectStore, refuse_credentials
 from softlabel_schemas.problems import Problems
 from softlabel_schemas.read_ahead import read_ahead
-from softlabel_schemas.utterance_reader import SERIAL_SUBTYPES
+from softlabel_schemas.utterance_reader import BAD_NAMES, SERIAL_SUBTYPES
 
 # Kaldi's extract-segments cuts off what a segment has beyond the recording up to so much, and refuses more.
 _MAX_OVERSHOOT_SECONDS = 0.5
@@ -96,9 +96,14 @@ def read_source(url: str) -> bytes:
 
 def read_text(url: str) -> str:
     """Raises InputError where the file is missing or not UTF-8."""
+    return text_of(read_source(url), url)
+
+
+def text_of(data: bytes, url: str) -> str:
+    """Raises InputError where the bytes of the file are not UTF-8."""
     try:
         # Windows' programs begin it with a byte order mark.
-        return read_source(url).decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{url} is not UTF-8 text: {error}") from None
 
@@ -175,10 +180,16 @@ def _read_audio_files(
 
     def read(item: tuple[str, tuple[int, int] | None]) -> AudioFile | str:
         (folder, name), part = split_url(item[0]), item[1]
+        if "\0" in item[0]:
+            return "audio files that do not exist"
         try:
             data = stores[folder].read_range(name, part[0], sum(part)) if part else stores[folder].read(name)
         except FileNotFoundError:
             return "audio files that do not exist"
+        except OSError as error:
+            if error.errno not in BAD_NAMES:
+                raise
+            return "audio files whose names are too long, or that are links in a circle"
         return audio_file(data)
 
     with progress("import", len(wanted), "audio files") as advance:

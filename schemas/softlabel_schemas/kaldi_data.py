@@ -6,6 +6,7 @@ are relative to the working folder, as they are for Kaldi's programs. https://ka
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.imported import ImportedRow, read_text
+from softlabel_schemas.imported import ImportedRow, text_of
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.problems import Problems
 
@@ -78,11 +79,18 @@ def read_data_dir(folder: str, alignments: Mapping[str, Int32]) -> list[Imported
 
 def _read_table(store: ObjectStore, name: str, problems: Problems) -> dict[str, str] | None:
     """The rest of each line by its first word; None where there is no such file."""
-    if not store.exists(name):
+    url = store.describe(name)
+    try:
+        data = store.read(name)
+    except FileNotFoundError:
+        if store.is_local and os.path.lexists(store.path(name)):
+            raise InputError(
+                f"{url} is no file, but a link to what does not exist, or a folder; mend or remove it"
+            ) from None
         return None
     found: dict[str, str] = {}
     # Other ends of lines that str.splitlines() knows, such as U+2028, may stand in transcripts.
-    for number, line in enumerate(read_text(f"{store.url}/{name}").split("\n"), start=1):
+    for number, line in enumerate(text_of(data, url).split("\n"), start=1):
         if not line.strip():
             continue
         key, *value = line.split(maxsplit=1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from softlabel_schemas.command_line import progress
+from softlabel_schemas.command_line import FloatRange, progress
 from softlabel_schemas.corpus import Corpus, load_corpus
 from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.deprecation import warn_if_deprecated
@@ -16,7 +16,7 @@ from softlabel_schemas.diff import compare_labels, shards_to_compare, spec_diffe
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.subset import Subset, check_output
 from softlabel_schemas.subset_choice import Choice, choose_hours, choose_shards, choose_speakers, choose_utterances
-from softlabel_schemas.subset_corpus import write_corpus_of
+from softlabel_schemas.subset_corpus import check_no_other_corpus, write_corpus_of
 
 
 @click.command("pull")
@@ -57,6 +57,8 @@ def pull_command(
     rows = None if corpus is None else load_corpus(corpus)
     choice = _choice(dataset, hours, speakers, utterances, shards, rows, corpus)
     made = Subset(dataset, choice, output, keep_ids=rows is not None)
+    if rows is not None:
+        check_no_other_corpus(made.store)
     missing = made.begin()
     done = made.num_shards - len(missing)
     with progress("pull", made.num_shards, "shards") as advance:
@@ -113,7 +115,7 @@ def _lines(path: str) -> list[str]:
 @click.argument("b")
 @click.option(
     "--fraction",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FloatRange(0, 1, min_open=True),
     default=1.0,
     show_default=True,
     help="Of A's shards, spread evenly over it; at least one.",

@@ -166,8 +166,17 @@ class ObjectStore(Connection):
         return int(info["size"])
 
     def exists(self, key: str) -> bool:
+        """Raises PermissionError, OSError where that cannot be found out, which fsspec's own takes for absence."""
         self._fs.invalidate_cache()
-        return bool(self._call("exists", key))
+        try:
+            if self._is_http:
+                # One request; info makes two where there is no such object.
+                self._request_range(key, 0, 1)
+            else:
+                self._call("info", key)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def list(self, prefix: str, *, temporaries: bool = False) -> dict[str, StoredObject]:
         """The objects under ``prefix`` by relative path.

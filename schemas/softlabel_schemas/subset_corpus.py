@@ -13,13 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
-from softlabel_schemas.corpus import Corpus, check_label_inventory, write_corpus
+from softlabel_schemas import layout
+from softlabel_schemas.corpus import Corpus, check_label_inventory, corpus_bytes
 from softlabel_schemas.dataset import SoftLabelDataset
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.object_store import ObjectStore
 
 # In the folder of the dataset, where readers of datasets ignore it.
 NAME = "corpus.parquet"
+
+
+def check_no_other_corpus(store: ObjectStore) -> None:
+    """Before anything is written: raises InputError where there is a corpus that no earlier attempt has written."""
+    if store.exists(NAME) and not store.exists(layout.SPEC):
+        raise _other_corpus(store)
 
 
 def write_corpus_of(
@@ -33,7 +40,7 @@ def write_corpus_of(
         dataset: that the subset is taken of.
 
     Raises:
-        InputError: the corpus lacks an utterance, or its hard labels are of another inventory.
+        InputError: the corpus lacks an utterance, its hard labels are of another inventory, or another corpus is there.
         IntegrityError, OSError: the dataset's index cannot be read.
     """
     check_label_inventory(corpus.inventory_digest, dataset.inventory, where=where)
@@ -60,11 +67,19 @@ def write_corpus_of(
         return f"{folder}/{name}" if "://" in folder else str(Path(folder, name).resolve())
 
     rows = (replace(row, audio=whole(row.audio), features=whole(row.features)) for row in corpus.where(chosen_N))
-    write_corpus(
-        store.describe(NAME),
-        rows,
-        inventory=dataset.inventory,
-        hard_label_frame_shift_ms=corpus.hard_label_frame_shift_ms,
+    shift_ms = corpus.hard_label_frame_shift_ms
+    data = corpus_bytes(rows, dataset.inventory, shift_ms, where=store.describe(NAME))
+    # Looked for and then put: a large one is more than can be created conditionally.
+    if not store.exists(NAME):
+        store.put(NAME, data)
+    elif store.read(NAME) != data:
+        raise _other_corpus(store)
+
+
+def _other_corpus(store: ObjectStore) -> InputError:
+    return InputError(
+        f"{store.describe(NAME)} is there already, and is not the corpus of this subset; it is not replaced: give another "
+        "output, or move it away"
     )
 
 

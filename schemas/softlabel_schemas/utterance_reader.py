@@ -43,7 +43,7 @@ _NPY_HEADERS = {
     (3, 0): np.lib.format.read_array_header_2_0,
 }
 # The location's fault, not the storage's.
-_BAD_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
+BAD_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class UtteranceError(InputError):
@@ -157,7 +157,7 @@ class UtteranceReader:
                 raise
             raise UtteranceError(f"utterance {utterance.utterance_id}: {location}: {error}") from None
         except OSError as error:
-            if error.errno not in _BAD_NAMES:
+            if error.errno not in BAD_NAMES:
                 raise
             raise UtteranceError(
                 f"utterance {utterance.utterance_id}: {location} cannot be the name of a file"
@@ -219,9 +219,12 @@ def _decode_audio(utterance: Utterance, data: bytes) -> Float32:
                 if start is not None:
                     _check_seekable(utterance, file)
                     file.seek(start)
-                samples = file.read(-1 if start is None else num_samples, dtype="float32", always_2d=True)
+                # With their number: "all" needs a codec that can seek, which GSM 6.10 cannot.
+                samples = file.read(num_samples, dtype="float32", always_2d=True)
                 found = (file.samplerate, len(samples), file.channels)
-    except soundfile.SoundFileError as error:
+    except UtteranceError:
+        raise
+    except (soundfile.SoundFileError, ValueError) as error:
         # The whole text of some of these errors has the address of an object in memory.
         raise UtteranceError(
             f"utterance {utterance.utterance_id}: {utterance.audio} is not readable audio: "

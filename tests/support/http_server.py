@@ -20,6 +20,8 @@ def serving(folder: Path, handler: type[SimpleHTTPRequestHandler] = QuietHandler
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as http_server:
         thread = threading.Thread(target=http_server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{http_server.server_address[1]}"
-        http_server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{http_server.server_address[1]}"
+        finally:
+            http_server.shutdown()
+            thread.join()

@@ -70,6 +70,20 @@ def test_a_folder_whose_name_is_no_utf_8(tmp_path: Path) -> None:
     assert len(list(pages.glob("caf-*.html"))) == 1
 
 
+def test_a_folder_whose_name_is_no_url(tmp_path: Path) -> None:
+    write_dataset(f"{tmp_path}/good", shard_format="parquet")
+    for path in ("old::labels", "::home/names"):
+        (tmp_path / path).mkdir(parents=True)
+    (tmp_path / "old::labels" / "spec.json").write_text("{}")
+    found = json.loads(softlabels("catalog", str(tmp_path), "--json").stdout)
+    assert [(entry["path"], entry["state"]) for entry in found["datasets"]] == [
+        ("good", "published"),
+        ("old::labels", "unreadable"),
+    ]
+    for problem, path in ((found["datasets"][1]["problem"], "old::labels"), (found["problems"][0], "::home")):
+        assert problem.startswith(f"cannot use the URL {tmp_path}/{path}: ")
+
+
 def test_folders_that_are_too_deep_are_a_problem_of_the_catalogue(tmp_path: Path) -> None:
     write_dataset(str(tmp_path.joinpath(*"abcdefghijklm", "labels")), shard_format="parquet")
     found = json.loads(softlabels("catalog", str(tmp_path), "--json").stdout)

@@ -71,6 +71,8 @@ def test_verify_says_what_it_checked(written: Written) -> None:
         ("nothing/here", "nothing/here is not a published dataset (manifest.json does not exist); check the URL"),
         ("a-file", "a-file is not a published dataset (manifest.json does not exist); check the URL"),
         ("nowhere://labels", "cannot use the URL nowhere://labels: "),
+        ("http://", "a URL is malformed between :// and the path; expected a host or a bucket there"),
+        ("a\0b", "cannot use the URL 'a\\x00b/manifest.json': it has a NUL character"),
     ],
 )
 def test_a_bad_url_is_one_message(
@@ -85,7 +87,15 @@ def test_a_bad_url_is_one_message(
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("args", [["verify"], ["gc"], ["describe", "a", "--yaml"], ["unknown"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(["verify"], ["gc"], ["describe", "a", "--yaml"], ["unknown"]),
+        # Neither below a range nor above it.
+        ["diff", "a", "b", "--fraction", "nan"],
+        ["import", "table", "a", "--output", "b", "--frame-shift-ms", "nan"],
+    ],
+)
 def test_bad_usage_exits_with_2(args: list[str]) -> None:
     result = softlabels(*args)
     assert result.exit_code == 2

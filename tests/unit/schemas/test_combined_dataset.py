@@ -263,6 +263,9 @@ def test_a_sample_is_derived_only_of_an_ensemble_of_all_classes(
         ("1", "expected 2 positive weights, one for each dataset, found 1"),
         ("1,-2", "expected 2 positive weights, one for each dataset, found 1, -2"),
         ("1,nan", "expected 2 positive weights, one for each dataset, found 1, nan"),
+        ("1e308,1e308", "the weights 1e+308, 1e+308 are too large or too far apart"),
+        ("1e-300,1e300", "the weights 1e-300, 1e+300 are too large or too far apart"),
+        ("", "--weights are numbers separated by commas, such as 1,2; found ''"),
         ("1;2", "--weights are numbers separated by commas, such as 1,2; found '1;2'"),
     ],
 )

@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from softlabel_schemas import IntegrityError, open_dataset, verify
 from softlabel_schemas.cache import FileCache
+from softlabel_schemas.commit import begin
 from softlabel_schemas.dataset import SoftLabelDataset
-from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.object_store import ConditionalWriteError, ObjectStore
 from softlabel_schemas.shard import ShardColumns
-from tests.support.datasets import SHARD_FORMATS, Written, random_rows, write_dataset
+from tests.support.datasets import INVENTORY, SHARD_FORMATS, Written, random_rows, write_dataset
 from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.indices import requests
 from tests.support.targets import assert_same_targets
@@ -270,6 +272,22 @@ if pid == 0:
 _, status = os.waitpid(pid, 0)
 print(number, os.waitstatus_to_exitcode(status))
 """
+
+
+def test_who_joins_replaces_nothing(remote: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another ``on_error``, at a server that ignores the condition, where that is found out by creating again."""
+    of_memory = MemoryFileSystem.pipe_file
+
+    def replacing(self: MemoryFileSystem, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> Any:
+        return of_memory(self, path, value, mode="overwrite", **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", replacing)
+    store, storage = ObjectStore(remote.url), remote.document.storage
+    before = store.read("spec.json")
+    other = remote.document.model_copy(update={"storage": storage.model_copy(update={"on_error": "fail"})})
+    with pytest.raises(ConditionalWriteError, match=r"it replaced spec\.json"):
+        begin(store, other, INVENTORY)
+    assert store.read("spec.json") == before
 
 
 def test_a_dataset_that_is_carried_across_a_fork(new_url: Callable[[str], str]) -> None:

@@ -18,6 +18,7 @@ from softlabel_schemas import (
     digest,
     open_dataset,
 )
+from softlabel_schemas.bundle import BundleReader
 from softlabel_schemas.commit import read_commits, read_spec
 from softlabel_schemas.digest import LabelHash, canonical_json, parse_canonical, parse_json, seal, sha256_hex, unseal
 from softlabel_schemas.limits import MAX_COUNT, MAX_DOCUMENT_VALUES, MAX_SHARD_BYTES
@@ -121,6 +122,12 @@ def test_a_commit_record_with_another_index_is_refused(tmp_path: Path, text: str
 def test_a_hostile_inventory_is_refused(data: bytes) -> None:
     with pytest.raises(InputError, match=r"^here is not a class inventory: "):
         ClassInventory.from_json(data, where="here")
+
+
+def test_a_bundle_whose_description_is_too_deep(tmp_path: Path) -> None:
+    (tmp_path / "teacher.json").write_bytes(b"[" * 200_000)
+    with pytest.raises(InputError, match=r"teacher\.json is not JSON: its values are nested too deep"):
+        BundleReader(tmp_path)
 
 
 def test_a_surrogate_pair_is_a_character() -> None:

@@ -269,6 +269,20 @@ class TestRefused:
     def test_no_data_directory(self, recordings: Recordings) -> None:
         assert "audio has no wav.scp; give a Kaldi data directory" in refused("train=audio")
 
+    @pytest.mark.parametrize("name", ["segments", "text", "utt2spk"])
+    @pytest.mark.parametrize(
+        ("target", "message"),
+        [("gone", "is no file, but a link to what does not exist"), (None, "Too many levels of symbolic links")],
+    )
+    def test_a_file_that_cannot_be_read_is_not_absent(
+        self, recordings: Recordings, name: str, target: str | None, message: str
+    ) -> None:
+        path = Path("data", name)
+        path.unlink(missing_ok=True)
+        path.symlink_to(target or name)
+        answer = refused("train=data")
+        assert (message in answer, f"data/{name}" in answer) == (True, True)
+
     @pytest.mark.parametrize(
         "name", ["cut.ark", "cut.gz", "junk.ark", "away.scp", "gone.ark", "piped.scp", "touch x |"]
     )

@@ -103,11 +103,21 @@ class TestTable:
                 "utterance_id\taudio\na\thttps://[host]/a.flac\n",
                 "audio where a URL is malformed between :// and the path; expected a host or a bucket there: 1 (a)",
             ),
+            (
+                "utterance_id\taudio\na\thttps:///a.flac\nb\thttp://host:x/a.flac\n",
+                "audio where a URL is malformed between :// and the path; expected a host or a bucket there: 2 (a, b)",
+            ),
             ("utterance_id\taudio\na\tgone.flac\n", "audio files that do not exist: 1 (./gone.flac)"),
+            ("utterance_id\taudio\na\tq\0.flac\n", "audio files that do not exist: 1 (./q\\x00.flac)"),
+            (
+                f"utterance_id\taudio\na\t{'a' * 300}\nb\tcircle\n",
+                "audio files whose names are too long, or that are links in a circle: 2 (./aaa",
+            ),
         ],
     )
     def test_bad_tables(self, recordings: Recordings, content: str, message: str) -> None:
         Path("rows.tsv").write_text(content)
+        Path("circle").symlink_to("circle")
         assert message in refused("table", "train=rows.tsv")
 
     def test_a_byte_order_mark(self, recordings: Recordings) -> None:

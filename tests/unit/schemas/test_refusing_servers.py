@@ -1,9 +1,12 @@
-"""HTTP servers that refuse, or redirect to signed addresses, as a bucket at a plain https:// URL does."""
+"""HTTP servers that refuse or fail, or redirect to signed addresses, as a bucket at a plain https:// URL does."""
 
 from __future__ import annotations
 
+import errno
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from click.testing import CliRunner, Result
@@ -40,6 +43,26 @@ class Handler(QuietHandler):
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     with serving(tmp_path, Handler) as url:
+        yield url
+
+
+class Failing(QuietHandler):
+    """Answers 503 twice for each path: size asks with HEAD and then with GET."""
+
+    requests: ClassVar[Counter[str]] = Counter()
+
+    def send_head(self) -> Any:
+        self.requests[self.path] += 1
+        if self.requests[self.path] > 2:
+            return super().send_head()
+        self.send_error(503)
+        return None
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> Iterator[str]:
+    Failing.requests.clear()
+    with serving(tmp_path, Failing) as url:
         yield url
 
 
@@ -94,6 +117,30 @@ def test_the_queries_of_addresses_in_other_messages(monkeypatch: pytest.MonkeyPa
 def test_a_range_behind_the_end(server: str) -> None:
     """Or of an empty object: a server that is strict about ranges says 416."""
     assert ObjectStore(f"{server}/416").read("a") == b""
+
+
+def test_what_fails_is_asked_again(tmp_path: Path, failing: str) -> None:
+    """And not taken for absent."""
+    (tmp_path / "a").write_bytes(b"data")
+    store = ObjectStore(failing)
+    for name, found in (("a", True), ("gone", False)):
+        assert (store.exists(name), Failing.requests[f"/{name}"]) == (found, 3)
+    Failing.requests.clear()
+    assert store.size("a") == 4
+    with pytest.raises(FileNotFoundError, match=f"{failing}/gone does not exist"):
+        store.size("gone")
+
+
+def test_what_is_refused_is_not_absent(server: str, tmp_path: Path) -> None:
+    store = ObjectStore(server)
+    for ask in (store.exists, store.size):
+        with pytest.raises(PermissionError, match=f"{server}/gone: access was refused"):
+            ask("gone")
+    # Nor is what a disk cannot follow.
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(OSError, match="circle") as caught:
+        ObjectStore(tmp_path).exists("circle")
+    assert caught.value.errno == errno.ELOOP
 
 
 def test_a_bucket_that_refuses_what_is_not_there(written: Written, server: str) -> None:

@@ -335,6 +335,24 @@ def test_a_list_in_another_encoding(dataset: SoftLabelDataset, tmp_path: Path, o
     assert not (tmp_path / "some").exists()
 
 
+def test_another_corpus_is_not_replaced(dataset: SoftLabelDataset, tmp_path: Path) -> None:
+    """Neither the one that is given nor one in an output that was begun; what an earlier attempt wrote may stay."""
+    corpus = write_speakers(dataset, tmp_path / "corpus")
+    before = tree(tmp_path)
+    for output in ("corpus", "some"):
+        if output == "some":
+            assert softlabels("pull", dataset.store.url, str(tmp_path / output), "--shards", "0").exit_code == 0
+            (tmp_path / output / "corpus.parquet").write_bytes(b"other")
+            before = tree(tmp_path)
+        result = softlabels("pull", dataset.store.url, str(tmp_path / output), "--shards", "0", "--corpus", corpus)
+        assert (result.exit_code, f"{output}/corpus.parquet is there already" in result.stderr) == (2, True)
+        assert tree(tmp_path) == before
+    (tmp_path / "some" / "corpus.parquet").unlink()
+    for _ in range(2):
+        result = softlabels("pull", dataset.store.url, str(tmp_path / "some"), "--shards", "0", "--corpus", corpus)
+        assert result.exit_code == 0, result.stderr
+
+
 def test_unknown_utterances_and_the_dataset_itself(dataset: SoftLabelDataset) -> None:
     with pytest.raises(InputError, match=re.escape("has no utterance 'a', nor 1 others that are asked for")):
         choose_utterances(dataset, ["utt-ü0", "b", "a"])

@@ -125,6 +125,25 @@ class TestReading:
     def test_the_right_sha256(self, read: Callable[..., np.ndarray]) -> None:
         assert len(read(FBANK, wav(), sha256=hashlib.sha256(wav()).hexdigest())) == 100
 
+    @pytest.mark.parametrize("subtype", ["GSM610", "G721_32", "NMS_ADPCM_16"])
+    def test_a_codec_that_cannot_seek(self, read: Callable[..., np.ndarray], subtype: str) -> None:
+        sink = io.BytesIO()
+        soundfile.write(sink, np.zeros(16_000, np.int16), 16_000, subtype, format="WAV")
+        num_samples = soundfile.info(io.BytesIO(sink.getvalue())).frames
+        assert len(read(FBANK, sink.getvalue(), num_samples=num_samples)) == FBANK.num_frames(num_samples)
+
+    def test_what_soundfile_does_not_take(
+        self, read: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It raises ValueError of its own, beside the errors of libsndfile."""
+
+        def fail(*_: object, **__: object) -> None:
+            raise ValueError("not this file")
+
+        monkeypatch.setattr(soundfile.SoundFile, "read", fail)
+        with pytest.raises(UtteranceError, match=r"^utterance u1: utterance is not readable audio: not this file$"):
+            read(FBANK, wav())
+
     def test_several_front_ends_read_one_file(self, tmp_path: Path) -> None:
         (tmp_path / "u.wav").write_bytes(wav())
         (tmp_path / "u.npy").write_bytes(npy(FEATURES))
