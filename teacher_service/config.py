@@ -26,10 +26,11 @@ _SECRET_ENDS = (
     *("authorization", "sshpass"),
 )
 # The last word of a name, so that DB_PASS, MYSQL_PWD and HMAC_KEY are some and BYPASS, KEYBOARD and KEY_PREFIX none.
-_SECRET_LAST = {"key", "pass", "pwd", "pat", "auth"}
+_SECRET_LAST = {"key", "pass", "pwd", "pat"}
 _SECRET_PAIRS = {
     *(("api", "key"), ("access", "key"), ("private", "key"), ("account", "key"), ("key", "content")),
     *(("connection", "string"), ("pass", "phrase"), ("auth", "config")),
+    *(("basic", "auth"), ("http", "auth"), ("proxy", "auth"), ("redis", "auth")),
 }
 _PRIVATE_KEY = "PRIVATE KEY-----"
 _WORD_ENDS = re.compile(r"[^A-Za-z0-9]+|(?<=[a-z0-9])(?=[A-Z])")
@@ -60,7 +61,8 @@ def check_no_secrets(options: Mapping[str, JsonValue], *, where: str = "") -> No
     while pending:
         table, name, value = pending.pop()
         path = f"{table}.{name}" if table else name
-        if _looks_secret(name):
+        # Whether there is one, as of verify_token, is none.
+        if _looks_secret(name) and not isinstance(value, bool | None):
             raise ValueError(
                 f"{path} looks like a credential; leave it out of job files and set it in the environment of "
                 "the machines (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role)"
@@ -83,8 +85,9 @@ def check_no_secrets(options: Mapping[str, JsonValue], *, where: str = "") -> No
 def _looks_secret(name: str) -> bool:
     words = [word.lower() for word in _WORD_ENDS.split(name) if word]
     return (
-        words == ["username"]
-        or not _SECRET_LAST.isdisjoint(words[-1:])
+        words in (["auth"], ["username"])
+        # PWD alone is the working folder.
+        or (words != ["pwd"] and not _SECRET_LAST.isdisjoint(words[-1:]))
         or any(word == "sas" or word.endswith(_SECRET_ENDS) for word in words)
         or not _SECRET_PAIRS.isdisjoint(itertools.pairwise(words))
     )

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
+from softlabel_schemas import layout
 from softlabel_schemas.about import begin_about
 from softlabel_schemas.bundle import BundleReader
 from softlabel_schemas.codec import build_codec
@@ -203,8 +204,11 @@ def num_skipped(job: PreparedJob, missing: list[ShardRange]) -> int:
 
 
 def publish_job(job: PreparedJob) -> Published:
-    """Publish, unless more utterances were skipped than the job allows. Raises InputError."""
-    return publish(job.store(), job.document, check=partial(check_skipped, job))
+    """Publish, unless more utterances were skipped than the job allows. Raises InputError. What is published stays."""
+    store = job.store()
+    if store.exists(layout.MANIFEST):
+        return publish(store, job.document)
+    return publish(store, job.document, check=partial(check_skipped, job))
 
 
 def max_skipped(job: PreparedJob) -> int:

@@ -14,18 +14,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from softlabel_schemas import layout
 from softlabel_schemas.commit import commit_shard
+from softlabel_schemas.corpus import Corpus
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.plan import ShardRange
 from teacher_service.job import PreparedJob, max_skipped
 from teacher_service.logs import ActorLog, start_logging
 from teacher_service.metrics import ActorMetrics
-from teacher_service.pipeline import BatchDone, LabelledShard, label_shard
+from teacher_service.pipeline import BatchDone, LabelledShard, folds, label_shard
 from teacher_service.teacher import load_teachers
+
+# Utterances that are labelled, at most, to see whether the teachers work.
+_CONTROLS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +63,6 @@ class LabellingActor:
         self._log = ActorLog(job.document.spec.fingerprint())
         # The models are run by one thread at a time.
         self._models = threading.Lock()
-        # The row of an utterance that they have labelled.
-        self._proven_row: int | None = None
         # Of what follows, which both threads of ``label`` and that of ``beat`` use.
         self._state = threading.Lock()
         self._seconds_done = 0.0
@@ -135,36 +138,48 @@ class LabellingActor:
         job = self._job
         # A thread that is new to torch would take another number, and round otherwise.
         torch.set_num_threads(job.config.resources.cpus_per_actor)
-        return self._label(shard_range, shard_range.first_row, shard_range.num_rows, on_batch=on_batch)
+        rows = job.corpus.read(shard_range.first_row, shard_range.num_rows)
+        return self._label(shard_range, rows, on_batch=on_batch)
 
     def _label(
-        self,
-        shard_range: ShardRange,
-        first_row: int,
-        num_rows: int,
-        *,
-        on_batch: Callable[[BatchDone], None] = lambda _: None,
+        self, shard_range: ShardRange, rows: Corpus, *, on_batch: Callable[[BatchDone], None] = lambda _: None
     ) -> LabelledShard:
-        """Rows of the corpus, for a shard in work."""
-        rows = self._job.corpus.read(first_row, num_rows)
+        """For a shard in work."""
         spec, storage = self._job.document.spec, self._job.document.storage
         return label_shard(rows, self._teachers, spec, storage, on_batch=on_batch, models=self._models_for(shard_range))
 
     def _check_teachers(self, shard_range: ShardRange, shard: LabelledShard) -> None:
-        """Raises RuntimeError where the models have failed on whole the shard and cannot be seen to work here, so that it is
-        tried again: the machine may lack memory, or a package. Others that they label show that they do."""
-        if shard.utterances:
-            if self._proven_row is None:
-                labelled = shard.utterances[0].utterance_id
-                rows = self._job.corpus.read(shard_range.first_row, shard_range.num_rows)
-                self._proven_row = shard_range.first_row + [row.utterance_id for row in rows].index(labelled)
-        elif shard.num_failed and (
-            self._proven_row is None or not self._label(shard_range, self._proven_row, 1).utterances
-        ):
-            raise RuntimeError(
-                f"{shard.skipped[0].reason}; nor could any other of the {len(shard.skipped)} utterances of the shard be "
-                "labelled, and no utterance shows that the teachers work on this machine"
-            )
+        """Raises RuntimeError where the models of a fold have failed on all of its utterances, and are not seen to work here on
+        those of other shards, or do on longer ones: the machine may lack memory, or a package, and the shard is tried again."""
+        if not shard.unproven:
+            return
+        job, working = self._job, set[int | None]()
+        controls = [job.corpus.read(row, 1) for row in self._other_rows(shard_range)]
+        # Longest first: of memory, shorter ones show less.
+        for rows in sorted(controls, key=lambda rows: -rows.seconds()[0]):
+            (fold,) = folds(rows, job.document.spec.num_folds)
+            lacking = shard.unproven.get(fold, 0.0)
+            is_longer = rows.seconds()[0] >= lacking
+            if fold not in shard.unproven or (fold in working and not is_longer):
+                continue
+            if self._label(shard_range, rows).utterances:
+                if is_longer:
+                    break
+                working.add(fold)
+        else:
+            if working == shard.unproven.keys():
+                return
+        raise RuntimeError(
+            f"{shard.skipped[0].reason}; whether it is at fault or this machine is not clear: no utterance that the same "
+            "teachers label shows that they work here, with memory enough"
+        )
+
+    def _other_rows(self, shard_range: ShardRange) -> list[int]:
+        """Some of other shards, far from each other."""
+        num_rows = self._job.document.storage.num_rows
+        own = range(shard_range.first_row, shard_range.first_row + shard_range.num_rows)
+        spread = np.linspace(0, num_rows - 1, min(num_rows, _CONTROLS)).astype(int).tolist()
+        return [row for row in spread if row not in own]
 
     @contextmanager
     def _models_for(self, shard_range: ShardRange) -> Iterator[None]:

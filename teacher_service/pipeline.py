@@ -11,8 +11,9 @@ Shape suffixes: B utterances, T frames, V classes, N valid frames of the batch.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -49,13 +50,18 @@ class LacksMemoryError(TeachersFailedError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledShard:
-    """Utterances in corpus order, and those that could not be labelled; of ``num_missing`` of these the file is not there, on
-    ``num_failed`` a model raised."""
+    """Utterances in corpus order, and those that could not be labelled.
+
+    Attributes:
+        num_missing: of ``skipped``, those whose file is not there.
+        unproven: the folds (None: without folds) of which a model raised on some utterance, and none was labelled; with the
+            duration of the shortest that memory was not enough for, infinite where there is none.
+    """
 
     utterances: list[LabelledUtterance]
     skipped: list[SkippedUtterance]
     num_missing: int
-    num_failed: int
+    unproven: dict[int | None, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +123,7 @@ def label_shard(
         UtteranceError: an utterance cannot be labelled and ``storage.on_error`` is "fail"; names it.
         RuntimeError: memory did not suffice for an utterance, and did for one that is as long.
     """
-    reader, utterances = UtteranceReader(rows), list(rows)
+    reader, utterances, fold_N = UtteranceReader(rows), list(rows), folds(rows, spec.num_folds)
     frames = spec.selection.frames
     silence_V = np.zeros(0, dtype=bool) if frames is None else silence_classes(teachers[0].inventory, frames)
     labelled: dict[int, LabelledUtterance] = {}
@@ -158,7 +164,6 @@ def label_shard(
             for batch in batches:
                 keep_batch(behind.push(finish, batch, *_run_batch(utterances, batch)))
         keep_batch(behind.last())
-    _check_memory(utterances, labelled, skipped)
     return LabelledShard(
         utterances=[labelled[index] for index in sorted(labelled)],
         skipped=[
@@ -166,18 +171,36 @@ def label_shard(
             for index, error in sorted(skipped.items())
         ],
         num_missing=sum(isinstance(error, MissingFileError) for error in skipped.values()),
-        num_failed=sum(isinstance(error, TeachersFailedError) for error in skipped.values()),
+        unproven=_unproven(utterances, fold_N, labelled.keys(), skipped),
     )
 
 
-def _check_memory(
-    rows: Sequence[Utterance], labelled: Mapping[int, LabelledUtterance], skipped: Mapping[int, UtteranceError]
-) -> None:
-    """Raises RuntimeError where memory was short for an utterance, but not for a longer one: others take it at times."""
-    longest = max((rows[index].seconds for index in labelled), default=0.0)
+def _unproven(
+    rows: Sequence[Utterance],
+    fold_N: Sequence[int | None],
+    labelled: Collection[int],
+    skipped: Mapping[int, UtteranceError],
+) -> dict[int | None, float]:
+    """See :class:`LabelledShard`. Raises RuntimeError where memory was not enough for an utterance, and was for a longer one of
+    its fold: something else takes it at times."""
+    longest: dict[int | None, float] = {}
+    for index in labelled:
+        longest[fold_N[index]] = max(rows[index].seconds, longest.get(fold_N[index], 0.0))
+    found: dict[int | None, float] = {}
     for index, error in skipped.items():
-        if isinstance(error, LacksMemoryError) and rows[index].seconds <= longest:
-            raise RuntimeError(f"{error}, but was for one of {longest:g} s: something else takes the memory at times")
+        fold, seconds = fold_N[index], rows[index].seconds if isinstance(error, LacksMemoryError) else math.inf
+        if seconds <= longest.get(fold, 0.0):
+            raise RuntimeError(f"{error}, but was for one of {longest[fold]:g} s: something else takes it at times")
+        if isinstance(error, TeachersFailedError) and fold not in longest:
+            found[fold] = min(seconds, found.get(fold, math.inf))
+    return found
+
+
+def folds(rows: Corpus, num_folds: int | None) -> list[int | None]:
+    """Of each row; None without folds."""
+    if num_folds is None:
+        return [None] * len(rows)
+    return list(folds_of(rows.table["speaker"], num_folds, where=rows.base_url).tolist())
 
 
 def batches_of(

@@ -47,7 +47,9 @@ class Status:
 
 def read_status(url: str) -> Status:
     """Of the run at a URL or a name. Raises InputError where none was begun there."""
-    store = ObjectStore(located(url)[0])
+    store = ObjectStore(url)
+    if not store.exists(layout.SPEC):
+        store = ObjectStore(located(url)[0])
     document = read_spec(store)
     listed = store.list(layout.COMMITS).items()
     done = {index: found.modified for key, found in listed if (index := layout.shard_index_of(key)) is not None}

@@ -234,6 +234,9 @@ def _build(description: Factory, *, where: str) -> nn.Module:
     arguments: dict[str, Any] = dict(description.arguments)
     try:
         model = getattr(importlib.import_module(module_name), function_name)(**arguments)
+    except (OSError, MemoryError, RuntimeError):
+        # Of the machine: another may do.
+        raise
     except Exception as error:  # noqa: BLE001 - a factory is a user's code
         raise InputError(
             f"{where}: {description.factory} cannot be called with {arguments}: {type(error).__name__}: {error}"

@@ -48,6 +48,7 @@ class Connection:
         self.url = str(url) if str(url).endswith("://") or str(url) == "/" else str(url).rstrip("/")
         refuse_credentials(self.url)
         _refuse_other_protocols(self.url)
+        refuse_malformed(self.url)
         self._options = dict(storage_options or {})
         self._is_s3 = self.url.startswith(("s3://", "s3a://"))
         self._is_http = self.url.startswith(("http://", "https://"))
@@ -182,6 +183,23 @@ def _refuse_other_protocols(url: str) -> None:
     )
 
 
+def refuse_malformed(url: str) -> None:
+    """Raises InputError where an HTTP client would take it for no URL."""
+    if not url.startswith(("http://", "https://")):
+        return
+    try:
+        parts = urlsplit(url)
+        # Asked for, a port that is no number raises.
+        if parts.port == 0 or not parts.hostname:
+            raise ValueError
+    except ValueError:
+        raise _malformed() from None
+
+
+def _malformed() -> InputError:
+    return InputError("a URL is malformed between :// and the path; expected a host or a bucket there")
+
+
 def refuse_credentials(url: str) -> None:
     """Addresses stand in messages, logs and reports. Raises InputError, without the URL."""
     for each in url.split("::"):
@@ -189,16 +207,12 @@ def refuse_credentials(url: str) -> None:
             continue
         try:
             parts = urlsplit(each)
-            is_http = parts.scheme in ("http", "https")
-            # Asked for, a port that is no number raises, too.
-            if is_http and (parts.port == 0 or not parts.hostname):
-                raise ValueError
         except ValueError:
             # Its message has what stands before the host, too.
-            raise InputError("a URL is malformed between :// and the path; expected a host or a bucket there") from None
+            raise _malformed() from None
         user, separator, _ = parts.netloc.rpartition("@")
         # To HTTP servers a token can be the user; for others "container@account" is an address.
-        in_user = separator and (":" in user or is_http)
+        in_user = separator and (":" in user or parts.scheme in ("http", "https"))
         if in_user or _SECRET.search(parts.query):
             raise InputError(
                 f"the {parts.scheme}:// URL holds a credential; leave it out and set it in the environment instead "

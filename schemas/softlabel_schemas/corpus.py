@@ -281,19 +281,6 @@ def write_corpus(
         InputError: a row breaks a rule of the format, or has a location with a credential, which all readers of the manifest
             would see; names it.
     """
-    folder, name = split_url(str(path))
-    data = corpus_bytes(utterances, inventory, hard_label_frame_shift_ms, where=str(path))
-    ObjectStore(folder).put(name, data)
-
-
-def corpus_bytes(
-    utterances: Iterable[Utterance],
-    inventory: ClassInventory | None,
-    hard_label_frame_shift_ms: float | None,
-    *,
-    where: str,
-) -> bytes:
-    """The file of a corpus manifest; as :func:`write_corpus`."""
     rows = [{name: getattr(utterance, name) for name in SCHEMA.names} for utterance in utterances]
     for row in rows:
         for location in (row["audio"], row["features"]):
@@ -309,7 +296,7 @@ def corpus_bytes(
             hard_label_frame_shift_ms=float(hard_label_frame_shift_ms), inventory_digest=inventory.digest()
         )
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    _check(table, where)
+    _check(table, str(path))
     sink = io.BytesIO()
     pq.write_table(
         stored_form(table, metadata),
@@ -318,7 +305,8 @@ def corpus_bytes(
         compression="zstd",
         write_page_checksum=True,
     )
-    return sink.getvalue()
+    folder, name = split_url(str(path))
+    ObjectStore(folder).put(name, sink.getvalue())
 
 
 def _check(table: pa.Table, where: str) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabel_schemas.command_line import progress
+from softlabel_schemas.connection import refuse_malformed
 from softlabel_schemas.corpus import Utterance, split_url
 from softlabel_schemas.corpus_output import location_below
 from softlabel_schemas.errors import InputError
@@ -136,6 +137,7 @@ def utterances_of(
         try:
             # Before any message has the location.
             refuse_credentials(row.audio)
+            refuse_malformed(row.audio)
         except InputError as error:
             problems.add(f"audio where {error}", row.utterance_id)
     inventory = inventory or _inventory_of(rows, problems)

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 
+import click
 import numpy as np
 import numpy.typing as npt
 
@@ -87,6 +88,12 @@ def _read_table(store: ObjectStore, name: str, problems: Problems) -> dict[str, 
             raise InputError(
                 f"{url} is no file, but a link to what does not exist, or a folder; mend or remove it"
             ) from None
+        return None
+    except PermissionError as error:
+        if not url.startswith(("http://", "https://")):
+            raise
+        # So a bucket answers for what is not there, to who may not list it; wav.scp, beside it, could be read.
+        click.echo(f"warning: taken for absent: {error}", err=True)
         return None
     found: dict[str, str] = {}
     # Other ends of lines that str.splitlines() knows, such as U+2028, may stand in transcripts.

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from softlabel_schemas import layout
-from softlabel_schemas.corpus import Corpus, check_label_inventory, corpus_bytes
+from softlabel_schemas.corpus import Corpus, check_label_inventory, load_corpus, write_corpus
 from softlabel_schemas.dataset import SoftLabelDataset
-from softlabel_schemas.errors import InputError
+from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.object_store import ObjectStore
 
 # In the folder of the dataset, where readers of datasets ignore it.
@@ -66,14 +66,23 @@ def write_corpus_of(
         folder, name = corpus.resolve(location)
         return f"{folder}/{name}" if "://" in folder else str(Path(folder, name).resolve())
 
-    rows = (replace(row, audio=whole(row.audio), features=whole(row.features)) for row in corpus.where(chosen_N))
-    shift_ms = corpus.hard_label_frame_shift_ms
-    data = corpus_bytes(rows, dataset.inventory, shift_ms, where=store.describe(NAME))
+    chosen = corpus.where(chosen_N)
     # Looked for and then put: a large one is more than can be created conditionally.
-    if not store.exists(NAME):
-        store.put(NAME, data)
-    elif store.read(NAME) != data:
+    if store.exists(NAME) and not _has_rows(store.describe(NAME), chosen):
         raise _other_corpus(store)
+    rows = (replace(row, audio=whole(row.audio), features=whole(row.features)) for row in chosen)
+    shift_ms = corpus.hard_label_frame_shift_ms
+    write_corpus(store.describe(NAME), rows, inventory=dataset.inventory, hard_label_frame_shift_ms=shift_ms)
+
+
+def _has_rows(manifest: str, expected: Corpus) -> bool:
+    """Whether it is the same corpus, wherever the audio lay when it was written."""
+    try:
+        found = load_corpus(manifest)
+    except (InputError, IntegrityError):
+        return False
+    tables = [each.table.drop_columns(["audio", "features"]) for each in (found, expected)]
+    return (found.digest, tables[0]) == (expected.digest, tables[1])
 
 
 def _other_corpus(store: ObjectStore) -> InputError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import io
 import json
@@ -186,8 +187,9 @@ def not_a_model(**_: Any) -> int:
     return 42
 
 
-def refusing_model(**_: Any) -> nn.Module:
-    raise ValueError("no such size")
+def refusing_model(error: str, **_: Any) -> nn.Module:
+    """Raises the built-in exception of that name."""
+    raise getattr(builtins, error)("no such size")
 
 
 def dying_model(**_: Any) -> nn.Module:

@@ -95,7 +95,10 @@ def test_a_job_without_teachers() -> None:
         {"auth": ["x", "x"]},
         {"config": {"pass_phrase": "x", "key_content": "x"}},
         {"config": {"key_content": "x"}},
-        *({name: "x"} for name in ("MYSQL_PWD", "SSHPASS", "REDIS_AUTH", "DOCKER_AUTH_CONFIG", "GITHUB_PAT")),
+        *(
+            {name: "x"}
+            for name in ("MYSQL_PWD", "SSHPASS", "REDIS_AUTH", "DOCKER_AUTH_CONFIG", "GITHUB_PAT", "HTTP_BASIC_AUTH")
+        ),
     ],
 )
 def test_credentials_are_refused_without_being_repeated(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -120,6 +123,9 @@ def test_other_storage_options_pass() -> None:
         "client_kwargs": {"region_name": "eu-west-1"},
         "s3_additional_kwargs": {"SSEKMSKeyId": "an alias", "SSECustomerAlgorithm": "AES256"},
         "anon": False,
+        "gss_auth": True,
+        "kerb_kwargs": {"mutual_auth": "REQUIRED", "verify_token": None},
+        "hosts": "http://a:2379,http://b:2379",
     }
     job = make_job("corpus.parquet", TEACHERS, "labels", destination__storage_options=options)
     assert job.destination.storage_options == options

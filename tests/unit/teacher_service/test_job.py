@@ -290,6 +290,16 @@ def test_a_job_that_would_fail_does_not_publish_what_was_skipped(
     assert [problem for _, problem in verify(open_dataset(url)) if problem] == []
 
 
+def test_what_is_published_stays(sounds: Sounds, teacher: TeacherConfig, tmp_path: Path) -> None:
+    """Whatever a job allows that comes later."""
+    url = tmp_path / "labels"
+    errors = {"on_error": "skip", "max_skipped_fraction": 0.5}
+    lenient = prepare(make_job(sounds.manifest, [teacher], url, destination__shard_seconds=1.0, errors=errors))
+    commit_all(lenient, num_skipped=2)
+    published = publish_job(lenient)
+    assert publish_job(prepare(make_job(sounds.manifest, [teacher], url, destination__shard_seconds=1.0))) == published
+
+
 def test_a_manifest_has_room_for_all_that_may_be_skipped(
     sounds: Sounds, teacher: TeacherConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

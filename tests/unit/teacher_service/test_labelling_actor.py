@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from softlabel_schemas import layout
 from softlabel_schemas.commit import committed_shards
 from softlabel_schemas.errors import InputError
+from softlabel_schemas.folds import Fold, fold_of
 from teacher_service.job import PreparedJob, missing_shards, prepare
 from teacher_service.labelling_actor import LabellingActor
 from tests.support.teachers import LOUDNESS, make_job, write_linear_teacher, write_sounds
@@ -159,42 +162,92 @@ def test_a_machine_that_has_none_of_a_shards_files_commits_nothing(tmp_path: Pat
     assert committed_shards(job.store()) == {2}
 
 
-def failing_job(folder: Path, allowed: float) -> PreparedJob:
-    """Four shards of two utterances; the teacher fails on those of the first."""
-    sounds = write_sounds(folder / "sounds", [0.5] * 8, loud=[0, 1])
-    factory = "tests.support.teachers:faulty_model"
-    teacher = write_linear_teacher(folder / "teacher", factory=factory, fault="raises", above=LOUDNESS)
-    errors = {"on_error": "skip", "max_skipped_fraction": allowed}
+def failing_job(
+    folder: Path,
+    seconds: Sequence[float],
+    *,
+    allowed: float = 1.0,
+    fault: str = "raises",
+    speakers: Sequence[str] = (),
+    last_fails: bool = False,
+) -> PreparedJob:
+    """The first two utterances are a shard that the teachers fail on. With ``speakers``, one for each utterance, there are two
+    folds with a teacher each; ``last_fails``: the last utterance is one that they fail on, too."""
+    loud = [0, 1, *([len(seconds) - 1] if last_fails else [])]
+    sounds = write_sounds(folder / "sounds", seconds, loud=loud)
+    named = zip(sounds.utterances, speakers or [None] * len(seconds), strict=True)
+    sounds = replace(sounds, utterances=tuple(replace(row, speaker=speaker) for row, speaker in named)).write()
+    teachers = [
+        write_linear_teacher(
+            folder / f"teacher-{fold}",
+            factory="tests.support.teachers:faulty_model",
+            held_out=Fold(num_folds=2, fold=fold) if speakers else None,
+            fault=fault,
+            above=LOUDNESS,
+        ).model_copy(update={"fold": fold if speakers else None})
+        for fold in range(2 if speakers else 1)
+    ]
     return prepare(
-        make_job(sounds.manifest, [teacher], folder / "labels", destination__shard_seconds=1.0, errors=errors)
+        make_job(
+            sounds.manifest,
+            teachers,
+            folder / "labels",
+            corpus__num_folds=2 if speakers else None,
+            destination__shard_seconds=seconds[0] + seconds[1],
+            errors={"on_error": "skip", "max_skipped_fraction": allowed},
+        )
     )
 
 
 def test_a_shard_that_the_teachers_fail_on_is_left_out_where_they_are_seen_to_work(tmp_path: Path) -> None:
-    """What is skipped is skipped for good. Before, the machine may lack a package, or memory that something else has taken."""
-    job = failing_job(tmp_path, allowed=0.25)
+    """By an actor that has made no other shard. What is skipped is skipped for good: where the machine lacks a package, or
+    memory that something else has taken, none of its shards may be."""
+    job = failing_job(tmp_path, [0.5] * 8, allowed=0.25)
     actor = loaded(job)
-    failure = r"utterance utt-000: the teachers fail on it: ValueError: .*; nor could any other of the 2 utterances"
-    with pytest.raises(RuntimeError, match=failure):
-        actor.label(job.plan[0])
-    assert actor.label(job.plan[1]).num_skipped == 0
     model: Any = actor._teachers[0].model
-    # As where the machine's trouble comes later.
     model.above = -1e9
-    for shard_range in (job.plan[0], job.plan[2]):
-        with pytest.raises(RuntimeError, match="the teachers fail on it"):
+    failure = r"utterance utt-\d+: the teachers fail on it: ValueError: .*; whether it is at fault or this machine is not clear"
+    for shard_range in job.plan:
+        with pytest.raises(RuntimeError, match=failure):
             actor.label(shard_range)
-    assert committed_shards(job.store()) == {1}
+    assert committed_shards(job.store()) == set()
     assert actor.beat().idle_seconds == 0.0
     model.above = LOUDNESS
-    assert actor.label(job.plan[2]).num_skipped == 0
-    assert actor.label(job.plan[0]).num_skipped == 2
-    assert committed_shards(job.store()) == {0, 1, 2}
+    assert [actor.label(shard_range).num_skipped for shard_range in job.plan] == [2, 0, 0, 0]
+    assert actor.beat().seconds_done == pytest.approx(4.0)
+
+
+def test_the_teachers_of_another_fold_show_nothing(tmp_path: Path) -> None:
+    """A whole fold that one machine fails on is no fault of its utterances."""
+    assert [fold_of(name, 2) for name in ("anna", "carl")] == [0, 1]
+    speakers = ["carl", "carl", "anna", "anna", "anna", "carl"]
+    job = failing_job(tmp_path / "alone", [0.5] * 6, speakers=speakers, last_fails=True)
+    actor = loaded(job)
+    for shard_range in (job.plan[0], job.plan[2]):
+        with pytest.raises(RuntimeError, match="whether it is at fault or this machine"):
+            actor.label(shard_range)
+    assert actor.label(job.plan[1]).num_skipped == 0
+    job = failing_job(tmp_path / "with", [0.5] * 6, speakers=speakers)
+    actor = loaded(job)
+    assert [actor.label(shard_range).num_skipped for shard_range in job.plan] == [2, 0, 0]
+
+
+@pytest.mark.parametrize(("seconds", "is_theirs"), [((0.6, 0.6, 0.5, 0.5), True), ((0.6, 0.6, 0.5, 0.7), False)])
+def test_memory_that_is_enough_for_longer_utterances_of_other_shards(
+    tmp_path: Path, seconds: tuple[float, ...], is_theirs: bool
+) -> None:
+    job = failing_job(tmp_path, seconds, fault="memory alone")
+    actor = loaded(job)
+    if is_theirs:
+        assert actor.label(job.plan[0]).num_skipped == 2
+    else:
+        with pytest.raises(RuntimeError, match=r"memory was not enough for its 0\.6 s alone; whether it is at fault"):
+            actor.label(job.plan[0])
 
 
 def test_a_shard_that_leaves_out_more_than_the_job_may_is_not_committed(tmp_path: Path) -> None:
     """Once it is, no run could make it again when what was missing is there."""
-    job = failing_job(tmp_path, allowed=0.2)
+    job = failing_job(tmp_path, [0.5] * 8, allowed=0.2)
     actor = loaded(job)
     actor.label(job.plan[1])
     message = (

@@ -18,6 +18,7 @@ from softlabel_schemas import Corpus, Utterance
 from softlabel_schemas.bundle import write_bundle
 from softlabel_schemas.codec import build_codec
 from softlabel_schemas.containers import CONTAINERS
+from softlabel_schemas.folds import Fold
 from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.plan import ShardRange
@@ -416,6 +417,25 @@ def test_memory_that_is_short_at_times_is_no_utterances_fault(tmp_path: Path) ->
         RuntimeError, match=r"^utterance utt-002: memory was not enough for its 0\.6 s alone, but was for one of 0\.7 s"
     ):
         label_all(config, on_error="skip")
+
+
+def test_an_utterance_of_another_fold_shows_nothing_of_memory(tmp_path: Path) -> None:
+    """Its teachers may be smaller."""
+    sounds = write_sounds(tmp_path / "sounds", [0.5, 0.6, 0.7, 0.8], loud=[1])
+    # Folds 1, 1, 0, 0.
+    rows = [replace(row, speaker="carl" if index < 2 else "anna") for index, row in enumerate(sounds.utterances)]
+    sounds = replace(sounds, utterances=tuple(rows)).write()
+    factory = {"factory": "tests.support.teachers:faulty_model", "fault": "memory alone", "above": LOUDNESS}
+    teachers = [
+        write_linear_teacher(
+            tmp_path / f"{fold}", held_out=Fold(num_folds=2, fold=fold), **(factory if fold else {})
+        ).model_copy(update={"fold": fold})
+        for fold in range(2)
+    ]
+    config = make_job(
+        sounds.manifest, teachers, tmp_path / "labels", corpus__num_folds=2, destination__shard_seconds=60.0
+    )
+    assert [entry.utterance_id for entry in label_all(config, on_error="skip").skipped] == ["utt-001"]
 
 
 def test_a_batch_that_fails_by_chance_is_tried_again_with_its_shard(tmp_path: Path) -> None:

@@ -123,6 +123,8 @@ def test_published(tmp_path: Path) -> None:
 def test_by_name(tmp_path: Path) -> None:
     publish(commit(tmp_path / "labels", dict.fromkeys(range(4), 5.0)), DOCUMENT)
     tag(str(tmp_path / "labels"), wanted_address(f"{tmp_path}#english"))
+    commit(tmp_path / "labels#2", {1: 0.0})
+    assert not read_status(str(tmp_path / "labels#2")).published
     found = read_status(f"{tmp_path}#english")
     assert (found.url, found.published) == (str(tmp_path / "labels"), True)
 

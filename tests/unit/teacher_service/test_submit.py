@@ -187,6 +187,7 @@ def test_what_only_resembles_a_credential_passes(tmp_path: Path) -> None:
     text = (
         'pip = ["numpy", "pkg @ git+https://host/pkg.git@v1", "git+ssh://git@host/pkg.git"]\n'
         '[env_vars]\nTOKENIZERS_PARALLELISM = "false"\nDISASTER = "1"\nKEYBOARD = "de"\nPROXY = "http://host:8080"\n'
+        'PWD = "/work"\nENDPOINT = "http://${HOST}:${PORT}/v1"\n'
         'BYPASS = "1"\nPASS_THROUGH = "1"\nKEY_PREFIX = "a"\nRAY_AUTH_MODE = "x"\nAUTHOR = "b"\n'
     )
     assert load_runtime_env(env_file(tmp_path, text)) == tomllib.loads(text)

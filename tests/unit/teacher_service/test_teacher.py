@@ -109,7 +109,7 @@ def test_the_projects_own_factory_needs_permission_for_a_users_encoder_alone(tmp
         (LINEAR_FACTORY, {"widht": 3}, "linear_model cannot be called with .*unexpected keyword argument 'widht'"),
         (
             "tests.support.teachers:refusing_model",
-            {},
+            {"error": "ValueError"},
             "refusing_model cannot be called with .*: ValueError: no such size",
         ),
         ("tests.support.teachers:not_a_model", {}, "not_a_model returned int, expected a torch module"),
@@ -118,6 +118,14 @@ def test_the_projects_own_factory_needs_permission_for_a_users_encoder_alone(tmp
 def test_a_factory_that_cannot_be_used(tmp_path: Path, factory: str, arguments: dict[str, Any], message: str) -> None:
     config = write_linear_teacher(tmp_path, factory=factory, **arguments)
     with pytest.raises(InputError, match=f"^{re.escape(str(tmp_path))}: .*{message}"):
+        load(config)
+
+
+@pytest.mark.parametrize("error", [OSError, MemoryError, RuntimeError])
+def test_a_factory_that_fails_on_this_machine(tmp_path: Path, error: type[Exception]) -> None:
+    """Another may have the memory, or see the storage: an InputError would end the job."""
+    config = write_linear_teacher(tmp_path, factory="tests.support.teachers:refusing_model", error=error.__name__)
+    with pytest.raises(error, match=r"^no such size$"):
         load(config)
 
 
