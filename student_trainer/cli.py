@@ -86,7 +86,7 @@ def evaluate(
       student-trainer evaluate --dataset labels-test --corpus corpus.parquet --split test --output ensemble.json
     """
     from student_trainer.evaluate import WordDecoding, check_decoder_is_installed, evaluate_dataset, evaluate_run
-    from student_trainer.run_folder import DECODER
+    from student_trainer.run_folder import DECODER, RunFolder
 
     if decoder is not None and graph is None:
         raise InputError("--decoder needs --graph: its settings are those of a word decoder")
@@ -101,6 +101,8 @@ def evaluate(
         decoding = WordDecoding(graph=graph, settings=decoder or str(Path(run or "") / DECODER))
     if run is not None:
         result = evaluate_run(run, corpus, splits, output, decoding)
+        if unfinished := RunFolder(run).unfinished():
+            click.echo(f"warning: {run} {unfinished}", err=True)
     else:
         assert dataset is not None
         assert output is not None

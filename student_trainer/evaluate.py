@@ -58,6 +58,12 @@ def check_decoder_is_installed() -> None:
         raise InputError("decoding words needs: pip install 'essence-distill[decode]'")
 
 
+def check_output(output: str) -> None:
+    """Before the work: raises InputError where no file can be written there."""
+    if Path(output).is_dir():
+        raise InputError(f"{output} is a folder; give the name of a JSON file")
+
+
 def evaluate_run(
     run: str | Path,
     manifest: str,
@@ -69,6 +75,8 @@ def evaluate_run(
     """Evaluate a run's model and write ``evaluation-<splits>.json`` into its folder (or to ``output``); ``shared``: see
     ``train``."""
     folder = RunFolder(run)
+    output = output or str(folder.path / evaluation_name(splits))
+    check_output(output)
     # Before the weights: should training write others in between, the evaluation counts as of older ones and is made again.
     weights_digest = folder.weights_digest()
     model, config, inventory = folder.load_model()
@@ -82,7 +90,7 @@ def evaluate_run(
         with progress("evaluate", len(corpus), "utterances") as advance:
             tokens = token_metrics(model, data, inventory, advance)
         what |= against_transcripts(corpus, config.ctc.units)
-        return _write(tokens, corpus, splits, what, output or str(folder.path / evaluation_name(splits)))
+        return _write(tokens, corpus, splits, what, output)
     corpus = load_evaluation_corpus(manifest, splits, inventory)
     words = _word_errors(decoding, inventory, corpus, splits, where=manifest)
     data = TrainingData(corpus, config.front_end, shared=shared)
@@ -93,7 +101,7 @@ def evaluate_run(
                 _add(metrics, utterance_id, labels_T, found, words)
                 advance(len(metrics.utterances))
     what |= _word_setup(words, corpus)
-    return _write(metrics, corpus, splits, what, output or str(folder.path / evaluation_name(splits)))
+    return _write(metrics, corpus, splits, what, output)
 
 
 def evaluate_dataset(
@@ -111,6 +119,7 @@ def evaluate_dataset(
     Args:
         units: of CTC teachers, what transcripts are spelled in; None evaluates frame by frame.
     """
+    check_output(output)
     dataset = open_ensemble(url)
     whole_corpus = load_corpus(manifest).select_splits(splits)
     corpus, left_out = leave_out_skipped(whole_corpus, dataset)

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from softlabel_schemas.bundle import TeacherBundle, write_bundle
+from softlabel_schemas.errors import InputError
 from student_trainer.models import AcousticModel
 from student_trainer.run_folder import RunFolder, weights_of
 
@@ -23,9 +24,12 @@ def export(run: str | Path, bundle: str | Path, *, name: str | None = None) -> T
     safetensors: torch.export fixes the time axis of ``nn.LSTM``.
 
     Raises:
-        InputError: the run has no trained model.
+        InputError: the run has no trained model or is not complete, or another bundle is there.
     """
-    model, config, inventory = RunFolder(run).load_model()
+    folder = RunFolder(run)
+    model, config, inventory = folder.load_model()
+    if unfinished := folder.unfinished():
+        raise InputError(f"{run} {unfinished}; finish it with 'student-trainer train', then export it")
     model.heads = torch.nn.ModuleList([model.heads[0]])
     recurrent = any(isinstance(module, torch.nn.RNNBase) for module in model.modules())
     if recurrent or ":" in config.model.architecture:
@@ -57,6 +61,10 @@ def _exported_program(model: AcousticModel, num_features: int) -> bytes:
         # torch.export warns about its own internals (deprecated traversal of pytrees).
         warnings.simplefilter("ignore")
         program = torch.export.export(model, example, dynamic_shapes=({0: batch, 1: time}, {0: batch}))
+        for module in program.graph_module.modules():
+            for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+                # Names files of this machine: a bundle would have another digest in another folder.
+                node.meta.pop("stack_trace", None)
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
     return buffer.getvalue()

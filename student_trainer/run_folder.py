@@ -139,6 +139,11 @@ class RunFolder:
     def config(self) -> TrainConfig:
         return parse(TrainConfig, self.read_json(RUN)["config"], where=f"{self.path / RUN} (config)")
 
+    def unfinished(self) -> str | None:
+        """Such as "has trained 2 of 8 epochs"; None of a run that is complete."""
+        done, epochs = len(self.read_json(RUN)["history"]), self.config().training.epochs
+        return None if done >= epochs else f"has trained {done} of {epochs} epochs"
+
     def inventory(self) -> ClassInventory:
         return ClassInventory.load(self.path / INVENTORY)
 

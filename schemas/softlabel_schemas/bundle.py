@@ -141,23 +141,34 @@ def write_bundle(
     inventory: ClassInventory,
     frame_shift_ms: float,
     held_out: Fold | None = None,
+    replace: bool = False,
 ) -> TeacherBundle:
     """Write a bundle; ``factory`` None means that ``model`` is a torch.export program, else it is safetensors, for what calling
     the factory with ``arguments`` returns.
 
-    The description is written last, so that a half-written bundle is not taken for one.
+    The description is written last, so that a half-written bundle is not taken for one. Another bundle at ``url`` stays, unless
+    ``replace`` is set.
+
+    Raises:
+        InputError: another bundle is there.
     """
     stored: dict[str, Any] = {"kind": "torch_export"}
     if factory is not None:
         stored = {"kind": "factory", "factory": factory, "arguments": dict(arguments or {})}
     fields = {"name": name, "model": stored, "frame_shift_ms": frame_shift_ms, "held_out": held_out}
-    return write_model(url, model, fields, front_end=front_end, inventory=inventory)
+    return write_model(url, model, fields, front_end=front_end, inventory=inventory, replace=replace)
 
 
 def write_model(
-    url: str | Path, model: bytes, fields: dict[str, Any], *, front_end: AnyFrontEnd, inventory: ClassInventory
+    url: str | Path,
+    model: bytes,
+    fields: dict[str, Any],
+    *,
+    front_end: AnyFrontEnd,
+    inventory: ClassInventory,
+    replace: bool = False,
 ) -> TeacherBundle:
-    """Write a bundle of any kind of model.
+    """Write a bundle of any kind of model, as :func:`write_bundle` does.
 
     Args:
         model: bytes of the model's file.
@@ -172,11 +183,24 @@ def write_model(
     }
     description = parse(TeacherBundle, described, where="teacher bundle")
     store = ObjectStore(url)
+    exclude = {"held_out"} if description.held_out is None else None
+    data = canonical_json(description.model_dump(mode="json", exclude=exclude))
+    if not replace:
+        _check_no_other(store, data)
     store.put(description.model.file, model)
     store.put(INVENTORY, inventory.to_json())
-    exclude = {"held_out"} if description.held_out is None else None
-    store.put(DESCRIPTION, canonical_json(description.model_dump(mode="json", exclude=exclude)))
+    store.put(DESCRIPTION, data)
     return description
+
+
+def _check_no_other(store: ObjectStore, data: bytes) -> None:
+    """Raises InputError where there is a bundle of another description than ``data``."""
+    try:
+        found = store.read(DESCRIPTION)
+    except FileNotFoundError:
+        return
+    if found != data:
+        raise InputError(f"{store.url} holds another bundle already; give another folder, or delete that one")
 
 
 def _json(data: bytes, where: str) -> Any:

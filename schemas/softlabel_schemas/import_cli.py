@@ -16,6 +16,7 @@ from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.kaldi_archives import read_alignments
 from softlabel_schemas.kaldi_data import read_data_dir
 from softlabel_schemas.lhotse_cuts import read_cuts
+from softlabel_schemas.strict import printable
 from softlabel_schemas.table_corpus import read_table
 from softlabel_schemas.tar_corpus import read_tar
 
@@ -90,6 +91,13 @@ def _read(
             found = read_table(url) if form == "table" else read_tar(url)
         if not found:
             raise InputError(f"{url} has no utterances")
+        other = [row.utterance_id for row in found if row.split not in (None, split)] if split else []
+        if other:
+            click.echo(
+                f"warning: {source}: of {len(other)} utterances, such as {printable(other[0])}, the split column says "
+                f"otherwise; leave out '{split}=' to have it decide",
+                err=True,
+            )
         rows += found if split is None else [replace(row, split=split) for row in found]
     if by_id and all(row.class_ids is None for row in rows):
         raise InputError(

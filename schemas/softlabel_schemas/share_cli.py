@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from urllib.parse import urlsplit
 
 import click
 
 from softlabel_schemas.about import Description, write_about
 from softlabel_schemas.dataset import open_dataset
-from softlabel_schemas.deprecation import Deprecation, deprecate
+from softlabel_schemas.deprecation import Deprecation, deprecate, warn_if_deprecated
+from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.names import NameRecord, located, resolve, tag, wanted_address
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.strict import load_toml, parse
@@ -48,6 +50,7 @@ def resolve_command(name: str, as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2))
         return
     click.echo(_line(address.prefix, record, url))
+    warn_if_deprecated(ObjectStore(url))
 
 
 @click.command("about")
@@ -83,8 +86,24 @@ def deprecate_command(url: str, reason: str, use: str | None) -> None:
     """
     deprecation = parse(Deprecation, {"reason": reason, "use": use}, where="the notice")
     store = ObjectStore(located(url)[0])
+    if use is not None:
+        _check_use(store, use)
     deprecate(store, deprecation)
     click.echo(f"{store.url} is {deprecation.sentence()}")
+
+
+def _check_use(store: ObjectStore, use: str) -> None:
+    """Raises InputError where it is the dataset itself. One that cannot be opened here may be open to others; one on another
+    storage is not looked for."""
+    if urlsplit(use)[:2] != urlsplit(store.url)[:2]:
+        return
+    try:
+        found = open_dataset(use).store.url
+    except (InputError, IntegrityError, OSError) as error:
+        click.echo(f"warning: --use {use} cannot be opened here: {error}", err=True)
+        return
+    if found == store.url:
+        raise InputError(f"--use {use} leads to {store.url} itself; give the dataset to use in its place")
 
 
 def _line(prefix: str, record: NameRecord, url: str) -> str:

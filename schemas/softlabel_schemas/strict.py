@@ -93,6 +93,11 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     location = ".".join(printable(str(part)) for part in problem["loc"]) or "(whole file)"
     # Pydantic puts some of what it found into its own messages.
     message = printable(problem["msg"].removeprefix("Value error, "), _MAX_MESSAGE)
+    if problem["type"] == "union_tag_invalid":
+        found, expected = printable(problem["ctx"]["tag"]), problem["ctx"]["expected_tags"]
+        near = difflib.get_close_matches(found, expected.replace("'", "").split(", "), n=1, cutoff=0.5)
+        name = problem["ctx"]["discriminator"].strip("'")
+        return f"{location}.{name}: '{found}' is none of {expected}{_hint(near)}"
     if problem["type"] != "extra_forbidden":
         # Our own messages say what was found where it is fit to be shown: a credential is not.
         own = problem["type"] in ("missing", "value_error")
@@ -102,8 +107,11 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     if key in _known_keys(model):
         return f"{location}: unknown key '{key}' here; it belongs in another table"
     near = difflib.get_close_matches(key, sorted(_known_keys(model)), n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"{location}: unknown key '{key}'{hint}"
+    return f"{location}: unknown key '{key}'{_hint(near)}"
+
+
+def _hint(near: list[str]) -> str:
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def printable(text: str, at_most: int = _MAX_TEXT) -> str:

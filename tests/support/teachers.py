@@ -226,6 +226,7 @@ def write_teacher(
         front_end=Fbank(num_mel_bins=num_mel_bins),
         inventory=inventory,
         frame_shift_ms=frame_shift_ms,
+        replace=True,
     )
     return TeacherConfig(bundle=str(folder))
 
@@ -264,6 +265,7 @@ def write_linear_teacher(
         inventory=inventory,
         frame_shift_ms=frame_shift_ms,
         held_out=held_out,
+        replace=True,
     )
     return TeacherConfig(bundle=str(folder), allow_factory=factory)
 

@@ -15,6 +15,7 @@ from softlabel_schemas.deprecation import read_deprecation
 from softlabel_schemas.digest import seal
 from softlabel_schemas.gc import find_garbage
 from softlabel_schemas.manifest import to_bytes
+from softlabel_schemas.names import tag, wanted_address
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.strict import parse
 from softlabel_schemas.version import SOFTWARE
@@ -190,6 +191,20 @@ def test_bad_notices(written: Written, args: list[str], message: str) -> None:
     assert message in result.stderr
     assert "secret" not in result.stderr
     assert read_deprecation(ObjectStore(written.url)) is None
+
+
+def test_what_to_use_instead(written: Written, tmp_path: Path) -> None:
+    """Not the dataset itself, under whatever name; that it is not there may be its reader's to mend."""
+    tag(written.url, wanted_address(f"{tmp_path}#english"))
+    for use in (written.url, f"{tmp_path}#english", f"{tmp_path}#english:1"):
+        refused = softlabels("deprecate", written.url, "--reason", "old", "--use", use)
+        assert (refused.exit_code, f"{written.url} itself" in refused.stderr) == (2, True)
+    assert read_deprecation(ObjectStore(written.url)) is None
+    noted = softlabels("deprecate", written.url, "--reason", "old", "--use", str(tmp_path / "yet-to-come"))
+    assert noted.exit_code == 0
+    assert f"warning: --use {tmp_path}/yet-to-come cannot be opened here: " in noted.stderr
+    resolved = softlabels("resolve", f"{tmp_path}#english")
+    assert resolved.stderr == f"warning: {written.url} is deprecated: old; use {tmp_path}/yet-to-come\n"
 
 
 def test_only_a_published_dataset_is_deprecated(tmp_path: Path) -> None:

@@ -75,8 +75,9 @@ class TestTable:
 
     def test_the_split_of_the_command_line_counts(self, recordings: Recordings) -> None:
         Path("rows.tsv").write_text("utterance_id\taudio\tsplit\na\taudio/anna-1.flac\ttrain\n")
-        imported("table", "test=rows.tsv")
+        result = softlabels_import("table", "test=rows.tsv")
         assert load_corpus("corpus.parquet")[0].split == "test"
+        assert "warning: test=rows.tsv: of 1 utterances, such as a, the split column says otherwise" in result.stderr
 
     @pytest.mark.parametrize(
         ("content", "message"),

@@ -69,7 +69,7 @@ def test_every_problem_is_named() -> None:
     with pytest.raises(InputError) as caught:
         parse(Job, {"destination": 1, "selection": {"policy": "best"}, "x": 1}, where="here")
     lines = str(caught.value).split("\n")[1:]
-    assert [line.split(":")[0].strip() for line in lines] == ["destination", "selection", "x"]
+    assert [line.split(":")[0].strip() for line in lines] == ["destination", "selection.policy", "x"]
 
 
 def test_what_is_no_table() -> None:

@@ -201,6 +201,13 @@ class TestDataset:
         stored = json.loads((tmp_path / "ensemble.json").read_bytes(), parse_constant=pytest.fail)
         assert stored == result
 
+    def test_a_folder_is_no_output(self, speech: Speech, run: Path) -> None:
+        """Before the work, of a run too."""
+        url = str(speech.folder / "labels")
+        for evaluate in (evaluate_run, evaluate_dataset):
+            with pytest.raises(InputError, match=f"^{run} is a folder; give the name of a JSON file$"):
+                evaluate(str(run) if evaluate is evaluate_run else url, speech.manifest, ["test"], str(run))
+
     def test_labels_without_some_frames(self, speech: Speech, tmp_path: Path) -> None:
         """They would count as errors."""
         frames = FrameSelection(silence=0, uncertain=0)

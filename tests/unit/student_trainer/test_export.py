@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 
 from softlabel_schemas import InputError, IntegrityError
 from softlabel_schemas.bundle import BundleReader, ExportedProgram, Factory, TeacherBundle
+from student_trainer import models
 from student_trainer.cli import main
 from student_trainer.export import export
 from student_trainer.models import AcousticModel
@@ -18,6 +20,7 @@ from student_trainer.run_folder import MODEL, RUN, RunFolder, build_model
 from teacher_service.config import TeacherConfig
 from teacher_service.teacher import load_teacher
 from tests.support.speech import FRONT_END, INVENTORY, Speech, train_config, write_speech
+from tests.support.trees import tree
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "tdnn": {"hidden": 16, "num_layers": 3},
@@ -42,7 +45,8 @@ def write_run(speech: Speech, path: Path, architecture: str, **changes: Any) -> 
     torch.manual_seed(1)
     model = build_model(config, INVENTORY)
     folder = RunFolder(path)
-    folder.write_json(RUN, {"config": config.model_dump(mode="json"), "history": []})
+    history = [{"epoch": epoch + 1} for epoch in range(config.training.epochs)]
+    folder.write_json(RUN, {"config": config.model_dump(mode="json"), "history": history})
     folder.write_inventory(INVENTORY)
     folder.write_model(model)
     return model.eval()
@@ -112,6 +116,17 @@ def test_of_two_heads_the_hard_one_goes_along(speech: Speech, tmp_path: Path, ar
     assert heads == {"heads.0.weight", "heads.0.bias"}
 
 
+def test_a_bundle_does_not_depend_on_where_this_program_lies(speech: Speech, tmp_path: Path) -> None:
+    """Nor says it to whom the bundle is given."""
+    write_run(speech, tmp_path / "run", "conformer")
+    export(tmp_path / "run", tmp_path / "bundle")
+    with zipfile.ZipFile(tmp_path / "bundle" / "model.pt2") as archive:
+        found = [
+            name for name in archive.namelist() if str(Path(models.__file__).parent).encode() in archive.read(name)
+        ]
+    assert found == []
+
+
 class TestCommand:
     def test_prints_what_it_wrote(self, speech: Speech, tmp_path: Path) -> None:
         write_run(speech, tmp_path / "run", "blstm")
@@ -120,6 +135,29 @@ class TestCommand:
         assert result.exit_code == 0, result.output
         digest = BundleReader(bundle).description.digest()
         assert result.stdout == f"{bundle}: student, 6 classes, digest {digest}\n"
+
+    def test_a_run_that_is_not_complete(self, speech: Speech, tmp_path: Path) -> None:
+        """What it labels would be as good as an early epoch, and say nothing of it."""
+        write_run(speech, tmp_path / "run", "blstm")
+        folder = RunFolder(tmp_path / "run")
+        run = folder.read_json(RUN)
+        folder.write_json(RUN, {**run, "history": run["history"][:-1]})
+        with pytest.raises(
+            InputError, match=r"run has trained \d of \d epochs; finish it with 'student-trainer train'"
+        ):
+            export(folder.path, tmp_path / "bundle")
+        assert not (tmp_path / "bundle").exists()
+
+    def test_another_bundle_is_not_replaced(self, speech: Speech, tmp_path: Path) -> None:
+        """Its model may be what a dataset was labelled with. The same one may be written again."""
+        for name in ("blstm", "tdnn"):
+            write_run(speech, tmp_path / name, name)
+        first = export(tmp_path / "blstm", tmp_path / "bundle")
+        before = tree(tmp_path / "bundle")
+        with pytest.raises(InputError, match=r"bundle holds another bundle already; give another folder, or delete"):
+            export(tmp_path / "tdnn", tmp_path / "bundle")
+        assert export(tmp_path / "blstm", tmp_path / "bundle") == first
+        assert tree(tmp_path / "bundle") == before
 
     def test_without_a_trained_model(self, speech: Speech, tmp_path: Path) -> None:
         write_run(speech, tmp_path / "run", "blstm")
