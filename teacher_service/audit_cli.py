@@ -58,7 +58,7 @@ def audit_command(url: str, job: str, fraction: float, tolerance: float, seed: i
                 advance(done)
 
             found = audit(dataset, prepared, shards, tolerance=tolerance, on_seconds=on_seconds)
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         raise CheckFailedError(f"the shards could not be labelled once more: {error}") from error
     facts = {"url": dataset.store.url, "seed": seed, "shards": shards, **found.facts()}
     if as_json:

@@ -142,7 +142,7 @@ def plan(job: str, sample: int, prices: str | None, save: bool, as_json: bool) -
     try:
         with progress("calibrate", total, "s of speech") as advance:
             made = make_plan(prepared, calibrate(prepared, sample, advance), paid)
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         raise CheckFailedError(f"the sample could not be labelled: {error}") from error
     if save:
         save_plan(prepared.store(), made)

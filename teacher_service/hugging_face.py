@@ -45,7 +45,6 @@ _CLASSES: dict[str, tuple[Any, Any]] = {
 _NOT_ARCHITECTURE = frozenset({"architectures", "dtype", "model_type", "transformers_version", "id2label", "label2id"})
 # What a folder is read for. Weights may be in several files, with an index.
 _FILES = (".json", ".safetensors")
-_PIECE_BYTES = 64 << 20
 # Weights that pre-training has beside the model's.
 _OF_PRE_TRAINING = ("quantizer.", "project_q.", "project_hid.")
 # Of a configuration's strings and lists a stranger may have written any.
@@ -302,7 +301,5 @@ def _local(folder: str) -> AbstractContextManager[str]:
     copy = tempfile.TemporaryDirectory()
     for name in store.children("")[1]:
         if name.endswith(_FILES):
-            with (Path(copy.name) / name).open("wb") as file:
-                while piece := store.read_range(name, file.tell(), file.tell() + _PIECE_BYTES):
-                    file.write(piece)
+            (Path(copy.name) / name).write_bytes(store.read(name))
     return copy

@@ -29,7 +29,7 @@ from teacher_service.metrics import ActorMetrics
 from teacher_service.pipeline import BatchDone, LabelledShard, folds, label_shard
 from teacher_service.teacher import load_teachers
 
-# Utterances that are labelled, at most, to see whether the teachers work.
+# Utterances of a fold that are labelled, about, to see whether its teachers work.
 _CONTROLS = 32
 
 
@@ -153,33 +153,35 @@ class LabellingActor:
         those of other shards, or do on longer ones: the machine may lack memory, or a package, and the shard is tried again."""
         if not shard.unproven:
             return
-        job, working = self._job, set[int | None]()
-        controls = [job.corpus.read(row, 1) for row in self._other_rows(shard_range)]
+        num_folds = self._job.document.spec.num_folds
+        controls = [(rows, folds(rows, num_folds)[0]) for rows in self._other_rows(shard_range, num_folds or 1)]
+        unproven, working = shard.unproven, set[int | None]()
+        if shard.utterances:
+            # That the others of the shard were labelled must do for a fold that is nowhere else.
+            unproven = {fold: seconds for fold, seconds in unproven.items() if fold in {each for _, each in controls}}
         # Longest first: of memory, shorter ones show less.
-        for rows in sorted(controls, key=lambda rows: -rows.seconds()[0]):
-            (fold,) = folds(rows, job.document.spec.num_folds)
-            lacking = shard.unproven.get(fold, 0.0)
-            is_longer = rows.seconds()[0] >= lacking
-            if fold not in shard.unproven or (fold in working and not is_longer):
+        for rows, fold in sorted(controls, key=lambda control: -control[0].seconds()[0]):
+            is_longer = rows.seconds()[0] >= unproven.get(fold, 0.0)
+            if fold not in unproven or (fold in working and not is_longer):
                 continue
             if self._label(shard_range, rows).utterances:
                 if is_longer:
                     break
                 working.add(fold)
         else:
-            if working == shard.unproven.keys():
+            if working == unproven.keys():
                 return
         raise RuntimeError(
             f"{shard.skipped[0].reason}; whether it is at fault or this machine is not clear: no utterance that the same "
             "teachers label shows that they work here, with memory enough"
         )
 
-    def _other_rows(self, shard_range: ShardRange) -> list[int]:
+    def _other_rows(self, shard_range: ShardRange, num_folds: int) -> list[Corpus]:
         """Some of other shards, far from each other."""
         num_rows = self._job.document.storage.num_rows
         own = range(shard_range.first_row, shard_range.first_row + shard_range.num_rows)
-        spread = np.linspace(0, num_rows - 1, min(num_rows, _CONTROLS)).astype(int).tolist()
-        return [row for row in spread if row not in own]
+        spread = np.linspace(0, num_rows - 1, min(num_rows, _CONTROLS * num_folds)).astype(int).tolist()
+        return [self._job.corpus.read(row, 1) for row in spread if row not in own]
 
     @contextmanager
     def _models_for(self, shard_range: ShardRange) -> Iterator[None]:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from softlabel_schemas import layout
 from softlabel_schemas.commit import read_spec
+from softlabel_schemas.errors import InputError
 from softlabel_schemas.names import located
 from softlabel_schemas.object_store import ObjectStore
 from teacher_service.job_plan import Plan
@@ -47,9 +48,13 @@ class Status:
 
 def read_status(url: str) -> Status:
     """Of the run at a URL or a name. Raises InputError where none was begun there."""
-    store = ObjectStore(url)
-    if not store.exists(layout.SPEC):
+    try:
         store = ObjectStore(located(url)[0])
+    except InputError:
+        # What is not published has no name, but may have a URL that looks like one.
+        store = ObjectStore(url)
+        if not store.exists(layout.SPEC):
+            raise
     document = read_spec(store)
     listed = store.list(layout.COMMITS).items()
     done = {index: found.modified for key, found in listed if (index := layout.shard_index_of(key)) is not None}

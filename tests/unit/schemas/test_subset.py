@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -174,8 +174,9 @@ def test_hours_are_taken_from_shards_spread_over_the_dataset(dataset: SoftLabelD
             choose_hours(dataset, hours)
 
 
-def write_speakers(dataset: SoftLabelDataset, folder: Path) -> str:
-    """A corpus of the dataset's rows, in two splits, and of one of a split without labels; speakers are a, b and c in turn."""
+def write_speakers(dataset: SoftLabelDataset, folder: Path, labelled: Collection[str] | None = None) -> str:
+    """A corpus of the dataset's rows, in two splits, and of one of a split without labels; speakers are a, b and c in turn.
+    Hard labels have those in ``labelled``, or all."""
     ids = [*ids_of(dataset), "utt-silent", "utt-test"]
     rows = [
         Utterance(
@@ -185,7 +186,7 @@ def write_speakers(dataset: SoftLabelDataset, folder: Path) -> str:
             num_samples=16_000,
             split="test" if utterance_id == "utt-test" else "train" if index % 5 else "train-5",
             speaker="abc"[index % 3],
-            hard_labels=np.zeros(3, np.int32),
+            hard_labels=np.zeros(3, np.int32) if labelled is None or utterance_id in labelled else None,
         )
         for index, utterance_id in enumerate(ids)
     ]
@@ -354,6 +355,14 @@ def test_another_corpus_is_not_replaced(dataset: SoftLabelDataset, tmp_path: Pat
             (tmp_path / "corpus").rename(tmp_path / "elsewhere")
             corpus = corpus.replace("/corpus/", "/elsewhere/")
         result = softlabels("pull", dataset.store.url, str(tmp_path / "some"), "--shards", "0", "--corpus", corpus)
+        assert result.exit_code == 0, result.stderr
+
+
+def test_a_corpus_without_hard_labels_is_the_same_once_more(dataset: SoftLabelDataset, tmp_path: Path) -> None:
+    """One row of the corpus has some, which is not pulled."""
+    manifest = write_speakers(dataset, tmp_path / "corpus", labelled=ids_of(dataset)[-1:])
+    for _ in range(2):
+        result = softlabels("pull", dataset.store.url, str(tmp_path / "some"), "--shards", "0", "--corpus", manifest)
         assert result.exit_code == 0, result.stderr
 
 

@@ -170,6 +170,7 @@ def failing_job(
     fault: str = "raises",
     speakers: Sequence[str] = (),
     last_fails: bool = False,
+    shard_seconds: float | None = None,
 ) -> PreparedJob:
     """The first two utterances are a shard that the teachers fail on. With ``speakers``, one for each utterance, there are two
     folds with a teacher each; ``last_fails``: the last utterance is one that they fail on, too."""
@@ -193,7 +194,7 @@ def failing_job(
             teachers,
             folder / "labels",
             corpus__num_folds=2 if speakers else None,
-            destination__shard_seconds=seconds[0] + seconds[1],
+            destination__shard_seconds=shard_seconds or seconds[0] + seconds[1],
             errors={"on_error": "skip", "max_skipped_fraction": allowed},
         )
     )
@@ -230,6 +231,14 @@ def test_the_teachers_of_another_fold_show_nothing(tmp_path: Path) -> None:
     job = failing_job(tmp_path / "with", [0.5] * 6, speakers=speakers)
     actor = loaded(job)
     assert [actor.label(shard_range).num_skipped for shard_range in job.plan] == [2, 0, 0]
+
+
+def test_a_fold_that_is_nowhere_else(tmp_path: Path) -> None:
+    """The other utterances of the shard must do: on no machine would there be more to see."""
+    speakers = ["carl", "carl", "anna", "anna"]
+    job = failing_job(tmp_path, [1.0, 1.0, 0.5, 0.5], speakers=speakers, shard_seconds=60.0)
+    (shard_range,) = job.plan
+    assert loaded(job).label(shard_range).num_skipped == 2
 
 
 @pytest.mark.parametrize(("seconds", "is_theirs"), [((0.6, 0.6, 0.5, 0.5), True), ((0.6, 0.6, 0.5, 0.7), False)])
