@@ -33,15 +33,11 @@ from softlabel_schemas.utterance_reader import MissingFileError, UtteranceError,
 from teacher_service.batching import batch_rows, batch_rows_by_fold, pad
 from teacher_service.overlap import Behind, ahead
 from teacher_service.teacher import Teacher, is_device_fault, lacks_memory
-from teacher_service.utterance_labels import Outputs, Results, label_outputs
+from teacher_service.utterance_labels import Outputs, Results, TeachersFailedError, label_outputs
 
 _BATCHES_AHEAD = 2
 _REASON_CHARACTERS = 200
 _NO_LOCK = nullcontext()
-
-
-class TeachersFailedError(UtteranceError):
-    """A model raised on the utterance by itself."""
 
 
 class LacksMemoryError(TeachersFailedError):
@@ -54,8 +50,8 @@ class LabelledShard:
 
     Attributes:
         num_missing: of ``skipped``, those whose file is not there.
-        unproven: the folds (None: without folds) of which a model raised on some utterance, and none was labelled; with the
-            duration of the shortest that memory was not enough for, infinite where there is none.
+        unproven: the folds (None: without folds) of which the teachers failed on some utterance, and none was labelled; with
+            the duration of the shortest that memory was not enough for, infinite where there is none.
     """
 
     utterances: list[LabelledUtterance]

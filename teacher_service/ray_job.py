@@ -141,6 +141,11 @@ class _Worker:
         return max(0.0, self.seconds_done - self.seconds_committed)
 
 
+def _described(error: Exception) -> str:
+    """With its type; those of actors that are RuntimeErrors here name their own."""
+    return str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"
+
+
 class _Driver:
     """Keeps the actors busy; replaces one that dies or is stuck."""
 
@@ -252,7 +257,7 @@ class _Driver:
             self._start_failed(worker, f"the actor died: {error}")
             return
         except (OSError, RuntimeError) as error:
-            self._start_failed(worker, f"{type(error).__name__}: {error}")
+            self._start_failed(worker, _described(error))
             return
         if worker.has_room:
             worker.starting = None
@@ -281,7 +286,7 @@ class _Driver:
             self._lose(worker, f"the actor died: {error}")
             return
         except (IntegrityError, OSError, RuntimeError) as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = _described(error)
             if isinstance(error, RuntimeError) and self._job.config.resources.gpus_per_actor > 0:
                 # After a fault of its GPU a process answers beats, and fails every shard that it is given within seconds: the
                 # whole job's, one after the other.

@@ -71,7 +71,7 @@ class Actual:
             if actual is None:
                 yield f"{name:12}{planned:>14{form}} {'not recorded':>14}"
             else:
-                yield f"{name:12}{planned:>14{form}} {actual:>14{form}} {actual / planned - 1:+8.1%}"
+                yield f"{name:12}{planned:>14{form}} {actual:>14{form}} {actual / planned - 1:+z8.1%}"
 
 
 def save_plan(store: ObjectStore, plan: Plan) -> None:

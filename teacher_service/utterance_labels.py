@@ -30,6 +30,10 @@ from teacher_service.selection import Selected, to_soft_targets, top1_targets
 Results = dict[int, LabelledUtterance | UtteranceError]
 
 
+class TeachersFailedError(UtteranceError):
+    """A model raised on the utterance by itself, or its posteriors are not finite."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
     """What the teachers gave for the utterances in ``indices``, B of them.
@@ -151,7 +155,7 @@ def _utterance(
     own = targets.frames(frames.start, frames.stop)
     entropy_T, top1_T = selected.entropy_N[frames].numpy(), selected.top1_N[frames].numpy()
     if not (np.isfinite(entropy_T).all() and np.isfinite(own.log_probs).all() and np.isfinite(own.tail_mass).all()):
-        return UtteranceError(f"utterance {row.utterance_id}: the teachers' posteriors are not finite")
+        return TeachersFailedError(f"utterance {row.utterance_id}: the teachers' posteriors are not finite")
     if spec.selection.frames is not None:
         # By the posterior's top class, which a sample may not show.
         top1 = top1_targets(selected, spec.num_classes, frames)

@@ -6,6 +6,7 @@ import builtins
 import functools
 import io
 import json
+import math
 import os
 import time
 import warnings
@@ -168,6 +169,7 @@ class FaultyModel(LinearModel):
         answers: dict[str, Any] = {
             "classes": (logits_BTV[:, :, :-1], lengths_B),
             "rank": (logits_BTV[0], lengths_B),
+            "not finite": (logits_BTV * torch.where(loud_B, math.nan, 1.0)[:, None, None], lengths_B),
             "one frame less": (logits_BTV, lengths_B - loud_B.long()),
             "no frames": (logits_BTV, lengths_B * ~loud_B),
             "beyond": (logits_BTV, lengths_B + 1000 * loud_B),

@@ -200,16 +200,23 @@ def failing_job(
     )
 
 
-def test_a_shard_that_the_teachers_fail_on_is_left_out_where_they_are_seen_to_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "failure"),
+    [("raises", "the teachers fail on it: ValueError: .*"), ("not finite", "the teachers' posteriors are not finite")],
+)
+def test_a_shard_that_the_teachers_fail_on_is_left_out_where_they_are_seen_to_work(
+    tmp_path: Path, fault: str, failure: str
+) -> None:
     """By an actor that has made no other shard. What is skipped is skipped for good: where the machine lacks a package, or
     memory that something else has taken, none of its shards may be."""
-    job = failing_job(tmp_path, [0.5] * 8, allowed=0.25)
+    job = failing_job(tmp_path, [0.5] * 8, allowed=0.25, fault=fault)
     actor = loaded(job)
     model: Any = actor._teachers[0].model
     model.above = -1e9
-    failure = r"utterance utt-\d+: the teachers fail on it: ValueError: .*; whether it is at fault or this machine is not clear"
     for shard_range in job.plan:
-        with pytest.raises(RuntimeError, match=failure):
+        with pytest.raises(
+            RuntimeError, match=rf"utterance utt-\d+: {failure}; whether it is at fault or this machine is not"
+        ):
             actor.label(shard_range)
     assert committed_shards(job.store()) == set()
     assert actor.beat().idle_seconds == 0.0
