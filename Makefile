@@ -17,7 +17,7 @@ SEED ?= 1
 demo: $(VENV)/.installed-demo
 	$(BIN)/python deploy/local/demo.py $(DEMO_OUTPUT)
 
-essence: $(VENV)/.installed-demo
+essence: $(VENV)/.installed-teacher,decode
 	$(BIN)/python deploy/local/essence.py $(SPEECHOCEAN762) $(ESSENCE_OUTPUT) --epochs $(EPOCHS) $(if $(FURTHER),--further)
 
 # Three processes for two cores: many tests wait for Ray, S3 and killed processes; with four, a slow machine is so busy that Ray

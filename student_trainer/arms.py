@@ -19,7 +19,7 @@ from softlabel_schemas.strict import ModelT, parse
 from student_trainer.config import TrainConfig
 from student_trainer.evaluate import evaluation_name
 from student_trainer.metric_names import COUNTS, Metric
-from student_trainer.result_files import HARD_LABELS_DIGEST, Evaluation, Run
+from student_trainer.result_files import Evaluation, Run
 from student_trainer.run_folder import RUN, RunFolder
 
 
@@ -135,7 +135,8 @@ def _load_run(path: Path, splits: Sequence[str], config: TrainConfig | None) -> 
     if evaluation.inventory_digest != run.inventory_digest:
         raise InputError(f"{path}: trained and evaluated with different class inventories; run: {made_by}")
     weights = RunFolder(path).weights_digest()
-    if None not in (weights, evaluation.weights_digest) and weights != evaluation.weights_digest:
+    # Who deleted the weights can still compare.
+    if weights is not None and weights != evaluation.weights_digest:
         raise InputError(
             f"{path}: its evaluation is of other weights, from before its training went on; run: {made_by}"
         )
@@ -157,7 +158,7 @@ def _arm(name: str, seeds: Sequence[tuple[str, Run, Evaluation]]) -> Arm:
     first_location, first, _ = seeds[0]
     seen: dict[int, str] = {}
     for location, run, _ in seeds:
-        unlike = _unlike_seeds(first.setup(), run.setup())
+        unlike = unlike_settings(first.setup(), run.setup())
         if unlike:
             raise InputError(
                 f"{first_location} and {location} are both named '{name}' but are not seeds of one arm: "
@@ -173,12 +174,6 @@ def _arm(name: str, seeds: Sequence[tuple[str, Run, Evaluation]]) -> Arm:
         evaluations=tuple(evaluation for _, _, evaluation in ordered),
         runs=tuple(run for _, run, _ in ordered),
     )
-
-
-def _unlike_seeds(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """A run from before this digest was written says nothing of it: an arm may have old and new ones."""
-    is_unknown = None in (first.get(HARD_LABELS_DIGEST), other.get(HARD_LABELS_DIGEST))
-    return [line for line in unlike_settings(first, other) if not (is_unknown and line.startswith(HARD_LABELS_DIGEST))]
 
 
 def _evaluated(evaluation: Evaluation, path: Path, taken: set[str]) -> Arm:

@@ -27,7 +27,7 @@ def main() -> None:
       student-trainer train student.toml
       student-trainer evaluate runs/student --corpus corpus.parquet --split test
       student-trainer export runs/student bundles/student
-      student-trainer compare runs/* --report report.html
+      student-trainer compare runs/* --split test --report report.html
     """
 
 
@@ -55,7 +55,9 @@ def train(config: str) -> None:
 @main.command()
 @click.argument("run", type=click.Path(), required=False)
 @click.option("--dataset", help="Evaluate the teacher ensemble from this dataset's targets, instead of a RUN.")
-@click.option("--corpus", required=True, help="Corpus manifest with hard labels.")
+@click.option(
+    "--corpus", required=True, help="Corpus manifest with hard labels (of CTC and for words with transcripts)."
+)
 @click.option("--split", "splits", multiple=True, required=True, help="May be given several times.")
 @click.option("--graph", help="Decode words with this graph (student-trainer graph), for word error rates.")
 @click.option("--decoder", help="Settings of the decoder (student-trainer tune-decoder); default: decoder.json of RUN.")
@@ -273,7 +275,12 @@ def compare(
 
 @main.command()
 @click.argument("config", type=click.Path())
-@click.option("--address", help="Of a Ray cluster (HOST:PORT); default: Ray on this machine, on loopback only.")
+@click.option(
+    "--address",
+    envvar="RAY_ADDRESS",
+    show_envvar=True,
+    help="Of a Ray cluster (HOST:PORT); default: Ray on this machine, on loopback only.",
+)
 def sweep(config: str, address: str | None) -> None:
     """Train, evaluate and compare all arms and seeds of CONFIG (SWEEP.toml); run again to resume.
 

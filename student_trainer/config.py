@@ -8,30 +8,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from softlabel_schemas.digest import canonical_json, sha256_hex
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.folds import Fold, NumFolds
 from softlabel_schemas.frame_selection import FrameSelection, Weight
 from softlabel_schemas.front_end import Fbank, FrontEnd
 from softlabel_schemas.selection import Selection
-from softlabel_schemas.strict import GrownModel, StrictModel, parse, read_toml
+from softlabel_schemas.strict import StrictModel, parse, read_toml
 
 Units = Literal["characters", "words"]
 # Torch takes no larger ones.
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 TailMode = Literal["renormalize", "ghost", "to_hard_label", "uniform"]
-# Of [soft_labels]: where bytes come from, which does not change what is trained.
-CACHE_FIELDS = ("cache", "cache_gib")
-# Of [training]: where it is computed. Another device rounds otherwise; a run may go on there all the same.
-_DEVICE = "device"
 # Keys that hold a path or a URL, or a list of them, by table.
 _PATHS = {"corpus": ("manifest", "inventory"), "soft_labels": ("url", "urls", "cache")}
-# Settings that came later: left out of the digest where they have their default, so that runs made before them are resumed.
-_LATER = {
-    "corpus": ("hard_label_splits", "num_folds", "held_out_fold"),
-    "soft_labels": ("urls", "final_weight", "frames", "decoding_head"),
-    "training": ("precision",),
-}
 
 
 class CorpusConfig(StrictModel):
@@ -70,7 +59,7 @@ class CorpusConfig(StrictModel):
         return self
 
 
-class FrameWeights(FrameSelection, GrownModel):
+class FrameWeights(FrameSelection):
     """Attributes:
     blank: of frames whose likeliest class is the blank of CTC. Most frames of a CTC teacher are, and say only that it would
         rather speak elsewhere: at 0 the student learns from its spikes (the mask of Kurata and Audhkhasi, "Guiding CTC
@@ -78,7 +67,6 @@ class FrameWeights(FrameSelection, GrownModel):
     """
 
     blank: Weight = 1.0
-    later_fields = ("blank",)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -260,38 +248,19 @@ class TrainConfig(StrictModel):
                     f"soft_labels.{table}.disagreeing needs hard labels of frames; with [ctc] there are none"
                 )
 
-    def digest(self) -> str:
-        """sha256 of all that decides the result, with paths in the place of what they lead to; a run's record of it."""
-        exclude: dict[str, Any] = {"output": True, "training": {_DEVICE}}
-        if self.soft_labels is not None:
-            exclude["soft_labels"] = set(CACHE_FIELDS)
-        return sha256_hex(canonical_json(self._settings(exclude)))
-
     def result_settings(self) -> dict[str, Any]:
         """What decides the result beside the contents of corpus, inventory and soft labels, which have digests of their own
-        wherever they lie; a checkpoint of others is not resumed."""
+        wherever they lie; a checkpoint of others is not resumed. Another device rounds otherwise; a run may go on there all the
+        same."""
         exclude: dict[str, Any] = {
             "name": True,
             "output": True,
             "corpus": {"manifest", "inventory"},
-            "training": {"checkpoint_minutes", _DEVICE},
+            "training": {"checkpoint_minutes", "device"},
         }
         if self.soft_labels is not None:
-            exclude["soft_labels"] = {"url", "urls", *CACHE_FIELDS}
-        return self._settings(exclude)
-
-    def _settings(self, exclude: Mapping[str, Any]) -> dict[str, Any]:
-        """Less those that came later and have their default."""
-        settings = self.model_dump(mode="json", exclude=dict(exclude))
-        for table in ("augmentation", "ctc"):
-            if settings[table] is None:
-                del settings[table]
-        for table, names in _LATER.items():
-            own = getattr(self, table)
-            for name in names:
-                if own is not None and getattr(own, name) == type(own).model_fields[name].default:
-                    settings[table].pop(name, None)
-        return settings
+            exclude["soft_labels"] = {"url", "urls", "cache", "cache_gib"}
+        return self.model_dump(mode="json", exclude=exclude)
 
 
 def load_config(path: str | Path) -> TrainConfig:

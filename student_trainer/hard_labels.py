@@ -64,12 +64,7 @@ def only_hard_labels_of(corpus: Corpus, splits: Sequence[str], labels: str = "ha
         start += len(chunk)
     column = corpus.table.schema.get_field_index(labels)
     kept = pa.chunked_array(chunks, type=values.type)
-    return Corpus(
-        corpus.table.set_column(column, corpus.table.schema.field(column), kept),
-        hard_label_frame_shift_ms=corpus.hard_label_frame_shift_ms,
-        inventory_digest=corpus.inventory_digest,
-        base_url=corpus.base_url,
-    )
+    return corpus.with_table(corpus.table.set_column(column, corpus.table.schema.field(column), kept))
 
 
 def without_frame_labels(corpus: Corpus) -> Corpus:

@@ -36,13 +36,7 @@ def leave_out_skipped(corpus: Corpus, dataset: SoftLabelDataset) -> tuple[Corpus
         raise InputError(
             f"{dataset.store.url} has no labels for any of {len(corpus)} utterances, all were skipped: {_reasons(left_out)}"
         )
-    left = Corpus(
-        table,
-        hard_label_frame_shift_ms=corpus.hard_label_frame_shift_ms,
-        inventory_digest=corpus.inventory_digest,
-        base_url=corpus.base_url,
-    )
-    return left, left_out
+    return corpus.with_table(table), left_out
 
 
 def say_what_is_left_out(left_out: Sequence[SkippedUtterance], num_utterances: int, *, where: str, url: str) -> None:

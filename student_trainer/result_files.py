@@ -9,18 +9,17 @@ from pydantic import ConfigDict, Field, model_validator
 
 from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.strict import StrictModel
-from student_trainer.config import CACHE_FIELDS, TrainConfig, Units
+from student_trainer.config import TrainConfig, Units
 from student_trainer.metric_names import COUNTS, METRICS, Metric, leading
 
 # Of a run's setup: how many utterances of the corpus it was trained without.
 LEFT_OUT = "utterances_left_out"
-HARD_LABELS_DIGEST = "hard_labels_digest"
 
 
 class _Record(StrictModel):
-    """Keys that a comparison does not need are passed over; NaN stands for a value that is not known."""
+    """Keys that a comparison does not need are passed over."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=True)
+    model_config = ConfigDict(extra="ignore")
 
 
 class MetricValues(_Record):
@@ -74,8 +73,8 @@ class Evaluation(MetricValues):
 
     Attributes:
         units: what CTC is evaluated in; None of labels of frames.
-        transcripts_digest: None where neither words were decoded by a graph nor CTC, and of words before it was written.
-        weights_digest: of the student that was evaluated; None of an ensemble, and of students before it was written.
+        transcripts_digest: None where neither words were decoded by a graph nor CTC.
+        weights_digest: of the student that was evaluated; None of an ensemble.
         graph_digest: None where no words were decoded by a graph.
         left_out: of a dataset's evaluation, the utterances it has no labels for.
     """
@@ -127,8 +126,7 @@ class Run(_Record):
     Attributes:
         dataset_digest: a list where teachers were switched.
         transcripts_digest: None of labels of frames.
-        hard_labels_digest: of the utterances whose hard labels are in use; None where those of all are, and of runs before it
-            was written.
+        hard_labels_digest: of the utterances whose hard labels are in use; None where those of all are.
     """
 
     config: TrainConfig
@@ -147,21 +145,13 @@ class Run(_Record):
 
     def setup(self) -> dict[str, Any]:
         """What decides the result, less the seed, by dotted name. Digests stand for paths."""
-        exclude: dict[str, Any] = {
-            "output": True,
-            "seed": True,
-            "corpus": {"manifest", "inventory"},
-            "training": {"num_threads", "checkpoint_minutes", "device"},
-        }
-        if self.config.soft_labels:
-            exclude["soft_labels"] = {"url", "urls", *CACHE_FIELDS}
+        settings = flat_settings(self.config.result_settings()) | {"name": self.config.name}
+        del settings["seed"], settings["training.num_threads"]
         data = {"corpus_digest": self.corpus_digest, "dataset_digest": self.dataset_digest}
-        for name in ("transcripts_digest", HARD_LABELS_DIGEST):
+        for name in ("transcripts_digest", "hard_labels_digest"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
-        return (
-            flat_settings(self.config.model_dump(mode="json", exclude=exclude)) | data | {LEFT_OUT: len(self.left_out)}
-        )
+        return settings | data | {LEFT_OUT: len(self.left_out)}
 
 
 def flat_settings(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

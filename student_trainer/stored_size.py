@@ -20,9 +20,9 @@ from student_trainer.inputs import file_cache, training_speech
 from student_trainer.soft_labels import SoftLabels
 
 
-def stored_bytes_per_frame(config: TrainConfig) -> float | None:
+def stored_bytes_per_frame(config: TrainConfig) -> float:
     """Bytes per frame of the soft labels that a run uses, had they been captured as it narrows them, of all its datasets
-    together; None without soft labels.
+    together; 0 without soft labels.
 
     Measured, not estimated: they are encoded with the dataset's codec and container, in its shards. A frame whose weight is 0
     keeps no entry. A selection has the tail masses that it needs, at temperature 1 and at the run's own; without one, all that
@@ -31,9 +31,10 @@ def stored_bytes_per_frame(config: TrainConfig) -> float | None:
     Raises:
         InputError, IntegrityError: as training does.
     """
-    if config.soft_labels is None:
-        return None
-    return sum(_bytes_per_frame(config, config.soft_labels, url) for url in config.soft_labels.locations)
+    soft_labels = config.soft_labels
+    return (
+        0.0 if soft_labels is None else sum(_bytes_per_frame(config, soft_labels, url) for url in soft_labels.locations)
+    )
 
 
 def _bytes_per_frame(config: TrainConfig, soft_labels: SoftLabelConfig, url: str) -> float:

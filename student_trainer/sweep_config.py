@@ -258,7 +258,9 @@ def _check_unlike(arms: Mapping[str, TrainConfig], path: str | Path) -> None:
     """Raises InputError where two arms are one but for their name."""
     seen: dict[str, str] = {}
     for name, config in arms.items():
-        other = seen.setdefault(config.model_copy(update={"name": "arm"}).digest(), name)
+        soft, corpus = config.soft_labels, config.corpus
+        data = [corpus.manifest, corpus.inventory, *(() if soft is None else soft.locations)]
+        other = seen.setdefault(repr((config.result_settings(), data)), name)
         if other != name:
             raise InputError(f"{path}: the arms '{other}' and '{name}' are the same configuration; leave one out")
 

@@ -289,7 +289,7 @@ def _labels(run: Run) -> Literal["hard", "soft", "hard+soft"]:
     soft = run.config.soft_labels
     if soft is None:
         return "hard"
-    return "soft" if soft.weight == 1 and soft.final_weight in (None, 1) else "hard+soft"
+    return "soft" if soft.has_all_weight else "hard+soft"
 
 
 def _differences(left: Arm, right: Arm) -> list[DifferenceRecord]:

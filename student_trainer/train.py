@@ -47,11 +47,16 @@ from student_trainer.schedule import learning_rate, soft_weight
 from student_trainer.shared_features import SharedFeatures
 from student_trainer.token_errors import token_metrics
 
-# Of a run's identity, to be compared where it goes on; the last one is there with CTC alone. That of the configuration is not
-# among them: it is over paths too, which may change.
-_DIGESTS = ("corpus_digest", "inventory_digest", "dataset_digest", "transcripts_digest")
-# Checkpoints from before they were written go on without them.
-_LATER_DIGESTS = ("hard_labels_digest", "dev_corpus_digest", "dev_transcripts_digest")
+# Of a run's identity, to be compared where it goes on; the last four are there where the run has a use for them.
+_DIGESTS = (
+    "corpus_digest",
+    "inventory_digest",
+    "dataset_digest",
+    "transcripts_digest",
+    "hard_labels_digest",
+    "dev_corpus_digest",
+    "dev_transcripts_digest",
+)
 
 
 @dataclass(slots=True)
@@ -97,7 +102,6 @@ def train(config: TrainConfig, shared: SharedFeatures | None = None) -> bool:
     )
     identity = {
         "config": config.model_dump(mode="json"),
-        "config_digest": config.digest(),
         "corpus_digest": inputs.corpus.digest,
         "inventory_digest": inventory.digest(),
         "dataset_digest": _digest(inputs.datasets),
@@ -378,8 +382,6 @@ def _further_digests(inputs: Inputs, dev: TrainingData | None) -> dict[str, str 
 
 def _check_settings(folder: RunFolder, before: dict[str, Any], identity: dict[str, Any]) -> None:
     """Raises InputError, with their values, where settings that decide the result are others than before."""
-    if before["config_digest"] == identity["config_digest"]:
-        return
     there = parse(TrainConfig, before["config"], where=f"{folder.path / CHECKPOINT} (config)")
     here = TrainConfig.model_validate(identity["config"])
     unlike = unlike_settings(*(flat_settings(config.result_settings()) for config in (there, here)))
@@ -398,7 +400,7 @@ def _resume(
         return Progress()
     before = state["identity"]
     _check_settings(folder, before, identity)
-    for key in (*_DIGESTS, *(key for key in _LATER_DIGESTS if key in before)):
+    for key in _DIGESTS:
         if before.get(key) != identity.get(key):
             raise InputError(
                 f"{folder.path} holds a run with another {key} ({before.get(key)}, now {identity.get(key)}); "
@@ -412,7 +414,4 @@ def _resume(
         raise InputError(
             f"{folder.path}: the checkpoint does not fit the model ({error}); use another output folder"
         ) from None
-    progress = state["progress"]
-    # A checkpoint from before they were counted, within an epoch: all of its steps so far have all losses.
-    before_counts = {"loss_steps": dict.fromkeys(progress["loss_sums"], progress["step"])}
-    return Progress(**before_counts | progress)
+    return Progress(**state["progress"])

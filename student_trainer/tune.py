@@ -55,7 +55,7 @@ class TunedDecoder(StrictModel):
     """The file: ``settings`` are those of the best of ``trials``, the first of equals.
 
     Attributes:
-        transcripts_digest: of what the words were counted against; None of files from before it was written.
+        transcripts_digest: of what the words were counted against.
         left_out: not labelled.
     """
 
@@ -63,7 +63,7 @@ class TunedDecoder(StrictModel):
     word_error_rate: float
     splits: tuple[str, ...]
     corpus_digest: str
-    transcripts_digest: str | None = None
+    transcripts_digest: str
     graph_digest: str
     trials: tuple[Trial, ...]
     left_out: tuple[SkippedUtterance, ...] = ()

@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from dataclasses import asdict
-from typing import Any
 
 import click
 
@@ -41,7 +40,12 @@ def main() -> None:
 
 @main.command()
 @click.argument("job", type=click.Path())
-@click.option("--address", help="Ray cluster to run on; default: Ray on this machine, loopback only.")
+@click.option(
+    "--address",
+    envvar="RAY_ADDRESS",
+    show_envvar=True,
+    help="Ray cluster to run on; default: Ray on this machine, loopback only.",
+)
 def run(job: str, address: str | None) -> None:
     """Label the corpus that JOB (a TOML file) names and publish the dataset.
 
@@ -57,7 +61,8 @@ def run(job: str, address: str | None) -> None:
     from teacher_service.job import prepare
     from teacher_service.ray_job import run_job
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    # A cluster stops a job with SIGTERM; end as with Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     prepared = prepare(load_job(job))
     url, num_shards = prepared.config.destination.url, len(prepared.plan)
@@ -243,11 +248,6 @@ def status(url: str, as_json: bool) -> None:
 
 
 main.add_command(audit_command)
-
-
-def _interrupt(_signal: int, _frame: Any) -> None:
-    """A cluster stops a job with SIGTERM; end as with Ctrl-C."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

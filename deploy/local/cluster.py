@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--dashboard-port", type=int, default=8265, help="of the Jobs API")
     parser.add_argument("--json", action="store_true", help="answer with JSON lines, for programs")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     node = {"num_cpus": arguments.cpus, "object_store_memory": _OBJECT_STORE_BYTES, "dashboard_agent_listen_port": 0}
     dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": arguments.dashboard_port}
     head = {**node, **dashboard, "num_cpus": arguments.cpus if arguments.head_cpus is None else arguments.head_cpus}
@@ -87,10 +87,6 @@ def _lose(cluster: Cluster, node: Any) -> None:
 
 def _say(as_json: bool, text: str, facts: dict[str, Any]) -> None:
     print(json.dumps(facts) if as_json else text, flush=True)
-
-
-def _interrupt(_signal: int, _frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

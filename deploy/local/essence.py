@@ -40,8 +40,7 @@ def fastest_precision() -> str:
 def check_size(output: Path, **size: int | str | None) -> None:
     """Raises UsageError where the folder holds the experiment at another size: what is done there would count as this one's."""
     path = output / SIZE
-    # Before it was written there was one precision.
-    found = {"precision": "bfloat16", **json.loads(path.read_bytes())} if path.exists() else size
+    found = json.loads(path.read_bytes()) if path.exists() else size
     different = {name: (found.get(name), value) for name, value in size.items() if found.get(name) != value}
     if different:
         listed = ", ".join(f"--{name} {before}, now {now}" for name, (before, now) in different.items())
@@ -155,6 +154,15 @@ def main(
     instructions for bfloat16. The page in student_trainer/results is of --epochs 20 --further, which takes twice as long.
     """
     stop_with_commands()
+    questions = [
+        question
+        for question in (*QUESTIONS, *FURTHER_QUESTIONS)
+        if (question.name in names if names else further or question in QUESTIONS)
+    ]
+    lexicon, has_words = corpus / "lexicon.txt", any(question.words for question in questions)
+    # Before the corpus is read: that takes a while.
+    if has_words and not lexicon.exists():
+        raise click.UsageError(f"{lexicon} does not exist; words are decoded with it: one a line, with its phones")
     output.mkdir(parents=True, exist_ok=True)
     if not (output / "corpus.parquet").exists():
         try:
@@ -164,13 +172,8 @@ def main(
     precision = precision or fastest_precision()
     check_size(output, epochs=epochs, teachers=teachers, utterances=utterances, precision=precision)
     workspace = Workspace(output)
-    questions = [
-        question
-        for question in (*QUESTIONS, *FURTHER_QUESTIONS)
-        if (question.name in names if names else further or question in QUESTIONS)
-    ]
-    if any(question.words for question in questions):
-        make_graph(workspace, corpus / "lexicon.txt")
+    if has_words:
+        make_graph(workspace, lexicon)
     labels, architectures = labels_of(questions, trials), ARCHITECTURES[:teachers]
     train_teachers(workspace, labels, architectures, epochs=epochs, precision=precision)
     num_classes = ClassInventory.load(output / "inventory.json").num_classes

@@ -1,7 +1,7 @@
 """The corpus of the experiment: speechocean762, with its senone alignments as hard labels.
 
 Its folder holds ``utterances.tsv``, ``alignments.parquet`` (senone and phone of every 10 ms frame, by pocketsphinx' en-us
-model) and ``flac/``.
+model) and ``flac/``; for words ``essence.py`` reads ``lexicon.txt`` beside them, of a word and its phones a line.
 
 Targets are senones at a frame shift of 30 ms (the label of the middle one of three frames). Senones with fewer than
 30 frames in the training speech are backed off to the most frequent senone of the same phone (``senones.py``). Speakers of

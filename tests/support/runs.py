@@ -31,9 +31,9 @@ def evaluation(name: str, errors: Sequence[int], *, seed: int = 0, **changes: An
         "phone_error_rate": 50.0 + seed,
         "cross_entropy": 1.5 + seed / 4,
         "calibration_error": 3.0,
-        # NaN: a label whose probability is not known, as in evaluations of stored targets.
+        # None: a label whose probability is not known, as in evaluations of stored targets.
         "utterances": [
-            {"utterance_id": f"utt-{index}", "frames": frames, "frame_errors": wrong, "cross_entropy_sum": float("nan")}
+            {"utterance_id": f"utt-{index}", "frames": frames, "frame_errors": wrong, "cross_entropy_sum": None}
             for index, (frames, wrong) in enumerate(zip(FRAMES, errors, strict=True))
         ],
         **changes,
@@ -68,7 +68,6 @@ def write_run(
     )
     run = {
         "config": config.model_dump(mode="json"),
-        "config_digest": config.digest(),
         "corpus_digest": "a" * 64,
         "inventory_digest": INVENTORY.digest(),
         "dataset_digest": dataset,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import tomllib
 from pathlib import Path
 
 import essence
@@ -14,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import speechocean762
+from click.testing import CliRunner
 from essence_arms import LABELS_TRAIN_EXACT, Question, trials_of
 from essence_questions import EIGHT_BYTES
 from essence_settings import Kind, Settings
@@ -266,3 +270,33 @@ def test_a_graph_that_was_not_finished_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "graph" / "graph.json").touch()
     essence.make_graph(workspace, Path("lexicon.txt"))
     assert not workspace.exists("commands")
+
+
+def test_words_without_a_lexicon_are_refused_before_the_corpus_is_read(tmp_path: Path) -> None:
+    result = CliRunner().invoke(essence.main, [str(tmp_path), str(tmp_path / "output")])
+    assert result.exit_code == 2
+    assert "lexicon.txt does not exist; words are decoded with it" in result.stderr
+    assert not (tmp_path / "output").exists()
+
+
+def test_make_installs_all_that_the_experiment_runs(tmp_path: Path) -> None:
+    """In a fresh clone: teachers' and sweeps' Ray, torch, and the decoder of words."""
+    root = Path(__file__).parents[3]
+    command = ["make", "--dry-run", "essence", f"VENV={tmp_path}"]
+    made = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    (extras,) = re.findall(r"--editable \"\.\[(.*)\]\"", made)
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {"ray", "torch", "kaldi-decoder", "kaldifst"} <= packages(
+        extras.split(","), project["optional-dependencies"]
+    )
+
+
+def packages(extras: list[str], known: dict[str, list[str]]) -> set[str]:
+    """Of these extras and of those that they name in turn."""
+    found = set()
+    for requirement in (requirement for extra in extras for requirement in known[extra]):
+        name, _, own = requirement.partition("[")
+        found |= (
+            packages(own.rstrip("]").split(","), known) if name == "essence-distill" else {re.split("[<>=[]", name)[0]}
+        )
+    return found

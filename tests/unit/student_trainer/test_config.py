@@ -1,9 +1,9 @@
-"""TRAIN.toml: what is refused and how, where paths lead, and what the digest covers."""
+"""TRAIN.toml: what is refused and how, where paths lead, and what decides the result."""
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -176,40 +176,32 @@ class TestLoad:
         assert message in str(error.value)
 
 
-class TestDigest:
-    @pytest.mark.parametrize(
-        ("text", "digest"),
-        [
-            (SHORTEST, "86d52ecc8824f18a8366fc192a50a1d5bcd20570f4d5f995f662b5783c95ed23"),
-            (LONG, "0b09ac575f21bb53117ff4d559c8c4761d0bd5c015c9797a73f66bfd79af925b"),
-            (
-                LONG.replace("weight = 0.7", "weight = 0.7\nframes = { silence = 0.5 }"),
-                "af17b917e069c7967d2289af75bfa1c2c187835635f0a049258502d579b77723",
-            ),
-        ],
-    )
-    def test_of_a_run_from_before_later_settings_is_what_it_was(self, text: str, digest: str) -> None:
-        """Golden: another value would refuse to resume every run there is."""
-        assert TrainConfig.model_validate(tomllib.loads(text)).digest() == digest
+class TestResultSettings:
+    def of(self, tmp_path: Path, text: str) -> dict[str, Any]:
+        return load_config(write(tmp_path, text)).result_settings()
 
-    def test_only_the_output_folder_the_cache_and_the_device_are_left_out(self, tmp_path: Path) -> None:
-        config = load_config(write(tmp_path, LONG))
-        cached = LONG.replace("num_heads = 2", 'num_heads = 2\ncache = "cache"\ncache_gib = 1.0')
-        assert load_config(write(tmp_path, cached)).digest() == config.digest()
-        assert config.model_copy(update={"output": "elsewhere"}).digest() == config.digest()
-        on_gpu = LONG.replace("epochs = 3", 'epochs = 3\ndevice = "cuda:1"')
-        assert load_config(write(tmp_path, on_gpu)).digest() == config.digest()
+    def test_without_names_places_and_the_device(self, tmp_path: Path) -> None:
+        """What lies at a place has a digest of its own."""
         replacements = {
             'name = "student"': 'name = "other"',
-            'output = "runs/student"': 'output = "runs/student"\nseed = 1',
+            '"runs/student"': '"elsewhere"',
             '"corpus.parquet"': '"other.parquet"',
             '"inventory.json"': '"other.json"',
+            '"labels"': '"others"',
+            'url = "labels"': 'urls = ["labels", "others"]',
+            "num_heads = 2": 'num_heads = 2\ncache = "cache"\ncache_gib = 1.0',
+            "epochs = 3": 'epochs = 3\ndevice = "cuda:1"\ncheckpoint_minutes = 1.0',
+        }
+        assert all(old in LONG for old in replacements)
+        for pair in replacements.items():
+            assert self.of(tmp_path, LONG.replace(*pair)) == self.of(tmp_path, LONG)
+
+    def test_all_else_is_in_them(self, tmp_path: Path) -> None:
+        replacements = {
+            'output = "runs/student"': 'output = "runs/student"\nseed = 1',
             '["train", "extra"]': '["train"]',
             "dev_splits = []": 'dev_splits = ["dev"]',
             "\n\n[soft_labels]": '\nhard_label_splits = ["train"]\n[soft_labels]',
-            '"labels"': '"others"',
-            'url = "labels"': 'urls = ["labels", "others"]',
-            'url = "labels"\n': 'urls = ["others", "labels"]\n',
             "weight = 0.7": "weight = 0.6",
             "temperature = 2.0\n": "temperature = 2.0\nframes = { silence = 0.5 }\n",
             "weight = 0.7\n": "weight = 0.7\nfinal_weight = 0.7\n",
@@ -229,16 +221,18 @@ class TestDigest:
             "epochs = 3\n": 'epochs = 3\nprecision = "bfloat16"\n',
         }
         assert all(old in LONG for old in replacements)
-        others = [load_config(write(tmp_path, LONG.replace(*pair))).digest() for pair in replacements.items()]
-        assert len({config.digest(), *others}) == len(replacements) + 1
+        found = [
+            repr(self.of(tmp_path, text)) for text in (LONG, *(LONG.replace(*pair) for pair in replacements.items()))
+        ]
+        assert len(set(found)) == len(replacements) + 1
 
     def test_ctc_is_in_it(self, tmp_path: Path) -> None:
         texts = (SHORTEST, SHORTEST + "\n[ctc]\n", SHORTEST + '\n[ctc]\nunits = "words"\n')
-        assert len({load_config(write(tmp_path, text)).digest() for text in texts}) == 3
+        assert len({repr(self.of(tmp_path, text)) for text in texts}) == 3
 
     def test_it_survives_the_run_folder(self, tmp_path: Path) -> None:
         config = load_config(write(tmp_path, LONG))
-        assert TrainConfig.model_validate(config.model_dump(mode="json")).digest() == config.digest()
+        assert TrainConfig.model_validate(config.model_dump(mode="json")).result_settings() == config.result_settings()
 
 
 @pytest.mark.parametrize(

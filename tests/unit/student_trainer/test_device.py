@@ -133,7 +133,7 @@ def test_no_loss_mixes_devices(tail: Any, temperature: float) -> None:
 
 
 def test_a_run_names_its_device_and_moves_with_its_folder(tmp_path: Path, no_gpu: None) -> None:
-    """The device is no part of the digest: the run goes on, and is evaluated, where another is."""
+    """The run goes on, and is evaluated, where another device is."""
     speech = write_speech(tmp_path / "speech")
     config = train_config(speech, tmp_path / "run", training__epochs=1, training__device="cuda")
     with pytest.raises(InputError, match=r'training\.device is "cuda"'):
@@ -141,7 +141,6 @@ def test_a_run_names_its_device_and_moves_with_its_folder(tmp_path: Path, no_gpu
     here = TrainConfig.model_validate(
         config.model_dump() | {"training": config.training.model_dump() | {"device": "cpu"}}
     )
-    assert here.digest() == config.digest()
     assert train(here)
     run = RunFolder(config.output).read_json("run.json")
     assert run["config"]["training"]["device"] == "cpu"

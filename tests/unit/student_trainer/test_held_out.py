@@ -66,10 +66,3 @@ def test_nobody_is_left(speech: Speech, tmp_path: Path, splits: str) -> None:
 def test_settings_that_contradict_themselves(speech: Speech, fields: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train_config(speech, "run", **fields)
-
-
-def test_the_digest_of_a_run_without_folds_is_as_before(speech: Speech) -> None:
-    """Runs that were begun before there were folds are resumed; other folds are other runs."""
-    plain, folded = train_config(speech, "run"), train_config(speech, "run", **FIELDS)
-    assert plain.digest() != folded.digest()
-    assert folded.model_copy(update={"corpus": plain.corpus}).digest() == plain.digest()

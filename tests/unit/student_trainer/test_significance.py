@@ -193,7 +193,7 @@ def test_words_of_different_graphs_are_refused(runs: list[str]) -> None:
 
 
 def test_words_of_other_texts_are_refused(runs: list[str]) -> None:
-    """With as many words in each utterance; evaluations from before their transcripts were named are passed over."""
+    """With as many words in each utterance; evaluations without words have none."""
     for run, digest in zip(runs, (None, "a" * 64, None, "b" * 64), strict=True):
         found = RunFolder(run).read_json("evaluation-test.json")
         RunFolder(run).write_json("evaluation-test.json", found | {"transcripts_digest": digest})

@@ -157,4 +157,4 @@ def test_each_file_is_read_once_and_kept_in_the_cache_of_the_run(
 
 
 def test_without_soft_labels_there_is_nothing(speech: Speech) -> None:
-    assert stored_bytes_per_frame(train_config(speech, "run")) is None
+    assert stored_bytes_per_frame(train_config(speech, "run")) == 0

@@ -77,8 +77,6 @@ def test_what_was_evaluated_of_something_else_is_evaluated_again(sweep: Sweep, r
     """Such as other weights: someone looks at a run that is not done; it is then trained to its end, and killed before its
     evaluation."""
     check_evaluated_again(run, sweep.evaluate, **{name: "0" * 64})
-    # As a file from before it was written.
-    check_evaluated_again(run, sweep.evaluate, **{name: None})
 
 
 def test_what_was_evaluated_on_other_splits_is_evaluated_again(sweep: Sweep, run: TrainConfig) -> None:

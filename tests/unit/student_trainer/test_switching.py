@@ -174,7 +174,7 @@ def test_what_any_of_them_skipped_is_left_out(
 def test_all_of_them_count_in_what_the_labels_take(speech: Speech, labels: list[SoftDataset], tmp_path: Path) -> None:
     config = config_of(speech, tmp_path / "run", labels[0].url, labels[1].url)
     alone = [train_config(speech, tmp_path / "run", url=each.url) for each in labels[:2]]
-    sizes = [stored_bytes_per_frame(each) or 0.0 for each in alone]
+    sizes = [stored_bytes_per_frame(each) for each in alone]
     assert stored_bytes_per_frame(config) == pytest.approx(sum(sizes))
     written = [write_dataset(str(tmp_path / f"labels-{index}"), shard_format="parquet") for index in range(2)]
     digests = [each.manifest.content_digest for each in written]
