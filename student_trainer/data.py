@@ -24,6 +24,7 @@ import torch
 from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.front_end import AnyFrontEnd, Fbank
+from softlabel_schemas.recordings import rows_by_recording
 from softlabel_schemas.utterance_reader import UtteranceReader
 from student_trainer.augmentation import Augmenter
 from student_trainer.batch import Batch, Example, collate
@@ -209,7 +210,8 @@ class TrainingData:
         return retimed(example, speed)
 
     def batches_to_evaluate(self, device: torch.device) -> Generator[tuple[list[Example], Batch], None, None]:
-        """All utterances as they were recorded, in order of length; a thread makes the next batch meanwhile."""
+        """All utterances as they were recorded, in order of length (of each group of recordings, where they are parts of
+        some); a thread makes the next batch meanwhile."""
         given_up = threading.Event()
         try:
             yield from prefetched(self._batches_to_evaluate(device, given_up), depth=1)
@@ -219,17 +221,18 @@ class TrainingData:
     def _batches_to_evaluate(
         self, device: torch.device, given_up: threading.Event
     ) -> Iterator[tuple[list[Example], Batch]]:
-        order = np.argsort(self.seconds_N, kind="stable")
-        start = 0
-        while start < len(order):
-            stop = start + 1
-            while stop < len(order) and self.seconds_N[order[stop]] * (stop + 1 - start) <= _EVALUATION_SECONDS:
-                stop += 1
-            examples = self._examples_to_evaluate(order[start:stop].tolist(), given_up)
-            if given_up.is_set():
-                return
-            yield examples, collate(examples).to(device)
-            start = stop
+        for group in rows_by_recording(self.corpus, _EVALUATION_SECONDS):
+            order = group[np.argsort(self.seconds_N[group], kind="stable")]
+            start = 0
+            while start < len(order):
+                stop = start + 1
+                while stop < len(order) and self.seconds_N[order[stop]] * (stop + 1 - start) <= _EVALUATION_SECONDS:
+                    stop += 1
+                examples = self._examples_to_evaluate(order[start:stop].tolist(), given_up)
+                if given_up.is_set():
+                    return
+                yield examples, collate(examples).to(device)
+                start = stop
 
     def _examples_to_evaluate(self, rows: Sequence[int], given_up: threading.Event) -> list[Example]:
         """Some of them once ``given_up`` is set."""

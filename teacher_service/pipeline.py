@@ -27,6 +27,7 @@ from softlabel_schemas.folds import folds_of
 from softlabel_schemas.frame_selection import silence_classes
 from softlabel_schemas.front_end import AnyFrontEnd
 from softlabel_schemas.manifest import SkippedUtterance
+from softlabel_schemas.recordings import rows_by_recording
 from softlabel_schemas.shard import LabelledUtterance
 from softlabel_schemas.spec import DatasetSpec, StorageSpec
 from softlabel_schemas.utterance_reader import MissingFileError, UtteranceError, UtteranceReader
@@ -203,12 +204,18 @@ def batches_of(
     rows: Corpus, teachers: list[Teacher], num_folds: int | None, batch_seconds: float
 ) -> list[tuple[list[int], list[Teacher]]]:
     """Rows of each batch, and the teachers that label it."""
+    seconds_N, groups = rows.seconds(), rows_by_recording(rows, batch_seconds)
     if num_folds is None:
-        return [(batch, teachers) for batch in batch_rows(rows.seconds(), batch_seconds)]
+        return [
+            (group[batch].tolist(), teachers)
+            for group in groups
+            for batch in batch_rows(seconds_N[group], batch_seconds)
+        ]
     fold_N = folds_of(rows.table["speaker"], num_folds, where=rows.base_url)
     return [
-        (batch, [teacher for teacher in teachers if teacher.fold == fold_N[batch[0]]])
-        for batch in batch_rows_by_fold(rows.seconds(), fold_N, batch_seconds)
+        (group[batch].tolist(), [teacher for teacher in teachers if teacher.fold == fold_N[group[batch[0]]]])
+        for group in groups
+        for batch in batch_rows_by_fold(seconds_N[group], fold_N[group], batch_seconds)
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +43,8 @@ _NPY_HEADERS = {
     # Differs from 2.0 in the encoding of field names, which float32 does not have.
     (3, 0): np.lib.format.read_array_header_2_0,
 }
+# Location, and the range of bytes there.
+_File = tuple[str, int | None, int | None]
 # The location's fault, not the storage's.
 BAD_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -65,7 +68,9 @@ class UtteranceReader:
         self._corpus = corpus
         self._stores: dict[str, ObjectStore] = {}
         # With the digest of each.
-        self._recordings: LruCache[tuple[str, int | None, int | None], tuple[bytes, str]] = LruCache(_KEPT_BYTES)
+        self._recordings: LruCache[_File, tuple[bytes, str]] = LruCache(_KEPT_BYTES)
+        # Threads that want the same one fetch it once.
+        self._fetching: dict[_File, threading.Lock] = {}
 
     def features(self, utterance: Utterance, front_ends: list[AnyFrontEnd]) -> list[Float32]:
         """Features float32 [T, D] for each front end; the file is read once.
@@ -102,16 +107,11 @@ class UtteranceReader:
 
     def _read(self, utterance: Utterance, location: str, front_end: AnyFrontEnd) -> bytes:
         """The file, once its sha256 is as the row says."""
-        is_part = not isinstance(front_end, Precomputed) and utterance.start_sample is not None
-        key = (location, utterance.audio_offset, utterance.audio_bytes)
-        kept = self._recordings.get(key) if is_part else None
-        if kept is None:
+        if isinstance(front_end, Precomputed) or utterance.start_sample is None:
             data = self._fetch(utterance, location, front_end)
             found = hashlib.sha256(data).hexdigest()
-            if is_part:
-                self._recordings.put(key, (data, found), len(data))
         else:
-            data, found = kept
+            data, found = self._recording(utterance, location, front_end)
         expected = utterance.sha256
         if expected is not None and found != expected and location == (utterance.audio or utterance.features):
             raise UtteranceError(
@@ -119,6 +119,17 @@ class UtteranceReader:
                 f"{expected[:16]}...; the file changed since the manifest was written"
             )
         return data
+
+    def _recording(self, utterance: Utterance, location: str, front_end: AnyFrontEnd) -> tuple[bytes, str]:
+        """With its sha256; fetched where it is not kept from before."""
+        file = (location, utterance.audio_offset, utterance.audio_bytes)
+        with self._fetching.setdefault(file, threading.Lock()):
+            kept = self._recordings.get(file)
+            if kept is None:
+                data = self._fetch(utterance, location, front_end)
+                kept = data, hashlib.sha256(data).hexdigest()
+                self._recordings.put(file, kept, len(data))
+            return kept
 
     def _fetch(self, utterance: Utterance, location: str, front_end: AnyFrontEnd) -> bytes:
         if isinstance(front_end, Precomputed):

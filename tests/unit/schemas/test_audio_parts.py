@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from softlabel_schemas import InputError, Utterance, load_corpus, write_corpus
 from softlabel_schemas.corpus_file import CorpusFile
 from softlabel_schemas.corpus_schema import SCHEMA, VERSION_1
 from softlabel_schemas.front_end import Fbank, Waveform
+from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.recordings import rows_by_recording
 from softlabel_schemas.utterance_reader import UtteranceError, UtteranceReader
 
 FBANK = Fbank()
@@ -93,6 +98,60 @@ def test_a_recording_is_read_once_for_all_its_segments(tmp_path: Path, front_end
     # Each row's digest is compared all the same.
     with pytest.raises(UtteranceError, match="the corpus manifest says 0000000000000000"):
         reader.features(corpus[2], [front_end])
+
+
+def test_threads_that_want_one_recording_fetch_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.wav").write_bytes(encoded(SAMPLES))
+    write_corpus(tmp_path / "c.parquet", [segment(f"u{index}", start_sample=index) for index in range(8)])
+    corpus = load_corpus(tmp_path / "c.parquet")
+    reader, fetches, together = UtteranceReader(corpus), list[str](), threading.Barrier(8)
+    read = ObjectStore.read
+
+    def slow_read(self: ObjectStore, key: str, *, max_bytes: int | None = None) -> bytes:
+        fetches.append(key)
+        time.sleep(0.05)
+        return read(self, key, max_bytes=max_bytes)
+
+    def samples(utterance: Utterance) -> np.ndarray:
+        together.wait(timeout=30)
+        return reader.samples(utterance, FBANK)
+
+    monkeypatch.setattr(ObjectStore, "read", slow_read)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(samples, corpus))
+    assert fetches == ["a.wav"]
+    for index, of_utterance in enumerate(found):
+        np.testing.assert_array_equal(of_utterance, SAMPLES[index : index + 4_000])
+
+
+class TestRowsByRecording:
+    def of(self, folder: Path, rows: list[tuple[str, float, bool]], min_seconds: float) -> list[list[int]]:
+        """``rows``: location, seconds, and whether it is a part."""
+        write_corpus(
+            folder / "c.parquet",
+            [
+                segment(f"u{index}", audio=audio, num_samples=int(RATE * seconds), start_sample=0 if is_part else None)
+                for index, (audio, seconds, is_part) in enumerate(rows)
+            ],
+        )
+        return [group.tolist() for group in rows_by_recording(load_corpus(folder / "c.parquet"), min_seconds)]
+
+    def test_files_are_one_group(self, tmp_path: Path) -> None:
+        assert self.of(tmp_path, [(f"{index}.wav", 1.0 + index, False) for index in range(5)], 2.0) == [[0, 1, 2, 3, 4]]
+
+    def test_a_recording_is_in_one_group_wherever_its_parts_are(self, tmp_path: Path) -> None:
+        rows = [("a", 1.0, True), ("b", 2.0, True), ("a", 3.0, True), ("c", 9.0, True), ("b", 1.5, True)]
+        assert self.of(tmp_path, rows, 3.5) == [[3], [0, 2], [1, 4]]
+
+    def test_recordings_with_little_speech_share_a_group(self, tmp_path: Path) -> None:
+        rows = [("a", 1.0, True), ("b", 1.0, True), ("file", 5.0, False), ("c", 1.0, True), ("d", 0.5, True)]
+        assert self.of(tmp_path, rows, 3.0) == [[2], [0, 1, 3], [4]]
+
+    def test_a_range_of_an_archive_is_a_recording(self, tmp_path: Path) -> None:
+        rows = [segment(f"u{i}", audio="a.tar", audio_offset=512 * (i % 2), audio_bytes=9) for i in range(4)]
+        write_corpus(tmp_path / "c.parquet", rows)
+        found = rows_by_recording(load_corpus(tmp_path / "c.parquet"), 0.1)
+        assert [group.tolist() for group in found] == [[0, 2], [1, 3]]
 
 
 @pytest.mark.parametrize(
