@@ -90,9 +90,8 @@ def save_plan(store: ObjectStore, plan: Plan) -> None:
 
 def read_plan(store: ObjectStore, fingerprint: str) -> Plan | None:
     """The plan of this job; None where none was saved or it is of other settings. Raises IntegrityError."""
-    try:
-        data = store.read(_PLAN, max_bytes=MAX_DOCUMENT_BYTES)
-    except FileNotFoundError:
+    data = store.read_if_there(_PLAN, max_bytes=MAX_DOCUMENT_BYTES)
+    if data is None:
         return None
     plan = from_bytes(Plan, data, where=store.describe(_PLAN))
     return plan if plan.fingerprint == fingerprint else None

@@ -68,20 +68,16 @@ class About(StrictModel):
 
 
 def read_about(store: ObjectStore) -> About | None:
-    """None where the dataset has none. Raises IntegrityError where it is damaged."""
-    try:
-        data = store.read(layout.ABOUT, max_bytes=_MAX_ABOUT_BYTES)
-    except (FileNotFoundError, PermissionError):
-        # To who may not list a bucket S3 says of what is not there that access to it is refused.
-        return None
-    return from_bytes(About, data, where=store.describe(layout.ABOUT))
+    """None where the dataset has none. Raises IntegrityError where it is damaged, PermissionError where it may not be read."""
+    data = store.read_if_there(layout.ABOUT, max_bytes=_MAX_ABOUT_BYTES)
+    return None if data is None else from_bytes(About, data, where=store.describe(layout.ABOUT))
 
 
 def read_about_or_warn(store: ObjectStore) -> About | None:
     """:func:`read_about`, but one that cannot be read, of a newer writer perhaps, is a warning on stderr: no label needs it."""
     try:
         return read_about(store)
-    except IntegrityError as error:
+    except (IntegrityError, PermissionError) as error:
         click.echo(f"warning: the description of the dataset is left out: {error}", err=True)
         return None
 
@@ -106,7 +102,7 @@ def inherit_about(store: ObjectStore, about: About) -> None:
     """Write what is said of another dataset, unless something is said of this one, readable or not."""
     try:
         found = read_about(store)
-    except IntegrityError:
+    except (IntegrityError, PermissionError):
         return
     if found in (None, About()):
         store.put(layout.ABOUT, to_bytes(about))

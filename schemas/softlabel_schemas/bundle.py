@@ -195,12 +195,7 @@ def write_model(
 
 def _check_no_other(store: ObjectStore, data: bytes) -> None:
     """Raises InputError where there is a bundle of another description than ``data``."""
-    try:
-        found = store.read(DESCRIPTION)
-    except (FileNotFoundError, PermissionError):
-        # To who may not list a bucket S3 says of what is not there that access to it is refused.
-        return
-    if found != data:
+    if store.read_if_there(DESCRIPTION) not in (None, data):
         raise InputError(f"{store.url} holds another bundle already; give another folder, or delete that one")
 
 

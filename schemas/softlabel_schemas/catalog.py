@@ -149,7 +149,7 @@ def _about(store: ObjectStore) -> tuple[About | None, str]:
     """And why it cannot be read, which is no damage to the dataset: a newer writer's may hold more."""
     try:
         return read_about(store), ""
-    except IntegrityError as error:
+    except (IntegrityError, PermissionError) as error:
         return None, printable(str(error), _MAX_PROBLEM)
 
 

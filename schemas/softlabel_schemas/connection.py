@@ -114,20 +114,18 @@ class Connection:
             if self._pid != os.getpid():
                 # Forked: the parent's connections and event loop are not ours.
                 self._connect()
-            file_system = self._fs
-            try:
-                return request(file_system)
-            except Exception as error:
-                if self.is_local or not is_refusal(error):
-                    raise
-            # Temporary credentials expire: a new connection reads them anew from wherever they come from.
-            self._reconnect(file_system)
-            try:
-                return request(self._fs)
-            except Exception as error:
-                if not is_refusal(error):
-                    raise
-                raise PermissionError(str(error)) from error
+            is_new = False
+            while True:
+                file_system = self._fs
+                try:
+                    return request(file_system)
+                except Exception as error:
+                    if self.is_local or not is_refusal(error):
+                        raise
+                    if is_new:
+                        raise PermissionError(str(error)) from error
+                # Temporary credentials expire: a new connection reads them anew from wherever they come from.
+                is_new = self._reconnect(file_system)
 
         try:
             return attempt() if self.is_local else call_with_retries(attempt, where=where)
@@ -162,11 +160,17 @@ class Connection:
             "again"
         )
 
-    def _reconnect(self, failed: Any) -> None:
+    def _reconnect(self, failed: Any) -> bool:
+        """Whether the connection is a new one. It may be one that another thread or store made since: fsspec keeps one for
+        all of them, and a client takes 12 MiB."""
         with self._lock:
             if self._fs is failed:
-                type(failed).clear_instance_cache()
                 self._connect()
+            if self._fs is not failed:
+                return False
+            type(failed).clear_instance_cache()
+            self._connect()
+            return True
 
 
 def _refuse_other_protocols(url: str) -> None:

@@ -51,13 +51,10 @@ def deprecate(store: ObjectStore, deprecation: Deprecation) -> None:
 
 
 def read_deprecation(store: ObjectStore) -> Deprecation | None:
-    """None where the dataset is not deprecated. Raises IntegrityError where the notice is damaged."""
-    try:
-        data = store.read(layout.DEPRECATED, max_bytes=_MAX_BYTES)
-    except (FileNotFoundError, PermissionError):
-        # To who may not list a bucket S3 says of what is not there that access to it is refused.
-        return None
-    return from_bytes(Deprecation, data, where=store.describe(layout.DEPRECATED))
+    """None where the dataset is not deprecated. Raises IntegrityError where the notice is damaged, PermissionError where it may
+    not be read."""
+    data = store.read_if_there(layout.DEPRECATED, max_bytes=_MAX_BYTES)
+    return None if data is None else from_bytes(Deprecation, data, where=store.describe(layout.DEPRECATED))
 
 
 def deprecation_of(store: ObjectStore) -> Deprecation | None:
@@ -66,7 +63,7 @@ def deprecation_of(store: ObjectStore) -> Deprecation | None:
     """
     try:
         return read_deprecation(store)
-    except IntegrityError as error:
+    except (IntegrityError, PermissionError) as error:
         problem = printable(str(error).removeprefix(f"{store.url}/"), _MAX_PROBLEM)
         return Deprecation(reason=f"its notice cannot be read: {problem}"[:_MAX_PROBLEM])
 

@@ -93,6 +93,18 @@ class ObjectStore(Connection):
             raise IntegrityError(f"{self.describe(key)} has more than the {max_bytes} bytes expected of it")
         return data
 
+    def read_if_there(self, key: str, *, max_bytes: int | None = None) -> bytes | None:
+        """The whole object, or None where there is no such object. Raises as :meth:`read`."""
+        try:
+            return self.read(key, max_bytes=max_bytes)
+        except FileNotFoundError:
+            return None
+        except PermissionError:
+            # To who may not list a bucket S3 says of what is not there that access to it is refused. A disk does not.
+            if self.is_local:
+                raise
+            return None
+
     def read_range(self, key: str, start: int, stop: int) -> bytes:
         """Bytes ``start`` to ``stop - 1``, fewer where the object ends before.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from softlabel_schemas import IntegrityError, open_dataset
-from softlabel_schemas.about import About, Description, read_about, write_about
+from softlabel_schemas.about import About, Description, begin_about, read_about, write_about
 from softlabel_schemas.cli import main
 from softlabel_schemas.deprecation import read_deprecation
 from softlabel_schemas.digest import seal
@@ -176,6 +178,37 @@ def test_a_notice_that_cannot_be_read_is_a_warning(written: Written, tmp_path: P
     assert (entry["state"], entry["problem"]) == ("published", None)
     assert entry["deprecated"] == {"reason": reason}
     assert "This dataset is deprecated: its notice cannot be read: " in softlabels("card", written.url).stdout
+
+
+def test_on_a_disk_a_document_that_may_not_be_read_is_there_all_the_same(
+    written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a colleague's with a strict umask. (The tests may run as root, who may read all.)"""
+    store = ObjectStore(written.url)
+    write_about(store, DESCRIPTION)
+    about = store.read("about.json")
+    store.put("deprecated.json", seal({"reason": "old"}))
+    read = ObjectStore.read
+
+    def refused(self: ObjectStore, key: str, *, max_bytes: int | None = None) -> bytes:
+        if key in ("about.json", "deprecated.json"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), f"{self.url}/{key}")
+        return read(self, key, max_bytes=max_bytes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "read", refused)
+        described = softlabels("describe", written.url)
+        assert "is deprecated: its notice cannot be read: " in described.stderr
+        assert "Permission denied" in described.stderr
+        pulled = softlabels("pull", written.url, str(tmp_path / "some"), "--shards", "0")
+        assert pulled.exit_code == 0, pulled.stderr
+        assert "warning: the description of the dataset is left out: " in pulled.stderr
+        (entry,) = json.loads(softlabels("catalog", written.url, "--json").stdout)["datasets"]
+        assert entry["state"] == "published"
+        for replace in (begin_about, write_about):
+            with pytest.raises(PermissionError):
+                replace(store, Description(title="Another"))
+    assert store.read("about.json") == about
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 from click.testing import CliRunner, Result
+from fsspec.implementations.memory import MemoryFileSystem
 
 from softlabel_schemas import open_dataset
 from softlabel_schemas.cli import main
@@ -149,3 +150,26 @@ def test_a_bucket_that_refuses_what_is_not_there(written: Written, server: str) 
     for command in ("describe", "verify", "card"):
         result = softlabels(command, f"{server}/labels")
         assert (result.exit_code, "403" in result.output) == (0, False), result.output
+
+
+def test_new_credentials_are_taken_up_by_one_connection_for_all_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An S3 client takes 12 MiB, and a corpus may lie in many thousand folders."""
+    stores = [ObjectStore(f"memory://rotated/{folder}") for folder in range(5)]
+    for store in stores:
+        store.put("a", b"here")
+    expired = [stores[0]._fs]
+    assert all(store._fs is expired[0] for store in stores)
+    read = MemoryFileSystem.cat_file
+
+    def refusing(self: MemoryFileSystem, path: str, *args: Any, **kwargs: Any) -> Any:
+        if any(self is each for each in expired):
+            raise PermissionError("ExpiredToken")
+        return read(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", refusing)
+    for store in stores[:4]:
+        assert store.read("a") == b"here"
+    assert len({id(store._fs) for store in stores[:4]}) == 1
+    # Nor does a place that was left alone while credentials changed twice stay with those of between.
+    expired.append(stores[0]._fs)
+    assert stores[4].read("a") == b"here"
