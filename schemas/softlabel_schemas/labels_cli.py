@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +13,7 @@ from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.deprecation import warn_if_deprecated
 from softlabel_schemas.diff import compare_labels, shards_to_compare, spec_differences
 from softlabel_schemas.errors import InputError
+from softlabel_schemas.imported import read_text
 from softlabel_schemas.subset import Subset, check_output
 from softlabel_schemas.subset_choice import Choice, choose_hours, choose_shards, choose_speakers, choose_utterances
 from softlabel_schemas.subset_corpus import check_no_other_corpus, write_corpus_of
@@ -99,12 +99,7 @@ def _choice(
 
 
 def _lines(path: str) -> list[str]:
-    try:
-        lines = [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give a file with one name on each line") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from None
+    lines = [line for line in read_text(path).split("\n") if line.strip()]
     if not lines:
         raise InputError(f"{path} is empty; give one name on each line")
     return [line.removesuffix("\r") for line in lines]

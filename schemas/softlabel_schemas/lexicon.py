@@ -19,6 +19,7 @@ from pathlib import Path
 
 from softlabel_schemas.digest import sha256_hex
 from softlabel_schemas.errors import InputError
+from softlabel_schemas.imported import text_of
 
 Pronunciation = tuple[str, ...]
 _VARIANT = re.compile(r"\(\d+\)$")
@@ -54,11 +55,9 @@ def load_lexicon(path: str | Path, phones: Collection[str]) -> Lexicon:
     """
     try:
         data = Path(path).read_bytes()
-        lines = data.decode().splitlines()
     except FileNotFoundError:
         raise InputError(f"lexicon {path} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"lexicon {path} is not UTF-8 text: {error}") from None
+    lines = text_of(data, f"lexicon {path}").splitlines()
     found: dict[str, dict[Pronunciation, None]] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip() and not line.startswith(_COMMENT):

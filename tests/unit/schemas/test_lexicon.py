@@ -43,6 +43,12 @@ def test_bad_lines_are_named(tmp_path: Path, text: str, message: str) -> None:
         load_lexicon(write(tmp_path, text), PHONES)
 
 
+def test_a_lexicon_that_windows_wrote(tmp_path: Path) -> None:
+    """With a byte order mark, and other ends of lines."""
+    (tmp_path / "lexicon.txt").write_bytes("A AH0\r\nB B\r\n".encode("utf-8-sig"))
+    assert list(load_lexicon(tmp_path / "lexicon.txt", PHONES).pronunciations) == ["A", "B"]
+
+
 def test_words_without_a_pronunciation_are_named(tmp_path: Path) -> None:
     lexicon = load_lexicon(write(tmp_path, "A AH0\n"), PHONES)
     with pytest.raises(InputError, match="no pronunciation of 2 of the 3 words in the training transcripts: BE, RED;"):

@@ -336,6 +336,16 @@ def test_a_list_in_another_encoding(dataset: SoftLabelDataset, tmp_path: Path, o
     assert not (tmp_path / "some").exists()
 
 
+def test_a_list_that_windows_wrote(dataset: SoftLabelDataset, tmp_path: Path) -> None:
+    """With a byte order mark, and other ends of lines."""
+    ids = ids_of(dataset)[:2]
+    (tmp_path / "names.txt").write_bytes("\r\n".join([*ids, ""]).encode("utf-8-sig"))
+    args = ("pull", dataset.store.url, str(tmp_path / "some"), "--utterances", str(tmp_path / "names.txt"))
+    result = softlabels(*args)
+    assert result.exit_code == 0, result.stderr
+    assert ids_of(open_dataset(tmp_path / "some")) == ids
+
+
 def test_another_corpus_is_not_replaced(dataset: SoftLabelDataset, tmp_path: Path) -> None:
     """Neither the one that is given nor one in an output that was begun; what an earlier attempt wrote may stay."""
     corpus = write_speakers(dataset, tmp_path / "corpus")
