@@ -1,7 +1,8 @@
 """What datasets there are under a prefix: found by walking its folders, each described by its own documents.
 
 No index is kept anywhere, so that none can be wrong: a folder with a ``spec.json`` is a dataset, or a run that is not finished,
-and is not looked into further; folders called ``names`` hold names. A dataset takes one listing and three reads.
+and is not looked into further; folders called ``names`` hold names. A dataset takes one listing and a few reads of small
+documents.
 """
 
 from __future__ import annotations

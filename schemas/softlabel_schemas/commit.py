@@ -41,6 +41,7 @@ from softlabel_schemas.plan import ShardRange
 from softlabel_schemas.shard import LabelledUtterance, ShardColumns, decode_columns, encode_columns
 from softlabel_schemas.shard_blocks import check_index
 from softlabel_schemas.spec import check_same_spec
+from softlabel_schemas.transfers import undamaged
 from softlabel_schemas.utterance_index import ShardIndex
 
 # Writers that create the spec at once to find out whether only one of them does.
@@ -211,9 +212,6 @@ def _shard_files(
     shard = decode_columns(columns, codec, where=where)
     index = ShardIndex.of(shard.utterance_ids, container.blocks(files), files)
     check_index(index, columns, files, container, where=where)
-    label_hash = LabelHash()
-    for digest in shard.label_digests():
-        label_hash.add_utterance(digest)
     records = FileRecords.of(
         [FileRecord(name=name, num_bytes=len(data), sha256=sha256_hex(data)) for name, data in sorted(files.items())]
     )
@@ -230,7 +228,7 @@ def _shard_files(
             skipped=tuple(skipped),
             files=records,
         ),
-        label_hash=label_hash.to_base64(),
+        label_hash=shard.label_hash().to_base64(),
         index=index.to_base64() if document.spec.format_version >= 2 else None,
     )
     return files, record
@@ -249,6 +247,17 @@ def committed_shards(store: ObjectStore) -> set[int]:
     """Indices of the shards that have a commit record; one listing."""
     indices = (layout.shard_index_of(key) for key in store.list(layout.COMMITS))
     return {index for index in indices if index is not None}
+
+
+def read_published_commits(store: ObjectStore, manifest: Manifest, indices: Sequence[int]) -> list[CommitRecord]:
+    """As :func:`read_commits`, of a dataset that is published; raises IntegrityError also where the manifest says something
+    else of a shard than its record."""
+    document = SpecDocument(spec=manifest.spec, storage=manifest.storage)
+    commits = undamaged(store, lambda: read_commits(store, document, indices))
+    for index, commit in zip(indices, commits, strict=True):
+        if commit.shard != manifest.shards[index]:
+            raise IntegrityError(f"{layout.commit_record(index)} does not match the manifest's record of shard {index}")
+    return commits
 
 
 def read_commits(store: ObjectStore, document: SpecDocument, indices: Sequence[int]) -> list[CommitRecord]:

@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from softlabel_schemas import layout
-from softlabel_schemas.commit import read_commits
+from softlabel_schemas.commit import read_published_commits
 from softlabel_schemas.digest import sha256_hex
 from softlabel_schemas.errors import IntegrityError
 from softlabel_schemas.lru import LruCache
-from softlabel_schemas.manifest import Manifest, SpecDocument
+from softlabel_schemas.manifest import Manifest
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.transfers import undamaged
 from softlabel_schemas.utterance_index import Place, Records, ShardIndex, find, key_of, leading_bits, read_bucket
@@ -41,7 +41,6 @@ class IndexReader:
     def __init__(self, store: ObjectStore, manifest: Manifest) -> None:
         self._store, self._manifest = store, manifest
         self._table = manifest.bucket_table()
-        self._document = SpecDocument(spec=manifest.spec, storage=manifest.storage)
         self._buckets: LruCache[int, Records] = LruCache(_CACHED_BYTES)
         self._shards: LruCache[int, ShardIndex] = LruCache(_CACHED_BYTES)
 
@@ -144,15 +143,11 @@ class IndexReader:
         found = {shard: index for shard in shards if (index := self._shards.get(shard)) is not None}
         missing = [shard for shard in shards if shard not in found]
         try:
-            commits = undamaged(self._store, lambda: read_commits(self._store, self._document, missing))
+            commits = read_published_commits(self._store, self._manifest, missing)
         except FileNotFoundError as error:
             raise IntegrityError(f"a commit record is missing: {error}") from None
         for commit in commits:
             shard, index = commit.shard.index, commit.shard_index()
-            if commit.shard != self._manifest.shards[shard]:
-                raise IntegrityError(
-                    f"{layout.commit_record(shard)} does not match the manifest's record of shard {shard}"
-                )
             found[shard] = index
             self._shards.put(shard, index, index.blocks.nbytes + index.keys_N.nbytes)
         return found

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabel_schemas.codec import Codec, check_encodable
+from softlabel_schemas.digest import LabelHash
 from softlabel_schemas.errors import IntegrityError
 from softlabel_schemas.streams import Streams
 from softlabel_schemas.targets import SoftTargets, concatenate, labels_digest, offsets_of
@@ -130,9 +131,11 @@ class Shard:
     def __iter__(self) -> Iterator[LabelledUtterance]:
         return (self[index] for index in range(len(self)))
 
-    def label_digests(self) -> Iterator[bytes]:
+    def label_hash(self) -> LabelHash:
+        label_hash = LabelHash()
         for utterance in self:
-            yield labels_digest(utterance.utterance_id, utterance.targets)
+            label_hash.add_utterance(labels_digest(utterance.utterance_id, utterance.targets))
+        return label_hash
 
 
 def encode_columns(utterances: Sequence[LabelledUtterance], codec: Codec) -> ShardColumns:

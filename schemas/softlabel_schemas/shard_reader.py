@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from softlabel_schemas.cache import FileCache
 from softlabel_schemas.codec import build_codec
 from softlabel_schemas.containers import CONTAINERS
@@ -19,7 +21,7 @@ class ShardReader:
     """Of a manifest; ``cache`` keeps what is fetched on a local disk. Any number of threads may use it."""
 
     def __init__(self, store: ObjectStore, manifest: Manifest, cache: FileCache | None) -> None:
-        self._store, self._records, self._files = store, manifest.shards, cache
+        self._store, self._records, self._cache = store, manifest.shards, cache
         self._codec = build_codec(manifest.spec)
         self._container = CONTAINERS[manifest.storage.shard_format]
 
@@ -62,15 +64,15 @@ class ShardReader:
         """
         record = self._records[index]
         where = f"{self.describe(index)}, {block.num_bytes} bytes at {block.start}"
-        data = None if self._files is None else self._files.get(block.digest.hex(), block.num_bytes)
+        data = None if self._cache is None else self._cache.get(block.digest.hex(), block.num_bytes)
         if data is None:
             key = f"{record.folder}/{record.files[0].name}"
             try:
                 data = undamaged(self._store, lambda: self._fetch_block(key, block, where))
             except FileNotFoundError as error:
                 raise IntegrityError(f"{where}: a file is missing: {error}") from None
-            if self._files is not None:
-                self._files.put(block.digest.hex(), data)
+            if self._cache is not None:
+                self._cache.put(block.digest.hex(), data)
         columns = self._container.decode_block(data, block.num_rows, self._codec.streams, where=where)
         return decode_columns(columns, self._codec, where=where)
 
@@ -85,35 +87,31 @@ class ShardReader:
     def _read_files(self, record: ShardRecord, where: str) -> dict[str, bytes]:
         """The shard's files, each as it was written; from the cache where it has them."""
         found = {}
-        if self._files is not None:
-            for file in record.files:
-                data = self._files.get(file.sha256, file.num_bytes)
-                if data is not None:
-                    found[file.name] = data
+        if self._cache is not None:
+            kept = {file.name: self._cache.get(file.sha256, file.num_bytes) for file in record.files}
+            found = {name: data for name, data in kept.items() if data is not None}
         missing = [file for file in record.files if file.name not in found]
-        keys = [f"{record.folder}/{file.name}" for file in missing]
         try:
-            fetched = self._store.read_many(keys, max_bytes=[file.num_bytes for file in missing])
-            for file, key, data in zip(missing, keys, fetched, strict=True):
-                found[file.name] = data
-                if not self._store.is_local and not _is_as_written(data, file):
-                    # A transfer can be damaged; what is stored stays so.
-                    found[file.name] = self._store.read(key, max_bytes=file.num_bytes)
+            fetched = undamaged(self._store, lambda: self._fetch_files(record.folder, missing, where))
         except FileNotFoundError as error:
             raise IntegrityError(f"{where}: a file is missing: {error}") from None
-        except IntegrityError as error:
-            raise IntegrityError(f"{where}: a file was changed after writing: {error}") from None
-        for file in missing:
-            data = found[file.name]
-            if not _is_as_written(data, file):
-                raise IntegrityError(
-                    f"{where}: {file.name} was changed after writing: expected {file.num_bytes} bytes with sha256 "
-                    f"{file.sha256}, found {len(data)} with {sha256_hex(data)}"
-                )
-            if self._files is not None:
-                self._files.put(file.sha256, data)
+        for file, data in zip(missing, fetched, strict=True):
+            found[file.name] = data
+            if self._cache is not None:
+                self._cache.put(file.sha256, data)
         return {file.name: found[file.name] for file in record.files}
 
-
-def _is_as_written(data: bytes, file: FileRecord) -> bool:
-    return len(data) == file.num_bytes and sha256_hex(data) == file.sha256
+    def _fetch_files(self, folder: str, files: Sequence[FileRecord], where: str) -> list[bytes]:
+        keys = [f"{folder}/{file.name}" for file in files]
+        try:
+            fetched = self._store.read_many(keys, max_bytes=[file.num_bytes for file in files])
+        except IntegrityError as error:
+            raise IntegrityError(f"{where}: a file was changed after writing: {error}") from None
+        for file, data in zip(files, fetched, strict=True):
+            found = sha256_hex(data)
+            if (len(data), found) != (file.num_bytes, file.sha256):
+                raise IntegrityError(
+                    f"{where}: {file.name} was changed after writing: expected {file.num_bytes} bytes with sha256 "
+                    f"{file.sha256}, found {len(data)} with {found}"
+                )
+        return list(fetched)

@@ -1,7 +1,8 @@
 """DatasetSpec: everything that decides a dataset's labels, and the fingerprint over it.
 
 ``DatasetSpec`` is fingerprinted. ``StorageSpec`` is not: the container, the cut into shards and the batches change
-neither the labels nor the content digest. Both must match for a run to resume, since shards are made from both.
+neither the labels nor the content digest. Both must match for a run to resume, since shards are made from both (but for
+``on_error``, which a run that is joined keeps).
 """
 
 from __future__ import annotations

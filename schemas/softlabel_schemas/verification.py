@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from softlabel_schemas import layout
-from softlabel_schemas.commit import read_commits, read_spec
+from softlabel_schemas.commit import read_published_commits, read_spec
 from softlabel_schemas.containers import CONTAINERS
 from softlabel_schemas.dataset import SoftLabelDataset
 from softlabel_schemas.digest import LabelHash, sha256_hex
@@ -85,14 +85,10 @@ def _verify_documents(dataset: SoftLabelDataset) -> Iterator[str]:
 def _verify_shard(dataset: SoftLabelDataset, index: int) -> tuple[LabelHash, tuple[str, ...], ShardIndex | None]:
     """The shard's label hash, utterance ids and index; all of the shard itself is checked."""
     manifest, store = dataset.manifest, dataset.store
-    document = SpecDocument(spec=manifest.spec, storage=manifest.storage)
-    commit = undamaged(store, lambda: read_commits(store, document, [index])[0])
-    if commit.shard != manifest.shards[index]:
-        raise IntegrityError(f"{layout.commit_record(index)} does not match the manifest's record of shard {index}")
+    (commit,) = read_published_commits(store, manifest, [index])
     files, columns = dataset.shards.read_columns(index)
-    label_hash, shard = LabelHash(), dataset.shards.decode(index, columns)
-    for digest in shard.label_digests():
-        label_hash.add_utterance(digest)
+    shard = dataset.shards.decode(index, columns)
+    label_hash = shard.label_hash()
     if label_hash.to_base64() != commit.label_hash:
         raise IntegrityError(f"shard {index}: its labels are not those that were committed")
     if commit.index is None:

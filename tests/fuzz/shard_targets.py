@@ -11,7 +11,6 @@ import numpy as np
 from softlabel_schemas import IntegrityError
 from softlabel_schemas.codec import Codec, PackedCodec
 from softlabel_schemas.containers import CONTAINERS
-from softlabel_schemas.digest import LabelHash
 from softlabel_schemas.limits import max_decoded_bytes
 from softlabel_schemas.mtf_sqrt import MtfSqrtCodec
 from softlabel_schemas.shard import Shard, ShardColumns, decode_columns
@@ -101,9 +100,7 @@ def _check_shard(shard: Shard, codec: Codec) -> None:
         num_frames += utterance.targets.num_frames
         assert np.isfinite((utterance.stats.kept_mass, utterance.stats.entropy)).all()
     assert num_frames == shard.targets.num_frames
-    label_hash = LabelHash()
-    for digest in shard.label_digests():
-        label_hash.add_utterance(digest)
+    shard.label_hash()
 
 
 def streams(rng: Random) -> None:
