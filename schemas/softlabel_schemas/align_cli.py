@@ -22,7 +22,7 @@ import numpy as np
 from softlabel_schemas.alignment import FRAME_SHIFT_MS, PHONES, SAMPLE_RATE, Aligner, Alignment, AlignmentError
 from softlabel_schemas.command_line import CheckFailedError, needs_extra, progress
 from softlabel_schemas.corpus import Utterance, check_splits, load_corpus, split_url
-from softlabel_schemas.corpus_output import joined, location_below, write_and_summarise
+from softlabel_schemas.corpus_output import location_below, write_and_summarise
 from softlabel_schemas.frame_labels import middle_of_stack
 from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.lexicon import Pronunciation, load_lexicon
@@ -97,8 +97,8 @@ def align(
     utterances = [
         replace(
             each,
-            audio=each.audio and location_below(joined(*rows.resolve(each.audio)), output),
-            features=each.features and location_below(joined(*rows.resolve(each.features)), output),
+            audio=each.audio and location_below(rows.location(each.audio), output),
+            features=each.features and location_below(rows.location(each.features), output),
             hard_labels=classes.labels_T(aligned[each.utterance_id].senones, aligned[each.utterance_id].phones),
         )
         for each in rows

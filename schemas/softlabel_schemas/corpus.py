@@ -143,6 +143,11 @@ class Corpus:
             location = f"{self.base_url}/{location}"
         return split_url(location)
 
+    def location(self, location: str) -> str:
+        """Of an audio or feature file, from wherever it is used: a URL, or an absolute path. Raises as :meth:`resolve`."""
+        folder, name = self.resolve(location)
+        return f"{folder.removesuffix('/')}/{name}" if "://" in folder else str(Path(folder, name).absolute())
+
 
 def check_splits(wanted: Sequence[str], known: set[str]) -> None:
     """Raises InputError for a split that no row has."""

@@ -56,11 +56,6 @@ def _write_inventory(inventory: ClassInventory, output: str) -> None:
     click.echo(f"{store.describe(INVENTORY)}: {inventory.num_classes:,} classes, those that occur")
 
 
-def joined(folder: str, name: str) -> str:
-    """The location that ``split_url`` and ``Corpus.resolve`` take apart."""
-    return f"{folder}{'' if folder.endswith('/') else '/'}{name}"
-
-
 def location_below(audio: str, output: str) -> str:
     """As the manifest at ``output`` names the file: relative to its folder where it lies below, so that both can be moved."""
     folder = split_url(output)[0]

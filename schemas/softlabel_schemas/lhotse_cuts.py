@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from softlabel_schemas.corpus import Corpus, Utterance, split_url
 from softlabel_schemas.corpus_blocks import RangeFile
-from softlabel_schemas.corpus_output import joined
 from softlabel_schemas.digest import parse_json
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.frame_labels import AlignedItem, class_ids_of
@@ -247,8 +246,7 @@ def _cut(utterance: Utterance, corpus: Corpus, recordings: dict[str, int]) -> di
         raise InputError(
             f"utterance {printable(utterance.utterance_id)} has no audio file of its own, which a Lhotse recording needs"
         )
-    folder, name = corpus.resolve(utterance.audio)
-    location = joined(folder, name) if "://" in folder else str(Path(folder, name).absolute())
+    location = corpus.location(utterance.audio)
     rate, start = utterance.sample_rate, utterance.start_sample or 0
     num_samples = utterance.num_samples
     if utterance.start_sample is not None:
@@ -273,7 +271,7 @@ def _cut(utterance: Utterance, corpus: Corpus, recordings: dict[str, int]) -> di
         "supervisions": [{name: value for name, value in supervision.items() if value is not None}],
         "recording": {
             "id": utterance.utterance_id,
-            "sources": [{"type": "url" if "://" in folder else "file", "channels": [0], "source": location}],
+            "sources": [{"type": "url" if "://" in location else "file", "channels": [0], "source": location}],
             "sampling_rate": rate,
             "num_samples": num_samples,
             "duration": num_samples / rate,

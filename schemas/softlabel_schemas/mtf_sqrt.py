@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from softlabel_schemas import mtf_kernels
 from softlabel_schemas.mtf_kernels import LAST_HIGH, LEVELS, MAX_LIST, MAX_STAMPS
-from softlabel_schemas.streams import Streams, check_streams, entry_offsets_of
+from softlabel_schemas.streams import Streams, check_lengths, check_streams, entry_offsets_of
 from softlabel_schemas.targets import RAW_MASS_TOLERANCE, Int64, SoftTargets, check_distinct
 
 UInt8 = npt.NDArray[np.uint8]
@@ -161,15 +161,10 @@ class MtfSqrtCodec:
         check_streams(streams, self.streams, len(frame_offsets) - 1)
         offsets = entry_offsets_of(streams["counts"], self.count_dtype, frame_offsets, self.max_entries)
         entries_N = np.diff(offsets[frame_offsets])
-        # Before anything is allocated for them.
-        if not np.array_equal(np.diff(streams["positions"][1]), (entries_N + 1) >> 1):
-            raise ValueError("stream 'positions' does not have a nibble for each entry of its utterance")
         num_entries, num_temperatures = int(offsets[-1]), len(self.temperatures)
-        num_tails = np.diff(frame_offsets) * num_temperatures
-        if not np.array_equal(np.diff(streams["tail_mass"][1]), num_tails):
-            raise ValueError(
-                f"stream 'tail_mass' does not have {num_temperatures} bytes for each frame of its utterance"
-            )
+        # Before anything is allocated for them: a nibble for each entry.
+        check_lengths(streams, "positions", (entries_N + 1) >> 1)
+        check_lengths(streams, "tail_mass", np.diff(frame_offsets) * num_temperatures)
         class_ids = np.empty(num_entries, np.int32)
         log_probs = np.empty(num_entries, np.float32)
         tail_mass = np.empty((len(offsets) - 1, num_temperatures), np.float32)

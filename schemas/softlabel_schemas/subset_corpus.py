@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -59,18 +58,18 @@ def write_corpus_of(
             others[split].append(each)
     unlabelled = {split for split, of_split in others.items() if not _has_any(dataset, of_split)}
     chosen_N = of_subset_N | np.array([split in unlabelled for split in splits], dtype=bool)
-
-    def whole(location: str | None) -> str | None:
-        if location is None:
-            return None
-        folder, name = corpus.resolve(location)
-        return f"{folder}/{name}" if "://" in folder else str(Path(folder, name).resolve())
-
     chosen = corpus.where(chosen_N)
     # Looked for and then put: a large one is more than can be created conditionally.
     if store.exists(NAME) and not _has_rows(store.describe(NAME), chosen):
         raise _other_corpus(store)
-    rows = (replace(row, audio=whole(row.audio), features=whole(row.features)) for row in chosen)
+    rows = (
+        replace(
+            row,
+            audio=row.audio and corpus.location(row.audio),
+            features=row.features and corpus.location(row.features),
+        )
+        for row in chosen
+    )
     shift_ms = corpus.hard_label_frame_shift_ms
     write_corpus(store.describe(NAME), rows, inventory=dataset.inventory, hard_label_frame_shift_ms=shift_ms)
 

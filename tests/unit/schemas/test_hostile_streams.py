@@ -81,8 +81,14 @@ HOSTILE: dict[str, tuple[dict[str, list[int]], str]] = {
     "a long step below 0": ({"overflow": [1, 56]}, "frame 0: probability codes fall below 0"),
     "a tail of 1": ({"tail_mass": [0, 0, 255, 0]}, "frame 0: the tail mass beside an entry is 1"),
     "another mass": ({"tail_mass": [0, 20, 100, 0]}, r"frame 1: kept mass and tail mass do not add up to 1"),
-    "a nibble too few": ({"positions": [0xDD, 0xED, 0x3F]}, "stream 'positions' does not have a nibble for each entry"),
-    "a tail too few": ({"tail_mass": [0, 0, 100]}, "stream 'tail_mass' does not have 2 bytes for each frame"),
+    "a nibble too few": (
+        {"positions": [0xDD, 0xED, 0x3F]},
+        "stream 'positions' has 3 bytes for utterance 0 of",
+    ),
+    "a tail too few": (
+        {"tail_mass": [0, 0, 100]},
+        "stream 'tail_mass' has 3 bytes for utterance 0 of",
+    ),
     "entries without end": ({"counts": [81, 2]}, "a frame has 81 entries, the selection allows 80"),
 }
 
