@@ -9,6 +9,7 @@ frames. What a blank-dominated posterior is worth to a student is the choice of 
 from __future__ import annotations
 
 import hashlib
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,8 @@ class Spelling:
     def __init__(self, inventory: ClassInventory, units: Units) -> None:
         self.units, self.names, self.blank = units, inventory.names, inventory.blank_id
         self._ids = {name: number for number, name in enumerate(inventory.names)}
+        # Of an inventory that has none, no class.
+        self._delimiter = self._ids.get(WORD_DELIMITER, self._ids.get(" ", -1))
 
     def tokens_L(self, text: str, utterance_id: str) -> npt.NDArray[np.int64]:
         """int64 [L]; white space at the ends and repeated counts for nothing.
@@ -58,6 +61,16 @@ class Spelling:
                 f"inventory; normalise the text (case, punctuation), or set ctc.units (found {self.units!r})"
             )
         return np.array([self._ids[piece] for piece in pieces], dtype=np.int64)
+
+    def as_transcript(self, tokens_L: npt.NDArray[np.integer]) -> list[int]:
+        """Decoded tokens less the word delimiters that no transcript has: at the ends, and repeated ones.
+
+        Teachers that were fine-tuned on transcripts with a final delimiter (wav2vec 2.0's, HuBERT's) decode one.
+        """
+        if self.units != "characters":
+            return list(tokens_L.tolist())
+        runs = groupby(tokens_L.tolist(), key=lambda token: token == self._delimiter)
+        return [token for is_delimiter, word in runs if not is_delimiter for token in (self._delimiter, *word)][1:]
 
     def words(self, tokens: npt.NDArray[np.integer]) -> list[str] | None:
         """What the tokens spell; None where they are not characters."""

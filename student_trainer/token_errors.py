@@ -38,7 +38,7 @@ class TokenMetrics:
             "utterance_id": utterance_id,
             "frames": len(top1_T),
             "tokens": len(tokens_L),
-            "token_errors": Levenshtein.distance(tokens_L.tolist(), found.tolist()),
+            "token_errors": Levenshtein.distance(tokens_L.tolist(), self.spelling.as_transcript(found)),
         }
         words, found_words = self.spelling.words(tokens_L), self.spelling.words(found)
         if words is not None and found_words is not None:

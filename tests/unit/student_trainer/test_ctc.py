@@ -22,13 +22,13 @@ from softlabel_schemas import ClassInventory, InputError, write_corpus
 from student_trainer import train as train_module
 from student_trainer.batch import Batch, Example, TokenTargets, collate
 from student_trainer.cli import main
-from student_trainer.config import TrainConfig
+from student_trainer.config import TrainConfig, Units
 from student_trainer.ctc import Spelling, ctc_loss
 from student_trainer.evaluate import evaluate_run
 from student_trainer.inputs import open_inputs
 from student_trainer.loss import SparseTargets, soft_loss
 from student_trainer.run_folder import RunFolder
-from student_trainer.token_errors import greedy
+from student_trainer.token_errors import TokenMetrics, greedy
 from student_trainer.train import train
 from tests.support.speech import Speech
 from tests.support.trainings import model_bytes
@@ -146,6 +146,30 @@ class TestLoss:
 @given(st.lists(st.integers(0, 3), max_size=12))
 def test_greedy_is_the_definition(path: list[int]) -> None:
     assert greedy(np.array(path, dtype=np.int64), BLANK).tolist() == collapsed(tuple(path))
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "units", "path", "errors"),
+    [
+        # As wav2vec2-base-960h ends; a blank parts the two delimiters.
+        ("|", "characters", "||H.I|.|HEE|", 0),
+        ("|", "characters", "HI..HE", 1),
+        ("|", "characters", "|H|I|HE|", 1),
+        ("|", "characters", "|.||", 5),
+        ("|", "characters", "...", 5),
+        (" ", "characters", " HI . HE ", 0),
+        # No character, but a word as others.
+        ("|", "words", "H|", 2),
+    ],
+)
+def test_word_delimiters_that_no_transcript_has(delimiter: str, units: Units, path: str, errors: int) -> None:
+    """At the ends of what was decoded, and repeated: as white space of a transcript they count for nothing."""
+    inventory = ClassInventory(names=(".", delimiter, "H", "I", "E"), blank=".")
+    spelling = Spelling(inventory, units)
+    metrics = TokenMetrics(inventory, spelling)
+    reference = spelling.tokens_L({"characters": " HI  HE", "words": "H I E"}[units], "utt")
+    metrics.add("utt", reference, np.array([inventory.names.index(name) for name in path]))
+    assert metrics.utterances[0]["token_errors"] == errors
 
 
 class TestSpelling:
