@@ -26,7 +26,7 @@ from student_trainer.arms import Arm, load_arms, unlike_settings
 from student_trainer.config import TrainConfig
 from student_trainer.metric_names import COLUMNS, COUNTS, DIGITS, METRICS, Metric
 from student_trainer.result_files import Evaluation
-from student_trainer.significance import NUM_RESAMPLES, Difference, difference
+from student_trainer.significance import MIN_UTTERANCES, NUM_RESAMPLES, Difference, difference
 
 UNKNOWN = "–"
 NO_PAIRS = "no arm with soft labels has a hard-only arm of the same model to be compared with"
@@ -250,6 +250,12 @@ def warnings(comparison: Comparison) -> list[str]:
             lines.append(
                 f"{arm.name} was evaluated without {num_left_out} of {total} utterances, which were never labelled"
             )
+    num_utterances = len(comparison.evaluation.utterances)
+    if num_utterances < MIN_UTTERANCES:
+        lines.append(
+            f"intervals of so few utterances ({num_utterances}) are too narrow, and say little; evaluate on "
+            f"{MIN_UTTERANCES} or more"
+        )
     return lines
 
 

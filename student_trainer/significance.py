@@ -13,6 +13,8 @@ from student_trainer.arms import Arm
 from student_trainer.metric_names import Metric, unit_name
 
 NUM_RESAMPLES = 10_000
+# Of fewer utterances an interval is too narrow by a tenth and more: for normal differences by z / t and sqrt((n - 1) / n).
+MIN_UTTERANCES = 20
 Float64 = npt.NDArray[np.float64]
 _INTERVAL = (2.5, 97.5)
 # Drawn at once: 4 M indices are 32 MB.
@@ -25,7 +27,7 @@ class Difference:
 
     Attributes:
         points: soft less hard.
-        low, high: 95% interval of it over test utterances.
+        low, high: 95% interval of it over test utterances; too narrow of few of them (``MIN_UTTERANCES``).
         p_value: two-sided, that the difference is zero.
     """
 
@@ -99,14 +101,18 @@ def paired_bootstrap(errors_a_U: Float64, errors_b_U: Float64, units_U: Float64)
         units_U: what the errors are counted among: frames, tokens, phones or words of each utterance.
 
     Returns:
-        difference, lower and upper end of its 95% percentile interval (points), two-sided p (at least 2 / 10,001).
+        difference, lower and upper end of its 95% percentile interval (points), two-sided p (at least 2 / 10,001, and 2^(1 - n)
+        where n utterances differ: the least that their signs can show).
     """
     differences_U = errors_a_U - errors_b_U
     (resampled_R,) = _resampled([differences_U], units_U)
     low, high = np.percentile(resampled_R, _INTERVAL)
     beyond = min((resampled_R <= 0).sum(), (resampled_R >= 0).sum())
     # Plus one: what was observed counts as a resample, and no finite number of them shows p = 0.
-    p_value = min(1.0, 2 * (1 + int(beyond)) / (NUM_RESAMPLES + 1))
+    p_value = 2 * (1 + int(beyond)) / (NUM_RESAMPLES + 1)
+    # Where a handful of utterances agree all resamples do; but n signs agree by chance once in 2^(n - 1).
+    least = 2.0 ** (1 - int(np.count_nonzero(differences_U)))
+    p_value = min(1.0, max(p_value, least))
     return 100 * float(differences_U.sum() / max(units_U.sum(), 1)), float(low), float(high), p_value
 
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from softlabel_schemas.errors import InputError
 from student_trainer.cli import main
-from student_trainer.compare import Comparison, compare, results, text
+from student_trainer.compare import Comparison, compare, results, text, warnings
 from student_trainer.report import render
 from student_trainer.run_folder import RunFolder, build_model
 from tests.support.datasets import INVENTORY, Written, random_rows, write_dataset
@@ -87,7 +88,8 @@ def test_the_pair(whole: Comparison) -> None:
     assert (found.metric, found.points) == ("frame_error_rate", pytest.approx(-11.0))
     # Every utterance improves: by 20, 7.5, 10 and 10%, which bounds every resample.
     assert -20 < found.low < found.points < found.high < -7
-    assert found.p_value == 2 / 10_001
+    # Of four signs.
+    assert found.p_value == 1 / 8
 
 
 def test_the_text(runs: list[str], ensemble: str) -> None:
@@ -103,9 +105,28 @@ def test_the_text(runs: list[str], ensemble: str) -> None:
     assert len({len(line) for line in lines[:5]}) == 1
     assert lines[5:7] == ["* teacher ensemble, from its stored soft labels", ""]
     assert re.fullmatch(
-        r"soft: 9\.00 points fewer frame errors than hard \(−9\.00, 95% interval −\S+ to −\S+, p < 0\.001\)", lines[7]
+        r"soft: 9\.00 points fewer frame errors than hard \(−9\.00, 95% interval −\S+ to −\S+, p = 0\.125\)", lines[7]
     )
-    assert lines[8:] == ["warning: soft and hard were not trained alike: seeds: [0, 1, 2] against [0]"]
+    assert lines[8:] == [
+        "warning: soft and hard were not trained alike: seeds: [0, 1, 2] against [0]",
+        "warning: intervals of so few utterances (4) are too narrow, and say little; evaluate on 20 or more",
+    ]
+
+
+def test_a_small_p(whole: Comparison) -> None:
+    (pair,) = whole.pairs
+    clear = replace(pair, differences=tuple(replace(found, p_value=2 / 10_001) for found in pair.differences))
+    found = replace(whole, pairs=(clear,))
+    assert "p < 0.001)" in text(found)
+    assert "<td>&lt;\u00a00.001</td>" in render(found)
+
+
+@pytest.mark.parametrize(("num_utterances", "is_warned"), [(19, True), (20, False)])
+def test_few_utterances_are_named(whole: Comparison, num_utterances: int, is_warned: bool) -> None:
+    first = whole.arms[0].evaluations[0]
+    many = first.model_copy(update={"utterances": first.utterances[:1] * num_utterances})
+    found = replace(whole, arms=(replace(whole.arms[0], evaluations=(many,)),), pairs=())
+    assert any("so few utterances (19)" in line for line in warnings(found)) is is_warned
 
 
 def test_no_clear_difference_is_said(tmp_path: Path, runs: list[str], labels: Written) -> None:
@@ -321,7 +342,7 @@ def test_the_page(whole: Comparison, labels: Written) -> None:
     assert page.tags["figure"] == 4
     assert page.tags["table"] == page.tags["caption"] == 4
     pair = page.rows[1 + len(RESULT_ROWS) + 1]
-    assert [*pair[:4], pair[5]] == ["soft", "hard", "frames", "−11.00", "<\xa00.001"]
+    assert [*pair[:4], pair[5]] == ["soft", "hard", "frames", "−11.00", "0.125"]
     assert re.fullmatch(r"−\S+ to\xa0−\S+", pair[4])
     setup = ["tdnn (hidden\xa064)", "0, 1, 2", "123,456", "3", "40", "0.002"]
     assert ["hard", *setup, "–", "–", "–"] in page.rows

@@ -25,9 +25,9 @@ FRAMES_2 = np.array([100.0, 100.0])
     [
         # Equal everywhere: no resample differs.
         ((40, 10), (40, 10), (0.0, 0.0, 0.0, 1.0)),
-        # The same share of the frames everywhere: every resample is the difference itself.
-        ((20, 20), (30, 30), (-10.0, -10.0, -10.0, 2 / 10_001)),
-        ((30, 30), (20, 20), (10.0, 10.0, 10.0, 2 / 10_001)),
+        # The same share of the frames everywhere: every resample is the difference itself. By chance two signs often agree.
+        ((20, 20), (30, 30), (-10.0, -10.0, -10.0, 0.5)),
+        ((30, 30), (20, 20), (10.0, 10.0, 10.0, 0.5)),
     ],
 )
 def test_bootstrap_where_resamples_agree(
@@ -35,6 +35,17 @@ def test_bootstrap_where_resamples_agree(
 ) -> None:
     found = paired_bootstrap(np.array(errors_a, float), np.array(errors_b, float), FRAMES_2)
     assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("num_better", "num_alike", "expected"),
+    [(1, 0, 1.0), (2, 0, 1 / 2), (5, 0, 1 / 16), (13, 0, 2**-12), (13, 300, 2**-12), (14, 0, 2 / 10_001)],
+)
+def test_p_is_no_less_than_signs_can_show(num_better: int, num_alike: int, expected: float) -> None:
+    """Utterances that are alike have none. From 14 on it is as low as resamples can show."""
+    b = np.full(num_better + num_alike, 41.0)
+    a = b - np.repeat([1.0, 0.0], [num_better, num_alike])
+    assert paired_bootstrap(a, b, np.full(len(b), 100.0))[3] == expected
 
 
 def test_bootstrap_where_resamples_differ() -> None:
