@@ -34,6 +34,15 @@ class FramePosteriors:
     phone_log_probs_TC: npt.NDArray[np.float32] | None = None
 
 
+def check_finite(utterance_id: str, best_T: npt.NDArray[np.floating]) -> None:
+    """Raises InputError where the likeliest class of a frame has a probability, or a logit, that is not finite."""
+    if not np.isfinite(best_T).all():
+        raise InputError(
+            f"utterance {utterance_id}: the posteriors are not finite, as of a model whose training diverged; lower "
+            "training.learning_rate"
+        )
+
+
 @dataclass(slots=True)
 class Metrics:
     """Sums over utterances; ``summary`` gives the rates.
@@ -61,11 +70,7 @@ class Metrics:
         valid = labels_T >= 0
         labels, top1 = labels_T[valid], posteriors.top1_T[valid]
         confidence = posteriors.confidence_T[valid].astype(np.float64)
-        if not np.isfinite(confidence).all():
-            raise InputError(
-                f"utterance {utterance_id}: the posteriors are not finite, as of a model whose training diverged; lower "
-                "training.learning_rate"
-            )
+        check_finite(utterance_id, confidence)
         bins = np.minimum((confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
         for row, values in enumerate((np.ones(len(labels)), top1 == labels, confidence)):
             self._bins[row] += np.bincount(bins, weights=values, minlength=NUM_BINS)

@@ -5,14 +5,13 @@ Shape suffixes: B utterances, T frames, V classes, L tokens of a transcript.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from rapidfuzz.distance import Levenshtein
-from torch import Tensor
 
 from softlabel_schemas.command_line import Advance
 from softlabel_schemas.corpus import Corpus, load_corpus
@@ -22,6 +21,7 @@ from softlabel_schemas.inventory import ClassInventory
 from student_trainer.config import Units
 from student_trainer.ctc import Spelling, transcripts_digest
 from student_trainer.data import TrainingData
+from student_trainer.metrics import check_finite
 from student_trainer.models import AcousticModel
 
 
@@ -61,16 +61,22 @@ class TokenMetrics:
 def token_metrics(
     model: AcousticModel, data: TrainingData, inventory: ClassInventory, advance: Advance = lambda done, note="": None
 ) -> TokenMetrics:
-    """Errors of greedy CTC decoding by the decoding head, utterances in order of length."""
+    """Errors of greedy CTC decoding by the decoding head, utterances in order of length.
+
+    Raises:
+        InputError: logits are not finite.
+    """
     assert data.spelling is not None
     metrics = TokenMetrics(inventory, data.spelling)
     device = next(model.parameters()).device
     for examples, batch in data.batches_to_evaluate(device):
         with torch.no_grad():
-            paths = _top1_paths(*model(batch.features_BTD, batch.lengths_B))
-        for example, top1_T in zip(examples, paths, strict=True):
+            logits_BTV, lengths_B = model(batch.features_BTD, batch.lengths_B)
+            best_BT, top1_BT = (each.cpu().numpy() for each in logits_BTV.max(dim=-1))
+        for example, length, best_T, top1_T in zip(examples, lengths_B.tolist(), best_BT, top1_BT, strict=True):
             assert example.tokens is not None
-            metrics.add(example.utterance_id, example.tokens, top1_T)
+            check_finite(example.utterance_id, best_T[:length])
+            metrics.add(example.utterance_id, example.tokens, top1_T[:length])
         advance(len(metrics.utterances))
     return metrics
 
@@ -101,12 +107,6 @@ def greedy(top1_T: npt.NDArray[np.integer], blank: int) -> npt.NDArray[np.intege
     starts_T[1:] = top1_T[1:] != top1_T[:-1]
     tokens: npt.NDArray[np.integer] = top1_T[starts_T & (top1_T != blank)]
     return tokens
-
-
-def _top1_paths(logits_BTV: Tensor, lengths_B: Tensor) -> Iterator[npt.NDArray[np.int64]]:
-    """The likeliest class of each frame, int64 [T], utterance by utterance."""
-    for own_T, length in zip(logits_BTV.argmax(dim=-1).cpu().numpy(), lengths_B.tolist(), strict=True):
-        yield own_T[:length]
 
 
 def load_transcribed_corpus(manifest: str, splits: Sequence[str]) -> Corpus:

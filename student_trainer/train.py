@@ -223,14 +223,16 @@ class _Trainer:
         if soft is not None:
             weight = soft_weight(soft, epochs_done / config.training.epochs)
             loss = (1 - weight) * loss + weight * terms["soft_loss"]
-        if not torch.isfinite(loss):
-            raise InputError(
-                f"the loss is {float(loss.detach())} at epoch {self.at.epoch + 1}, step {self.at.step} "
-                f"(utterances {', '.join(batch.utterance_ids[:3])}, ...); lower training.learning_rate or check the data"
-            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        clip_grad_norm_(self.model.parameters(), config.training.gradient_clip)
+        norm = clip_grad_norm_(self.model.parameters(), config.training.gradient_clip)
+        # Both at once, and before the weights change: a look at either waits for the GPU.
+        if not torch.isfinite(loss.detach() + norm):
+            raise InputError(
+                f"the loss is {float(loss.detach())}, the norm of its gradient {float(norm)}, at epoch {self.at.epoch + 1}, "
+                f"step {self.at.step} (utterances {', '.join(batch.utterance_ids[:3])}, ...); lower training.learning_rate or "
+                "check the data"
+            )
         self.optimizer.step()
         if not _has_hard_labels(batch):
             # Nothing was learnt from any: the 0 stands for no loss.

@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from softlabel_schemas import ClassInventory, InputError, write_corpus
 from student_trainer import train as train_module
@@ -24,11 +25,12 @@ from student_trainer.batch import Batch, Example, TokenTargets, collate
 from student_trainer.cli import main
 from student_trainer.config import TrainConfig, Units
 from student_trainer.ctc import Spelling, ctc_loss
+from student_trainer.data import TrainingData
 from student_trainer.evaluate import evaluate_run
 from student_trainer.inputs import open_inputs
 from student_trainer.loss import SparseTargets, soft_loss
 from student_trainer.run_folder import RunFolder
-from student_trainer.token_errors import TokenMetrics, greedy
+from student_trainer.token_errors import TokenMetrics, greedy, load_transcribed_corpus, token_metrics
 from student_trainer.train import train
 from tests.support.speech import Speech
 from tests.support.trainings import model_bytes
@@ -210,6 +212,28 @@ class TestStudent:
         assert result["num_tokens"] == sum(len((u.text or "").split()) for u in speech.split("test"))
         assert result["token_error_rate"] < 35
         assert "word_error_rate" not in result
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_logits_that_are_not_finite(
+        self, speech: Speech, run: TrainConfig, monkeypatch: pytest.MonkeyPatch, value: float
+    ) -> None:
+        """NaN is the likeliest class 0, the blank; what lies behind the last frame is nobody's."""
+        model, _, inventory = RunFolder(run.output).load_model()
+        corpus = load_transcribed_corpus(speech.manifest, ["test"])
+        data = TrainingData(corpus, run.front_end, spelling=Spelling(inventory, "words"))
+        forward, frames = model.forward, list[int]()
+
+        def diverged(features_BTD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits_BTV, lengths_B = forward(features_BTD, lengths_B)
+            logits_BTV = functional.pad(logits_BTV, (0, 0, 0, 1), value=value)
+            logits_BTV[0, frames, 1] = value
+            return logits_BTV, lengths_B
+
+        monkeypatch.setattr(model, "forward", diverged)
+        assert len(token_metrics(model, data, inventory).utterances) == len(corpus)
+        frames.append(3)
+        with pytest.raises(InputError, match=r"utterance test-\d+: the posteriors are not finite, .*learning_rate"):
+            token_metrics(model, data, inventory)
 
     def test_the_command_prints_token_errors(self, speech: Speech, run: TrainConfig) -> None:
         arguments = ["evaluate", run.output, "--corpus", speech.manifest, "--split", "test"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,7 +17,8 @@ from softlabel_schemas import InputError
 from softlabel_schemas.front_end import Precomputed
 from student_trainer import train as train_module
 from student_trainer.inputs import open_inputs
-from student_trainer.run_folder import RunFolder
+from student_trainer.models import AcousticModel
+from student_trainer.run_folder import RunFolder, build_model
 from student_trainer.torch_data import StepDataset
 from student_trainer.train import train
 from tests.support.speech import (
@@ -220,9 +222,27 @@ class TestRefusals:
             corpus__dev_splits=[],
             training__batch_seconds=0.1,
         )
-        message = rf"the loss is nan at epoch 1, step \d \(utterances {utterances[2].utterance_id}, \.\.\.\)"
+        message = rf"the loss is nan, .*, at epoch 1, step \d \(utterances {utterances[2].utterance_id}, \.\.\.\)"
         with pytest.raises(InputError, match=message):
             train(config)
+        assert not (tmp_path / "run/model.safetensors").exists()
+
+    def test_a_gradient_that_is_not_finite(
+        self, speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of the only step, behind which no loss is computed with the weights that it leaves."""
+
+        def overflowing(*args: Any) -> AcousticModel:
+            model = build_model(*args)
+            next(model.parameters()).register_hook(lambda gradient: gradient * math.inf)
+            return model
+
+        monkeypatch.setattr(train_module, "build_model", overflowing)
+        changes = {"corpus__dev_splits": [], "training__epochs": 1, "training__batch_seconds": 1000.0}
+        with pytest.raises(
+            InputError, match=r"the loss is \d\S+, the norm of its gradient (inf|nan), at epoch 1, step 0 "
+        ):
+            train(train_config(speech, tmp_path / "run", **changes))
         assert not (tmp_path / "run/model.safetensors").exists()
 
     def test_frame_shifts_that_differ(self, speech: Speech, tmp_path: Path) -> None:
