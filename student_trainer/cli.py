@@ -81,6 +81,9 @@ def evaluate(
 
     Of CTC, token and word error rate by greedy decoding.
 
+    The cross-entropy of a teacher ensemble is that of the stored probabilities. A lossy codec stores none below its floor, so
+    that no hard label costs more than 13.3 nats with mtf-sqrt and 15.9 with packed-u8.
+
     \b
     Examples:
       student-trainer evaluate runs/student --corpus corpus.parquet --split test
