@@ -13,7 +13,6 @@ times T(h) / (c(h) + T(h)), so the model is a back-off acceptor without approxim
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -58,20 +57,6 @@ class NGram:
         followers = self.counts[history]
         shorter = self.prob(word, history[1:]) if history else 1 / len(followers)
         return followers[word] / (followers.total() + len(followers)) + self.backoff_prob(history) * shorter
-
-    def perplexity(self, sentences: Iterable[Sequence[str]]) -> float:
-        """Of the words of ``sentences`` and their ends; words that the model does not know are passed over."""
-        log_prob, num_tokens, words = 0.0, 0, set(self.counts[()])
-        for sentence in sentences:
-            history = self.start()
-            for word in (*sentence, END):
-                if word in words:
-                    log_prob += math.log(self.prob(word, history))
-                    num_tokens += 1
-                    history = self.next_history(history, word) if word != END else history
-                else:
-                    history = ()
-        return math.exp(-log_prob / max(num_tokens, 1))
 
 
 def train_ngram(sentences: Iterable[Sequence[str]], order: int) -> NGram:

@@ -15,6 +15,7 @@ from softlabel_schemas import ClassInventory, Utterance, write_corpus
 from student_trainer.decode import Decoder, DecoderSettings, WordErrors
 from student_trainer.graph_folder import make_graph
 from student_trainer.ngram import train_ngram
+from tests.support.perplexity import perplexity
 
 REPOSITORY = Path(__file__).parents[3]
 SPEECHOCEAN762 = Path(os.environ.get("SPEECHOCEAN762", REPOSITORY.parent / "shared" / "data" / "speechocean762"))
@@ -45,7 +46,7 @@ def of_split(rows: list[dict[str, str]], split: str, known: dict[str, npt.NDArra
 def test_bigrams_help_on_other_sentences(rows: list[dict[str, str]], phones: dict[str, npt.NDArray[np.str_]]) -> None:
     """Test sentences are nearly all others than the training sentences. 1,100 words: perplexities far below that."""
     train, test = ([row["text"].split() for row in of_split(rows, split, phones)] for split in ("train", "test"))
-    unigram, bigram = (train_ngram(train, order).perplexity(test) for order in (1, 2))
+    unigram, bigram = (perplexity(train_ngram(train, order), test) for order in (1, 2))
     assert 50 < bigram < 0.7 * unigram
     assert unigram < 300
 

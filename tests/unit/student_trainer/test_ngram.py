@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from softlabel_schemas import InputError
 from student_trainer.ngram import END, train_ngram
+from tests.support.perplexity import perplexity
 
 # Tokens: a 3, b 2, </s> 2; 7 in all, 3 different ones, 2 words.
 SENTENCES = [["a", "b", "a"], ["a", "b"]]
@@ -46,10 +47,10 @@ def test_trigrams_begin_at_the_start_of_a_sentence() -> None:
 def test_perplexity_by_hand() -> None:
     ngram = train_ngram(SENTENCES, 2)
     probs = [2.4 / 3, (2 + 2 * 0.3) / 5, ngram.prob(END, ("b",))]
-    assert ngram.perplexity([["a", "b"]]) == pytest.approx(math.prod(probs) ** (-1 / 3))
+    assert perplexity(ngram, [["a", "b"]]) == pytest.approx(math.prod(probs) ** (-1 / 3))
     # An unknown word is passed over; what follows it has no history.
     unknown = [2.4 / 3, 0.3, ngram.prob(END, ("b",))]
-    assert ngram.perplexity([["a", "zebra", "b"]]) == pytest.approx(math.prod(unknown) ** (-1 / 3))
+    assert perplexity(ngram, [["a", "zebra", "b"]]) == pytest.approx(math.prod(unknown) ** (-1 / 3))
 
 
 def test_history_helps_on_held_out_text() -> None:
@@ -57,7 +58,7 @@ def test_history_helps_on_held_out_text() -> None:
     pairs = [["big", "dog"], ["small", "cat"], ["old", "man"], ["new", "day"]]
     train = [pairs[index % 4] + pairs[(index // 4) % 4] for index in range(32) if index % 5]
     held_out = [pairs[index % 4] + pairs[(index // 4) % 4] for index in range(0, 32, 5)]
-    unigram, bigram = (train_ngram(train, order).perplexity(held_out) for order in (1, 2))
+    unigram, bigram = (perplexity(train_ngram(train, order), held_out) for order in (1, 2))
     assert 4 ** (2 / 5) < bigram < unigram / 2 < 9
 
 
