@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from softlabel_schemas.command_line import CommandGroup
+from softlabel_schemas.command_line import CommandGroup, needs_extra
 from softlabel_schemas.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def evaluate(
       student-trainer evaluate runs/student --corpus corpus.parquet --split test --graph graph
       student-trainer evaluate --dataset labels-test --corpus corpus.parquet --split test --output ensemble.json
     """
-    from student_trainer.evaluate import WordDecoding, check_decoder_is_installed, evaluate_dataset, evaluate_run
+    from student_trainer.evaluate import WordDecoding, evaluate_dataset, evaluate_run
     from student_trainer.run_folder import DECODER, RunFolder
 
     if decoder is not None and graph is None:
@@ -100,7 +99,6 @@ def evaluate(
     _check_run_or_dataset(run, dataset, output)
     decoding = None
     if graph is not None:
-        check_decoder_is_installed()
         if run is None and decoder is None:
             raise InputError("--graph with --dataset needs --decoder: a dataset holds no settings of a decoder")
         decoding = WordDecoding(graph=graph, settings=decoder or str(Path(run or "") / DECODER))
@@ -163,11 +161,10 @@ def graph(
       student-trainer graph --corpus corpus.parquet --split train --lexicon lexicon.txt --inventory inventory.json \\
         --output graph
     """
-    from student_trainer.evaluate import check_decoder_is_installed
-
-    check_decoder_is_installed()
     from softlabel_schemas.inventory import ClassInventory
-    from student_trainer.graph_folder import make_graph
+
+    with needs_extra("decode"):
+        from student_trainer.graph_folder import make_graph
 
     made = make_graph(
         corpus,
@@ -198,10 +195,8 @@ def tune_decoder(
       student-trainer tune-decoder runs/student --graph graph --corpus corpus.parquet --split dev
       student-trainer tune-decoder --dataset labels-dev --graph graph --corpus corpus.parquet --split dev --output decoder.json
     """
-    from student_trainer.evaluate import check_decoder_is_installed
-
-    check_decoder_is_installed()
-    from student_trainer.tune import tune_dataset, tune_run
+    with needs_extra("decode"):
+        from student_trainer.tune import tune_dataset, tune_run
 
     _check_run_or_dataset(run, dataset, output)
     if run is not None:
@@ -291,9 +286,8 @@ def sweep(config: str, address: str | None) -> None:
     Example:
       student-trainer sweep sweep.toml
     """
-    if importlib.util.find_spec("ray") is None:
-        raise InputError("ray is not installed; this command needs: pip install 'essence-distill[sweep]'")
-    from student_trainer.sweep import run_sweep
+    with needs_extra("sweep"):
+        from student_trainer.sweep import run_sweep
 
     # A cluster stops a job with SIGTERM; end as with Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

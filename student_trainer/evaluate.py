@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 import torch
 
-from softlabel_schemas.command_line import progress
+from softlabel_schemas.command_line import needs_extra, progress
 from softlabel_schemas.corpus import Corpus, check_hard_labels, load_corpus
 from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.errors import InputError
@@ -50,12 +49,6 @@ class WordDecoding:
 
     graph: str
     settings: str
-
-
-def check_decoder_is_installed() -> None:
-    """Raises InputError where words cannot be decoded here."""
-    if importlib.util.find_spec("kaldi_decoder") is None or importlib.util.find_spec("kaldifst") is None:
-        raise InputError("decoding words needs: pip install 'essence-distill[decode]'")
 
 
 def check_output(output: str) -> None:
@@ -178,9 +171,10 @@ def _word_errors(
     if decoding is None:
         return None
     # Here: only decoding needs the decoder's libraries.
-    from student_trainer.decode import Decoder, WordErrors
-    from student_trainer.graph_folder import load_graph, transcripts
-    from student_trainer.tune import load_settings
+    with needs_extra("decode"):
+        from student_trainer.decode import Decoder, WordErrors
+        from student_trainer.graph_folder import load_graph, transcripts
+        from student_trainer.tune import load_settings
 
     graph = load_graph(decoding.graph, inventory)
     settings = load_settings(decoding.settings, graph, splits)

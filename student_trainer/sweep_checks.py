@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from softlabel_schemas.command_line import needs_extra
 from softlabel_schemas.corpus import Corpus
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.inventory import ClassInventory
 from student_trainer.config import TrainConfig
 from student_trainer.ctc import Spelling, check_transcripts
-from student_trainer.evaluate import check_decoder_is_installed, load_evaluation_corpus, open_ensemble
+from student_trainer.evaluate import load_evaluation_corpus, open_ensemble
 from student_trainer.hard_labels import check_label_frames
 from student_trainer.left_out import leave_out_skipped
 from student_trainer.sweep_config import Sweep
@@ -61,10 +62,10 @@ def _labelled(sweep: Sweep, splits: Sequence[str], inventory: ClassInventory) ->
 
 
 def _check_graph(path: str, sweep: Sweep, corpus: Corpus, inventory: ClassInventory) -> None:
-    check_decoder_is_installed()
     # Here: only decoding needs the decoder's libraries.
-    from student_trainer.graph_folder import check_graph, transcripts
-    from student_trainer.tune import check_apart
+    with needs_extra("decode"):
+        from student_trainer.graph_folder import check_graph, transcripts
+        from student_trainer.tune import check_apart
 
     description = check_graph(path, inventory)
     check_apart(sweep.evaluate.splits, description.splits, f"{path} was made from")

@@ -22,6 +22,7 @@ from student_trainer.sweep_config import EvaluateConfig, Sweep, load_sweep
 from student_trainer.sweep_task import evaluate_ensemble, train_and_evaluate
 from tests.support.speech import INVENTORY, Speech, save_corpus, write_soft_labels
 from tests.support.sweeps import write_ctc, write_sweep, write_words
+from tests.support.uninstalled import uninstall
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +194,11 @@ class TestBeforeAnyRunStarts:
         path.write_text(path.read_text().replace(f"\n{line}\n", f"\n{other}\n"))
         with pytest.raises(InputError, match=message):
             run_sweep(path)
+
+    def test_no_decoder(self, speech: Speech, monkeypatch: pytest.MonkeyPatch) -> None:
+        uninstall(monkeypatch, "kaldi_decoder")
+        with pytest.raises(InputError, match=r"kaldi_decoder.*; this needs: pip install 'essence-distill\[decode\]'"):
+            run_sweep(write_sweep(speech.folder, "undecoded", words=True))
 
     def test_arms_and_an_ensemble_of_other_classes(self, speech: Speech) -> None:
         inventory = INVENTORY.model_copy(update={"silence_phones": ()})

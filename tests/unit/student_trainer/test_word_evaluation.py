@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from student_trainer.evaluate import WordDecoding, evaluate_dataset
 from student_trainer.run_folder import RUN, RunFolder, build_model
 from student_trainer.tune import tune_run
 from tests.support.speech import INVENTORY, Speech, save_corpus, train_config, write_soft_labels, write_speech
+from tests.support.uninstalled import uninstall
 from tests.support.words import write_graph, write_words_speech
 
 
@@ -194,8 +194,30 @@ def test_refusals(speech: Speech, graph: Path, decoder: Path, run: Path, tmp_pat
     assert "tune again with this graph" in result.stderr
 
 
-def test_without_the_decoder_the_extra_is_named(speech: Speech, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "kaldi_decoder", None)
-    result = student_trainer("evaluate", run, "--graph", "graph", "--corpus", speech.manifest, "--split", "test")
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        ("kaldifst", "graph --split train --lexicon l --inventory i --output g"),
+        ("kaldi_decoder", "tune-decoder RUN --split dev --graph none"),
+        ("kaldi_decoder", "evaluate RUN --split test --graph none"),
+        ("kaldi_decoder", "evaluate --dataset LABELS --split dev --graph none --decoder none --output LABELS.json"),
+    ],
+)
+def test_without_the_decoder_the_extra_is_named(
+    speech: Speech, run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: str, command: str
+) -> None:
+    """Before anything is decoded, and before the graph that such a machine has none of is missed."""
+    labels = write_soft_labels(tmp_path / "labels", speech.split("dev")).url
+    uninstall(monkeypatch, package)
+    arguments = command.replace("RUN", str(run)).replace("LABELS", labels).split()
+    result = student_trainer(*arguments, "--corpus", speech.manifest)
     assert result.exit_code == 2
-    assert result.stderr == "error: decoding words needs: pip install 'essence-distill[decode]'\n"
+    assert package in result.stderr
+    assert result.stderr.endswith("; this needs: pip install 'essence-distill[decode]'\n")
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    uninstall(monkeypatch, "ray")
+    result = student_trainer("sweep", "sweep.toml")
+    assert result.exit_code == 2
+    assert result.stderr.endswith("; this needs: pip install 'essence-distill[sweep]'\n")
