@@ -21,14 +21,7 @@ from student_trainer.evaluate import evaluation_name
 from student_trainer.metric_names import COUNTS, Metric
 from student_trainer.result_files import Evaluation, Run
 from student_trainer.run_folder import RUN, RunFolder
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """Over seeds; ``std`` is the sample standard deviation (ddof = 1), None for a single value."""
-
-    mean: float
-    std: float | None
+from student_trainer.spread import Spread, spread_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +52,9 @@ class Arm:
         return known if len(known) == len(values) else None
 
     def spread(self, metric: Metric) -> Spread | None:
+        """Over seeds; None where the metric is not known."""
         values = self.values(metric)
-        if values is None:
-            return None
-        return Spread(mean=float(np.mean(values)), std=float(np.std(values, ddof=1)) if len(values) > 1 else None)
+        return None if values is None else spread_of(values)
 
     @property
     def leading(self) -> Metric:

@@ -24,9 +24,10 @@ from softlabel_schemas.describe import description
 from softlabel_schemas.errors import InputError
 from student_trainer.arms import Arm, load_arms, unlike_settings
 from student_trainer.config import TrainConfig
-from student_trainer.metric_names import COLUMNS, COUNTS, DIGITS, METRICS, Metric
+from student_trainer.metric_names import COLUMNS, COUNTS, METRICS, Metric
 from student_trainer.result_files import Evaluation
 from student_trainer.significance import MIN_UTTERANCES, NUM_RESAMPLES, Difference, difference
+from student_trainer.spread import format_spread
 
 UNKNOWN = "–"
 NO_PAIRS = "no arm with soft labels has a hard-only arm of the same model to be compared with"
@@ -177,15 +178,15 @@ def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 def _format_spread(arm: Arm, metric: Metric) -> str:
     """``34.10 ± 0.25``; ``34.10 ± –`` for a single seed, ``34.10`` for what was not trained here."""
-    spread, digits = arm.spread(metric), DIGITS.get(metric, 2)
+    spread = arm.spread(metric)
     if spread is None:
         return UNKNOWN
-    deviation = UNKNOWN if spread.std is None else f"{spread.std:.{digits}f}"
-    return f"{spread.mean:.{digits}f} ± {deviation}" if arm.runs else f"{spread.mean:.{digits}f}"
+    shown = format_spread(spread, metric)
+    return f"{shown} ± {UNKNOWN}" if arm.runs and spread.std is None else shown
 
 
-def format_p(found: Difference) -> str:
-    return "< 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}"
+def format_p(p_value: float) -> str:
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def verdict(pair: Pair, found: Difference) -> str:
@@ -282,7 +283,8 @@ def text(comparison: Comparison) -> str:
 
 def _test(found: Difference) -> str:
     numbers = f"{signed(found.points)}, 95% interval {signed(found.low)} to {signed(found.high)}"
-    return f"{numbers}, p {format_p(found) if found.p_value < 0.001 else f'= {format_p(found)}'}"
+    p_value = format_p(found.p_value)
+    return f"{numbers}, p {p_value if p_value.startswith('<') else f'= {p_value}'}"
 
 
 def results(comparison: Comparison) -> dict[str, Any]:

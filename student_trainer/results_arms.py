@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from student_trainer.metric_names import Metric
+from student_trainer.spread import Spread, spread_of
 from student_trainer.sweep_records import Record, SweepRecords
 
 
@@ -35,10 +33,8 @@ class ArmRecords:
         """0 for the ensemble."""
         return 0 if self.is_ensemble else max(map(len, self.values.values()))
 
-    def spread(self, metric: Metric) -> tuple[float, float | None]:
-        """Mean and sample standard deviation (ddof = 1), None for a single value."""
-        values = list(self.values[metric].values())
-        return float(np.mean(values)), _deviation(values)
+    def spread(self, metric: Metric) -> Spread:
+        return spread_of(list(self.values[metric].values()))
 
     def seeds_with(self, other: ArmRecords, metric: Metric) -> list[tuple[float, float]]:
         """Values of both, for each seed that both have; the ensemble's stands beside every seed."""
@@ -49,8 +45,9 @@ class ArmRecords:
 
 
 def spread_of_difference(arm: ArmRecords, against: ArmRecords, metric: Metric) -> float | None:
-    """Sample standard deviation of ``arm`` less ``against`` over seeds: how much of it is the luck of a seed."""
-    return _deviation([own - other for own, other in arm.seeds_with(against, metric)])
+    """Standard deviation of ``arm`` less ``against`` over seeds that both have: how much of it is the luck of a seed."""
+    differences = [own - other for own, other in arm.seeds_with(against, metric)]
+    return spread_of(differences).std if differences else None
 
 
 def shares_of_gain(arm: ArmRecords, baseline: ArmRecords, reference: ArmRecords, metric: Metric) -> list[float]:
@@ -60,10 +57,6 @@ def shares_of_gain(arm: ArmRecords, baseline: ArmRecords, reference: ArmRecords,
     if any(none[seed] <= whole[seed] for seed in seeds):
         return []
     return [100 * (none[seed] - own[seed]) / (none[seed] - whole[seed]) for seed in seeds]
-
-
-def _deviation(values: Sequence[float]) -> float | None:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def arms_of(sweep: SweepRecords) -> list[ArmRecords]:

@@ -29,14 +29,12 @@ def error_figure(sweep: SweepRecords, *, salt: str) -> str:
 
     def draw(axes: Any) -> None:
         for row, arm in enumerate(students):
-            mean, std = arm.spread(metric)
-            colour = _colour(arm)
-            axes.errorbar(mean, row, xerr=std, fmt="o", capsize=3, color=colour)
+            spread, colour = arm.spread(metric), _colour(arm)
+            axes.errorbar(spread.mean, row, xerr=spread.std, fmt="o", capsize=3, color=colour)
             axes.plot(list(arm.values[metric].values()), [row] * arm.num_seeds, "|", color=colour, alpha=0.6)
         for arm in arms_of(sweep):
             if arm.is_ensemble:
-                mean, _ = arm.spread(metric)
-                axes.axvline(mean, color=_colour(arm), linestyle="--", linewidth=1.2, label=arm.name)
+                axes.axvline(arm.spread(metric).mean, color=_colour(arm), linestyle="--", linewidth=1.2, label=arm.name)
         axes.set_yticks(range(len(students)), [arm.name for arm in students])
         axes.set_ylim(len(students) - 0.4, -0.6)
         if axes.get_legend_handles_labels()[0]:
@@ -58,14 +56,14 @@ def bytes_figure(sweep: SweepRecords, *, salt: str) -> str | None:
 
     def draw(axes: Any) -> None:
         for index, (arm, size) in enumerate(points):
-            mean, std = arm.spread(metric)
+            spread = arm.spread(metric)
             colour, marker = chart.COLOURS[index % len(chart.COLOURS)], _MARKERS[index % len(_MARKERS)]
-            axes.errorbar(size, mean, yerr=std, fmt=marker, capsize=3, color=colour, label=arm.name)
+            axes.errorbar(size, spread.mean, yerr=spread.std, fmt=marker, capsize=3, color=colour, label=arm.name)
         for arm in hard_only:
-            axes.axhline(arm.spread(metric)[0], color=_colour(arm), linewidth=1.2, label=arm.name)
+            axes.axhline(arm.spread(metric).mean, color=_colour(arm), linewidth=1.2, label=arm.name)
         low, high = axes.get_ylim()
         for arm in ensembles:
-            mean, _ = arm.spread(metric)
+            mean = arm.spread(metric).mean
             # A line far off would leave no room for what the arms differ in.
             is_far = not 2 * low - high < mean < 2 * high - low
             style = {"color": _colour(arm), "linestyle": "--", "linewidth": 1.2}

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from softlabel_schemas.errors import InputError
-from student_trainer.compare import UNKNOWN, signed
-from student_trainer.metric_names import COLUMNS, DIGITS, METRICS, Metric, error_name, unit_name
+from student_trainer.compare import UNKNOWN, format_p, signed
+from student_trainer.metric_names import COLUMNS, METRICS, Metric, error_name, unit_name
 from student_trainer.report import write
 from student_trainer.results_arms import ArmRecords, arms_of, shares_of_gain, spread_of_difference
 from student_trainer.results_figure import bytes_figure, error_figure
+from student_trainer.spread import format_spread
 from student_trainer.sweep_records import DifferenceRecord, GainRecord, SweepRecords, load_records, records_json
 
 
@@ -131,11 +132,7 @@ def _row(arm: ArmRecords, metrics: Sequence[Metric]) -> list[str]:
 
 
 def _spread(arm: ArmRecords, metric: Metric) -> str:
-    if metric not in arm.values:
-        return UNKNOWN
-    mean, std = arm.spread(metric)
-    digits = DIGITS.get(metric, 2)
-    return f"{mean:.{digits}f}" if std is None else f"{mean:.{digits}f} ± {std:.{digits}f}"
+    return format_spread(arm.spread(metric), metric) if metric in arm.values else UNKNOWN
 
 
 def _difference_row(found: DifferenceRecord, arms: Mapping[str, ArmRecords]) -> list[str]:
@@ -148,21 +145,21 @@ def _difference_row(found: DifferenceRecord, arms: Mapping[str, ArmRecords]) -> 
         signed(found.difference) + ("" if spread is None else f" ± {spread:.2f}"),
         _relative(found, against),
         f"{signed(found.low)} to {signed(found.high)}",
-        "< 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}",
+        format_p(found.p_value),
         f"{found.better_seeds}/{found.num_seeds}",
     ]
 
 
 def _relative(found: DifferenceRecord, against: ArmRecords) -> str:
     """Unknown where words were not decoded for every arm, and in percent of nothing."""
-    mean = against.spread(found.metric)[0] if found.metric in against.values else 0
+    mean = against.spread(found.metric).mean if found.metric in against.values else 0
     return f"{signed(100 * found.difference / mean)}%" if mean else UNKNOWN
 
 
 def _gains(gains: Sequence[GainRecord], arms: Mapping[str, ArmRecords], metric: Metric) -> list[str]:
     """Of one baseline and reference."""
     baseline, reference = arms[gains[0].baseline], arms[gains[0].reference]
-    points = baseline.spread(metric)[0] - reference.spread(metric)[0]
+    points = baseline.spread(metric).mean - reference.spread(metric).mean
     gained = f"the gain of {reference.name} over {baseline.name} in {error_name(metric)}"
     said = f"What is kept of {gained}, {signed(points)} points"
     if any(found.low is None for found in gains):
