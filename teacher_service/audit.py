@@ -19,6 +19,7 @@ from softlabel_schemas.distance import distance, same_targets
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.sampled_shards import share_of
 from softlabel_schemas.shard import LabelledUtterance, decode_columns, encode_columns
+from softlabel_schemas.spec import CodecName
 from softlabel_schemas.targets import SoftTargets
 from teacher_service.job import PreparedJob
 from teacher_service.pipeline import label_shard
@@ -46,6 +47,7 @@ class Audit:
     """
 
     tolerance: float
+    codec: CodecName
     num_utterances: int = 0
     num_identical: int = 0
     num_frames: int = 0
@@ -69,7 +71,7 @@ class Audit:
                 f"utterance {name}: {targets.num_frames} frames are stored, the teachers give {anew.num_frames}"
             )
             return
-        found = distance(targets, anew)
+        found = distance(targets, anew, self.codec, self.codec)
         both_bare_T = (targets.counts_T == 0) & (anew.counts_T == 0)
         mean_kl = float(found.kl_ab_T.sum()) / max(targets.num_frames, 1)
         self.num_identical += same_targets(targets, anew)
@@ -182,7 +184,11 @@ def audit(
     # What is left out now and was not then, or the other way round, is a finding.
     storage = dataset.manifest.storage.model_copy(update={"on_error": "skip"})
     torch.set_num_threads(job.config.resources.cpus_per_actor)
-    teachers, codec, found = load_teachers(job.config, job.document.spec), build_codec(spec), Audit(tolerance=tolerance)
+    teachers, codec, found = (
+        load_teachers(job.config, job.document.spec),
+        build_codec(spec),
+        Audit(tolerance=tolerance, codec=spec.codec),
+    )
     for index in shards:
         stored, plan = dataset.read_shard(index), job.plan[index]
         rows = job.corpus.read(plan.first_row, plan.num_rows)

@@ -26,8 +26,8 @@ from softlabel_schemas.targets import RAW_MASS_TOLERANCE, Float32, Int64, SoftTa
 
 # 1/16 nat: a power of two, so that decoding is exact in float32 in every language.
 LOG_PROB_STEP = np.float32(1 / 16)
-_TAIL_LEVELS = 65_535
-_TAIL_TABLE = ((np.arange(_TAIL_LEVELS + 1, dtype=np.float64) / _TAIL_LEVELS) ** 2).astype(np.float32)
+TAIL_LEVELS = 65_535
+_TAIL_TABLE = ((np.arange(TAIL_LEVELS + 1, dtype=np.float64) / TAIL_LEVELS) ** 2).astype(np.float32)
 
 
 class Codec(Protocol):
@@ -129,8 +129,8 @@ class PackedCodec:
         if self.lossy:
             log_probs = np.clip(np.rint(targets.log_probs / -LOG_PROB_STEP), 0, 255)
             # A frame with entries keeps a tail below 1, or its posterior at another temperature would be lost.
-            highest_T1 = np.where(counts_T > 0, _TAIL_LEVELS - 1, _TAIL_LEVELS)[:, None]
-            tails = np.minimum(np.rint(np.sqrt(targets.tail_mass.astype(np.float64)) * _TAIL_LEVELS), highest_T1)
+            highest_T1 = np.where(counts_T > 0, TAIL_LEVELS - 1, TAIL_LEVELS)[:, None]
+            tails = np.minimum(np.rint(np.sqrt(targets.tail_mass.astype(np.float64)) * TAIL_LEVELS), highest_T1)
         columns = {
             "counts": counts_T.astype(self.count_dtype),
             "class_ids": targets.class_ids.astype(self.id_dtype),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from softlabel_schemas.dataset import SoftLabelDataset
-from softlabel_schemas.distance import distance, same_targets
+from softlabel_schemas.distance import Distance, distance, same_targets
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.sampled_shards import evenly_spaced, share_of
 from softlabel_schemas.targets import SoftTargets
@@ -102,12 +102,12 @@ def compare_labels(a: SoftLabelDataset, b: SoftLabelDataset, shards: list[int]) 
             if own.targets.num_frames != other.targets.num_frames:
                 total.num_other_length += 1
                 continue
-            _add(total, own.targets, other.targets)
+            found = distance(own.targets, other.targets, a.manifest.spec.codec, b.manifest.spec.codec)
+            _add(total, own.targets, other.targets, found)
         yield total
 
 
-def _add(total: LabelDifference, a: SoftTargets, b: SoftTargets) -> None:
-    found = distance(a, b)
+def _add(total: LabelDifference, a: SoftTargets, b: SoftTargets, found: Distance) -> None:
     num_known = int(found.is_known_T.sum())
     total.num_frames += a.num_frames
     total.num_known += num_known

@@ -120,7 +120,7 @@ def diff_command(a: str, b: str, fraction: float, as_json: bool) -> None:
     """Say in which settings the datasets at A and B differ, and how far the labels of the utterances are that both have.
 
     The divergence is over the classes that both kept, with all others as one class: what is stored tells no more, and that of
-    the whole posteriors is at least as large.
+    the whole posteriors is at least as large. What a codec does not tell from 0 is no difference.
 
     \b
     Example:

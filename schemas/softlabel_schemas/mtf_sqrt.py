@@ -32,7 +32,7 @@ UInt8 = npt.NDArray[np.uint8]
 
 STREAMS = ("positions", "new_ids", "first_codes", "head_steps", "tail_steps", "overflow", "tail_mass")
 # Tail codes are equal steps of the angle asin(sqrt(m)): of the masses inside and outside, neither is coarse near 0.
-_TAIL_LEVELS = 255
+TAIL_LEVELS = 255
 _HALF_STEP = 0.5 / LEVELS
 _PROBLEMS = {
     mtf_kernels.CUT_SHORT: "a stream ends before the frame's entries do",
@@ -50,7 +50,7 @@ def _tables() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], UInt8]:
     roots = np.arange(LEVELS + 1) / LEVELS
     roots[0] = 0.25 / LEVELS
     log_probs = (2 * np.log(roots)).astype(np.float32) + np.float32(0)
-    tails = (np.sin(np.arange(_TAIL_LEVELS + 1) * (math.pi / (2 * _TAIL_LEVELS))) ** 2).astype(np.float32)
+    tails = (np.sin(np.arange(TAIL_LEVELS + 1) * (math.pi / (2 * TAIL_LEVELS))) ** 2).astype(np.float32)
     # Rounded down from 0.7 on: no mass is so near to where it would round otherwise that libraries could differ.
     predicted = np.floor(_tail_angles(np.arange(LEVELS**2 + 1) / LEVELS**2) + 0.3)
     return log_probs, tails, predicted.astype(np.uint8)
@@ -64,7 +64,7 @@ def tail_codes(tail_mass: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
 
 def _tail_angles(tail_mass: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """In steps of the codes."""
-    return np.arcsin(np.sqrt(tail_mass)) * (2 * _TAIL_LEVELS / math.pi)
+    return np.arcsin(np.sqrt(tail_mass)) * (2 * TAIL_LEVELS / math.pi)
 
 
 LOG_PROB_OF, TAIL_OF, PREDICTED = _tables()
@@ -98,7 +98,7 @@ class MtfSqrtCodec:
         """How far kept mass + tail mass of decoded targets may be from 1: by Cauchy and Schwarz over the entries' errors of
         1/384, and the tail's."""
         kept = 2 * _HALF_STEP * math.sqrt(self.max_entries) + self.max_entries * _HALF_STEP**2
-        return kept + math.pi / _TAIL_LEVELS / 2 + RAW_MASS_TOLERANCE
+        return kept + math.pi / TAIL_LEVELS / 2 + RAW_MASS_TOLERANCE
 
     @property
     def high_bytes(self) -> int:
@@ -120,7 +120,7 @@ class MtfSqrtCodec:
             targets.validate()
         # A frame with entries keeps a tail below 1, or its posterior at another temperature would be lost.
         filled_T1 = (targets.counts_T > 0)[:, None]
-        codes_TK = np.minimum(codes_TK, np.where(filled_T1, _TAIL_LEVELS - 1, _TAIL_LEVELS)).astype(np.uint8)
+        codes_TK = np.minimum(codes_TK, np.where(filled_T1, TAIL_LEVELS - 1, TAIL_LEVELS)).astype(np.uint8)
         room = {
             "positions": num_entries + num_utterances,
             "new_ids": num_entries,

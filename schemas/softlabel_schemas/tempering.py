@@ -8,10 +8,8 @@ it. How many there may be in a frame, the selection says: an entry that a mass o
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
 from softlabel_schemas.errors import InputError
+from softlabel_schemas.floors import FLOORS, Floor
 from softlabel_schemas.selection import AnySelection, Mass, Threshold, max_entries_per_frame
 from softlabel_schemas.spec import CodecName, DatasetSpec
 
@@ -19,23 +17,9 @@ from softlabel_schemas.spec import CodecName, DatasetSpec
 _MAX_WEIGHT = 0.1
 
 
-class _Floor(NamedTuple):
-    """``prob``: what a probability below ``below`` is stored as."""
-
-    prob: float
-    below: float
-
-
-# See the error bounds of ``mtf_sqrt.py`` and ``codec.py``; "packed-f32" has none.
-FLOORS = {
-    "mtf-sqrt": _Floor(prob=(0.25 / 192) ** 2, below=(0.5 / 192) ** 2),
-    "packed-u8": _Floor(prob=math.exp(-255 / 16), below=math.exp(-254.5 / 16)),
-}
-
-
 def obstacle(selection: AnySelection, codec: CodecName, temperature: float, num_classes: int) -> str | None:
     """Why the posterior at ``temperature`` cannot be told from what is stored; None: it can."""
-    if temperature == 1 or codec not in FLOORS:
+    if temperature == 1 or codec == "packed-f32":
         return None
     floor = FLOORS[codec]
     num_entries = _num_at_floor(selection, floor, num_classes)
@@ -58,7 +42,7 @@ def check_tempered(spec: DatasetSpec, temperature: float, *, where: str) -> None
         )
 
 
-def _num_at_floor(selection: AnySelection, floor: _Floor, num_classes: int) -> int:
+def _num_at_floor(selection: AnySelection, floor: Floor, num_classes: int) -> int:
     """Of a frame's entries, how many may be at the floor; the likeliest class never is."""
     if isinstance(selection, Mass):
         # Before each entry less than the mass was kept, so that it, the likeliest of the rest, has its share of the rest.

@@ -13,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softlabel_schemas.cli import main
+from softlabel_schemas.codec import build_codec
 from softlabel_schemas.distance import distance, same_targets
+from softlabel_schemas.selection import TopK
 from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
+from softlabel_schemas.spec import CodecName
 from softlabel_schemas.targets import SoftTargets
-from tests.support.datasets import NUM_CLASSES, TEMPERATURES, random_rows, write_dataset
+from tests.support.datasets import CODECS, NUM_CLASSES, SPEC, TEMPERATURES, random_rows, write_dataset
 from tests.support.targets import random_log_posterior, ranking, targets_from_dense
 
 
@@ -24,6 +27,12 @@ def top(log_posterior_TV: np.ndarray, k: int) -> SoftTargets:
     kept_TV = np.zeros(log_posterior_TV.shape, dtype=bool)
     np.put_along_axis(kept_TV, ranking(log_posterior_TV)[:, :k], True, axis=1)
     return targets_from_dense(log_posterior_TV, kept_TV, TEMPERATURES)
+
+
+def decoded(targets: SoftTargets, codec_name: CodecName) -> SoftTargets:
+    update = {"codec": codec_name, "num_classes": targets.num_classes, "selection": TopK(k=targets.num_classes)}
+    codec, frame_offsets = build_codec(SPEC.model_copy(update=update)), np.array([0, targets.num_frames])
+    return codec.decode(codec.encode(targets, frame_offsets), frame_offsets)
 
 
 def kl_T(log_p_TV: np.ndarray, log_q_TV: np.ndarray) -> np.ndarray:
@@ -54,6 +63,26 @@ def test_a_narrower_selection_of_one_posterior_is_no_distance() -> None:
     assert max(found.kl_ab_T.max(), found.kl_ba_T.max()) < 1e-6
     assert found.same_top1_T.all()
     assert (found.num_shared_T == 3).all()
+
+
+@pytest.mark.parametrize("scale", [4.0, 12.0])
+@pytest.mark.parametrize("codec_a", CODECS)
+@pytest.mark.parametrize("codec_b", CODECS)
+def test_how_much_of_it_was_stored_and_by_which_codec_is_no_distance(
+    codec_a: CodecName, codec_b: CodecName, scale: float
+) -> None:
+    """All classes against 20 of them, in frames of which most are sure. What the codecs round is at most about (entries + 1) /
+    (6 x 192^2), and what both of them store is at most the distance of the posteriors."""
+    rng = np.random.default_rng(0)
+    log_p, log_q = (random_log_posterior(rng, 50, 638, scale) for _ in range(2))
+    p_a, p_b = decoded(top(log_p, 638), codec_a), decoded(top(log_p, 20), codec_b)
+    found = distance(p_a, p_b, codec_a, codec_b)
+    assert max(found.kl_ab_T.mean(), found.kl_ba_T.mean()) < 3e-4
+    assert max(found.kl_ab_T.max(), found.kl_ba_T.max()) < 1e-3
+    for q_b in (decoded(top(log_q, 638), codec_b), decoded(top(log_q, 20), codec_b)):
+        other = distance(p_a, q_b, codec_a, codec_b)
+        assert 2 < other.kl_ab_T.mean() < 1.001 * kl_T(log_p, log_q).mean()
+        assert 2 < other.kl_ba_T.mean() < 1.001 * kl_T(log_q, log_p).mean()
 
 
 def test_by_hand() -> None:
