@@ -5,8 +5,8 @@ n_m, and the ensemble's posterior is that of the estimates q_m (q_m(i) = p_m(i) 
 
     arithmetic   p^(i) = sum_m w_m q_m(i)                      log_linear   p^(i) = prod_m q_m(i)^w_m / Z
 
-The classes that some teacher kept are ranked by p^, and the k likeliest are kept. It is exact where every class was stored.
-A frame that an input stored without entries has none in the result either.
+The classes that some teacher kept are ranked by p^, and the k likeliest are kept. Where every class was stored it
+is exact, but for what the codecs rounded. A frame that an input stored without entries has none in the result either.
 
 Error. Where m did not keep i, p_m(i) and its estimate are both in [0, t_m], so |q_m(i) - p_m(i)| <= t_m. q_m and p_m
 put the same t_m on the same n_m classes, so their total variation distance TV is at most t_m (1 - 1 / n_m). Hence
@@ -17,6 +17,12 @@ put the same t_m on the same n_m classes, so their total variation distance TV i
   b_m = p_m(i) where m kept i and t_m where not. A class that all kept has only the error of Z. The classes that none
   kept add up to at most prod_m t_m^w_m, in truth (Hoelder's inequality) as in the estimate. ln p^(i) has no bound:
   p_m(i) may be tiny.
+
+Codecs. The arithmetic posterior has the error of a lossy codec's values. The log-linear one raises its floor to w_m, too, as
+temperature 1 / w_m does: with three teachers 1.7e-6 of "mtf-sqrt" counts 0.012. Of three simulated teachers of 638 classes
+(independent logits of deviation 4), all stored, the result was 0.2 nats from the true one with "mtf-sqrt", 0.035 with
+"packed-u8". So :mod:`softlabel_schemas.combined_dataset` refuses to combine where it refuses the temperature. What it does
+not refuse are tails that "mtf-sqrt" decodes as 0, which are below 9.5e-6: the classes outside then have e^-100, as a veto.
 
 Temperature tau. The tail that m stored at tau gives the sum over the n_m classes of p_m(i)^(1/tau). Their mean, to the
 power of tau, is the one value v_m that each could have to give this sum; at tau = 1 it is t_m / n_m. The classes

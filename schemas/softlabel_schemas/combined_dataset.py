@@ -74,6 +74,8 @@ class CombinedDataset:
                 f"the weights {', '.join(f'{w:g}' for w in weights)} are too large or too far apart: the share of one is 0; "
                 "expected numbers such as 1, 2"
             )
+        if method == "log_linear":
+            _check_floors(inputs, self._weights)
         self._store = ObjectStore(output)
         self._skipped = [{each.utterance_id: each.reason for each in data.manifest.skipped} for data in inputs]
         first = inputs[0].manifest
@@ -202,6 +204,18 @@ def check_inputs(inputs: Sequence[SoftLabelDataset], method: Combination) -> Non
             raise InputError(
                 f"{data.store.url} stores samples ('{spec.selection.policy}'): their logarithms are biased, and so are the "
                 "likeliest classes of a mean of them; store likeliest classes instead (such as 'top_k'), and combine those"
+            )
+
+
+def _check_floors(inputs: Sequence[SoftLabelDataset], weights: Sequence[float]) -> None:
+    """Raises InputError where a posterior raised to its weight, as a log-linear ensemble takes it, cannot be told."""
+    for data, weight in zip(inputs, weights, strict=True):
+        spec = data.manifest.spec
+        found = obstacle(spec.selection, spec.codec, 1 / weight, spec.num_classes)
+        if found is not None:
+            raise InputError(
+                f"{data.store.url} is raised to its weight {weight:.3g} in a 'log_linear' ensemble, which is temperature "
+                f"{1 / weight:.3g}, but {found}; label with targets.codec = \"packed-f32\", or combine by 'arithmetic'"
             )
 
 

@@ -31,8 +31,9 @@ _LEAST_WEIGHT = 1e-6
 def combine(urls: tuple[str, ...], weights: str | None, method: Combination, top_k: int, output: str) -> None:
     """Make the dataset of an ensemble from those of its members at URLS, without running a teacher.
 
-    They label the same corpus. It is exact where they store every class; of a class that one of them did not store its
-    share of the tail is taken. Tail masses are made for the temperatures that all of them store and can tell. Run it again
+    They label the same corpus. Where they store every class it is exact, but for what their codecs rounded; of a class that
+    one of them did not store its share of the tail is taken. For log_linear store them by packed-f32: it multiplies what lossy
+    codecs do not tell from 0. Tail masses are made for the temperatures that all of them store and can tell. Run it again
     after a kill, and it goes on.
 
     \b

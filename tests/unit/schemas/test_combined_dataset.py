@@ -20,7 +20,7 @@ from softlabel_schemas.narrowing import check_derivable
 from softlabel_schemas.selection import Mass, RandomSampling, TopK
 from softlabel_schemas.spec import TeacherSpec
 from softlabel_schemas.verification import verify
-from tests.support.datasets import NUM_CLASSES
+from tests.support.datasets import CODECS, NUM_CLASSES
 from tests.support.members import member_rows, write_member
 from tests.support.targets import assert_same_targets
 from tests.support.trees import tree
@@ -127,6 +127,29 @@ def test_temperatures_that_a_codec_cannot_tell_are_left_out(tmp_path: Path) -> N
             f"warning: temperature 4 is left out: of {url} codec 'mtf-sqrt' stores every probability below 6.8e-06 as"
         )
         assert result.stderr.startswith(said) == (kept == (1.0,))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_log_linear_ensemble_of_what_a_codec_cannot_tell_is_refused(tmp_path: Path, codec: str) -> None:
+    """Three teachers of all classes: each is raised to 1/3, as at temperature 3."""
+    whole = {"selection": TopK(k=NUM_CLASSES)}
+    inputs = [
+        write_member(tmp_path / str(seed), member_rows(seed, is_whole=True), name="t" * seed, codec=codec, **whole)
+        for seed in (1, 2, 3)
+    ]
+    result = combine(inputs, tmp_path / "all", "--method", "log_linear")
+    if codec == "packed-f32":
+        assert result.exit_code == 0, result.output
+    else:
+        assert result.exit_code == 2
+        assert (
+            f"{inputs[0]} is raised to its weight 0.333 in a 'log_linear' ensemble, which is temperature 3"
+            in result.stderr
+        )
+        assert "; at temperature 3 49 such entries of a frame would weigh 0.0" in result.stderr
+        assert "label with targets.codec = \"packed-f32\", or combine by 'arithmetic'" in result.stderr
+        assert not (tmp_path / "all").exists()
+    assert combine(inputs, tmp_path / "sum").exit_code == 0
 
 
 def test_ensembles_can_be_combined(urls: list[str], tmp_path: Path) -> None:
