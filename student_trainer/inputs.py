@@ -14,6 +14,7 @@ from softlabel_schemas.folds import without_fold
 from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.manifest import SkippedUtterance
+from softlabel_schemas.tempering import warn_of_floor
 from student_trainer.augmentation import Augmenter
 from student_trainer.config import SoftLabelConfig, TrainConfig
 from student_trainer.ctc import Spelling, check_transcripts, transcripts_digest
@@ -139,6 +140,7 @@ def _open_datasets(config: TrainConfig) -> tuple[SoftLabelDataset, ...]:
     datasets = tuple(open_dataset(url, cache=cache) for url in soft.locations)
     for dataset in datasets:
         warn_if_deprecated(dataset.store)
+        warn_of_floor(dataset.manifest.spec, where=dataset.store.url)
     return datasets
 
 

@@ -29,7 +29,7 @@ from softlabel_schemas.object_store import MAX_DOCUMENT_BYTES, ObjectStore
 from softlabel_schemas.plan import ShardRange
 from softlabel_schemas.selection import TopK, max_entries_per_frame
 from softlabel_schemas.spec import DatasetSpec, StorageSpec, TeacherSpec
-from softlabel_schemas.tempering import check_tempered
+from softlabel_schemas.tempering import check_tempered, warn_of_floor
 from teacher_service.config import JobConfig
 from teacher_service.teacher import check_factory, check_held_out
 
@@ -117,6 +117,7 @@ def prepare(config: JobConfig) -> PreparedJob:
     )
     for temperature in spec.temperatures:
         check_tempered(spec, temperature, where="targets.temperatures")
+    warn_of_floor(spec, where="selection")
     _check_manifest_size(config, spec, sum(scan.seconds_of_shard), len(scan.plan), scan.num_rows)
     _check_shard_size(config, spec, max(scan.seconds_of_shard, default=0.0))
     storage = StorageSpec(

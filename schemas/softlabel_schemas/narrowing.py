@@ -1,7 +1,8 @@
 """Narrowing: a selection made of what another one stored, as capture would have made it from the whole posterior.
 
 What can be derived is exact but for the codec: with a lossy one the policies see decoded values, and the tails are added up
-in another order. What cannot be derived raises; it is never approximated.
+in another order, the codec's floor for each entry that is next to nothing (``tempering.py`` says how much that makes). What
+cannot be derived raises; it is never approximated.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from softlabel_schemas.deprecation import Deprecation, deprecate
 from softlabel_schemas.names import tag, wanted_address
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.version import SOFTWARE
+from student_trainer.inputs import open_inputs
 from student_trainer.train import train
 from teacher_service.job import prepare
 from tests.support.labelling import run_here
@@ -102,6 +103,17 @@ def test_nothing_that_reads_a_dataset_needs_its_teachers_or_its_audio(tmp_path: 
     ):
         result = CliRunner().invoke(softlabel_schemas.cli.main, args)
         assert result.exit_code == 0, result.stderr
+
+
+def test_a_student_hears_of_what_a_codec_adds_up_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does of thousands of classes."""
+    monkeypatch.setattr("softlabel_schemas.tempering._WARNED_MASS", 1e-6)
+    speech = write_speech(tmp_path / "speech")
+    url = write_soft_labels(tmp_path / "labels", speech.split("train"), spec={"codec": "mtf-sqrt"}).url
+    open_inputs(train_config(speech, tmp_path / "run", url=url))
+    assert f"warning: {url}: codec 'mtf-sqrt' stores every probability below 6.8e-06 as" in capsys.readouterr().err
 
 
 def test_a_checkpoint_names_its_dataset_and_a_student_hears_of_deprecation(

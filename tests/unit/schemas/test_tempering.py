@@ -9,10 +9,11 @@ from softlabel_schemas.codec import build_codec
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.floors import FLOORS
 from softlabel_schemas.mtf_sqrt import LOG_PROB_OF
+from softlabel_schemas.narrowing import narrow
 from softlabel_schemas.selection import AnySelection, ByteBudget, Mass, Threshold, TopK
 from softlabel_schemas.spec import CodecName
 from softlabel_schemas.targets import SoftTargets, offsets_of
-from softlabel_schemas.tempering import check_tempered, obstacle
+from softlabel_schemas.tempering import check_tempered, obstacle, warn_of_floor
 from tests.support.datasets import CODECS, SPEC
 
 NUM_CLASSES = 640
@@ -100,6 +101,36 @@ def test_a_mass_or_a_threshold_keeps_nothing_so_small() -> None:
         assert obstacle(selection, "mtf-sqrt", 2.0, NUM_CLASSES) is not None
         assert obstacle(selection, "mtf-sqrt", 1.0, NUM_CLASSES) is None
         assert obstacle(selection, "packed-f32", 2.0, NUM_CLASSES) is None
+
+
+@pytest.mark.parametrize(("codec", "num_classes"), [("mtf-sqrt", 5_000), ("mtf-sqrt", 6_000), ("packed-u8", 65_534)])
+def test_what_the_floor_adds_to_a_narrowed_tail_is_warned_of(
+    codec: CodecName, num_classes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a frame whose likeliest class has all, its tail is next to none; from 0.01 on it is said."""
+    log_probs_V = np.full(num_classes, np.log(1e-13), np.float32)
+    log_probs_V[0] = 0
+    whole = SoftTargets(
+        num_classes=num_classes,
+        temperatures=(1.0,),
+        offsets=offsets_of([num_classes]),
+        class_ids=np.arange(num_classes, dtype=np.int32),
+        log_probs=log_probs_V,
+        tail_mass=np.zeros((1, 1), np.float32),
+    )
+    update = {"codec": codec, "num_classes": num_classes, "selection": TopK(k=num_classes)}
+    spec = SPEC.model_copy(update=update)
+    narrowed = narrow(decoded(whole, spec.selection, codec), spec, TopK(k=20), utterance_id="utt")
+    assert narrowed.tail_mass[0, 0] == pytest.approx((num_classes - 20) * FLOORS[codec].prob, rel=1e-4)
+    warn_of_floor(spec, where="team/labels")
+    said = capsys.readouterr().err
+    assert bool(said) == (narrowed.tail_mass[0, 0] >= 0.01)
+    if said:
+        assert said.startswith(
+            "warning: team/labels: codec 'mtf-sqrt' stores every probability below 6.8e-06 as 1.7e-06; 5,999 such entries of a "
+            "frame add up to 0.01, "
+        )
+        assert said.endswith('label with targets.codec = "packed-u8" or "packed-f32"\n')
 
 
 def test_the_message_says_what_to_do() -> None:

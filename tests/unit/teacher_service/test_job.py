@@ -86,6 +86,21 @@ def test_a_temperature_that_the_codec_cannot_tell(sounds: Sounds, teacher: Teach
         assert prepare(job(k, codec)).document.spec.temperatures == (1.0, 4.0)
 
 
+def test_what_a_codec_adds_up_to_is_warned_of(
+    sounds: Sounds,
+    teacher: TeacherConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of twelve classes, as it is of thousands."""
+    monkeypatch.setattr("softlabel_schemas.tempering._WARNED_MASS", 1e-6)
+    for codec, is_said in (("mtf-sqrt", True), ("packed-f32", False)):
+        prepare(make_job(sounds.manifest, [teacher], tmp_path / "labels", targets__codec=codec))
+        said = capsys.readouterr().err
+        assert said.startswith("warning: selection: codec 'mtf-sqrt' stores every probability below") == is_said
+
+
 def check_refused(message: str, manifest: str, teachers: Sequence[TeacherConfig], folder: Path) -> None:
     """``message`` is literal text."""
     with pytest.raises(InputError, match=re.escape(message)):
