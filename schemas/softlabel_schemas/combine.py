@@ -44,14 +44,12 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.selection import NO_LABEL
+from softlabel_schemas.selection import MIN_LOG_PROB, NO_LABEL
 from softlabel_schemas.spec import Combination
 from softlabel_schemas.targets import SoftTargets, offsets_of, segment_sum
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
-# As at capture: a probability below this is stored as this, since log-probabilities are finite.
-_MIN_LOG_PROB = -100.0
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -66,17 +64,15 @@ class Estimate:
     """A teacher's posterior as far as its targets tell: kept classes, and one value for all others.
 
     Attributes:
-        keys_E: int64, frame * num_classes + class.
+        keys_E: those of the targets.
         log_probs_E: float64; normalised, which a lossy codec's are only within its bound.
     """
 
     def __init__(self, targets: SoftTargets) -> None:
         self._targets = targets
-        counts_T = targets.counts_T
-        self.keys_E = np.repeat(np.arange(targets.num_frames), counts_T) * targets.num_classes + targets.class_ids
-        total_T = targets.kept_mass_T() + targets.tail_mass[:, 0]
-        self._log_total_T = np.log(total_T)
-        self.log_probs_E = targets.log_probs - np.repeat(self._log_total_T, counts_T)
+        self.keys_E = targets.keys_E()
+        self._log_total_T = np.log(targets.kept_mass_T() + targets.tail_mass[:, 0])
+        self.log_probs_E = targets.log_probs - np.repeat(self._log_total_T, targets.counts_T)
 
     def log_outside_T(self, temperature: float) -> Float64:
         """ln v of each class that was not kept, float64 [T]; see the module's docstring."""
@@ -92,7 +88,7 @@ class Estimate:
                 powered_T = temperature * (np.log(tail_T) + np.log(kept_T) - np.log1p(-tail_T) - log_num_T)
                 # Without a kept entry, or with a tail that was rounded to 1, the sum is not known.
                 even_T = np.where((kept_T > 0) & (tail_T < 1), powered_T, even_T)
-        return np.asarray(np.maximum(even_T, _MIN_LOG_PROB))
+        return np.asarray(np.maximum(even_T, MIN_LOG_PROB))
 
     def log_prob_T(self, labels_T: npt.NDArray[np.integer]) -> Float64:
         """ln q of the hard label of each frame, float64 [T]; NaN where a frame has none."""
@@ -145,7 +141,7 @@ def combine_targets(
         temperatures=temperatures,
         offsets=offsets_of(np.where(known_T, np.minimum(np.diff(pooled.offsets), top_k), 0)),
         class_ids=pooled.ids_E[order].astype(np.int32),
-        log_probs=np.clip(pooled.log_E[order], _MIN_LOG_PROB, 0.0).astype(np.float32),
+        log_probs=np.clip(pooled.log_E[order], MIN_LOG_PROB, 0.0).astype(np.float32),
         tail_mass=np.stack(tails, axis=1).astype(np.float32),
     )
     return Combined(targets=targets, entropy_T=pooled.entropy_T())

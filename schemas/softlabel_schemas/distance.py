@@ -60,8 +60,7 @@ def distance(
         raise ValueError(
             f"{a.num_frames} frames of {a.num_classes} classes and {b.num_frames} of {b.num_classes} cannot be compared"
         )
-    keys_a, keys_b = _keys_E(a), _keys_E(b)
-    shared, in_a, in_b = np.intersect1d(keys_a, keys_b, assume_unique=True, return_indices=True)
+    shared, in_a, in_b = np.intersect1d(a.keys_E(), b.keys_E(), assume_unique=True, return_indices=True)
     frames = shared // a.num_classes
     floor_a, floor_b = FLOORS[codec_a], FLOORS[codec_b]
     log_below = float(np.log(max(floor_a.below, floor_b.below)))
@@ -95,12 +94,6 @@ def same_targets(a: SoftTargets, b: SoftTargets) -> bool:
     """Whether they are equal to the bit."""
     arrays = ("offsets", "class_ids", "log_probs", "tail_mass")
     return a.temperatures == b.temperatures and all(np.array_equal(getattr(a, x), getattr(b, x)) for x in arrays)
-
-
-def _keys_E(targets: SoftTargets) -> npt.NDArray[np.int64]:
-    """Frame and class as one number."""
-    frames_E = np.repeat(np.arange(targets.num_frames, dtype=np.int64), targets.counts_T)
-    return frames_E * targets.num_classes + targets.class_ids
 
 
 def _rest_T(targets: SoftTargets, shared: npt.NDArray[np.integer], floor: Floor) -> tuple[Float64, Float64]:

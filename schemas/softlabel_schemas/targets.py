@@ -99,6 +99,11 @@ class SoftTargets:
         """Probability of the kept entries at temperature 1, float64 [T]."""
         return segment_sum(np.exp(self.log_probs.astype(np.float64)), self.offsets)
 
+    def keys_E(self) -> Int64:
+        """Frame and class of each entry as one number, frame * num_classes + class, int64 [E]."""
+        frames_E = np.repeat(np.arange(self.num_frames, dtype=np.int64), self.counts_T)
+        return frames_E * self.num_classes + self.class_ids
+
     def top1_T(self) -> Int32:
         """The likeliest class of each frame, int32 [T]; -1 for a frame with no entry."""
         top = np.full(self.num_frames, -1, dtype=np.int32)
