@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from softlabel_schemas.mtf_sqrt import MtfSqrtCodec
 from softlabel_schemas.selection import max_entries_per_frame
 from softlabel_schemas.spec import DatasetSpec
 from softlabel_schemas.streams import Streams, check_lengths, check_streams, entry_offsets_of
@@ -184,9 +185,6 @@ def build_codec(spec: DatasetSpec) -> Codec:
         "count_dtype": np.dtype("u1" if max_entries <= 255 else "<u2"),
     }
     if spec.codec == "mtf-sqrt":
-        # Here, since it brings a compiler: who only looks at a dataset does not wait for that.
-        from softlabel_schemas.mtf_sqrt import MtfSqrtCodec
-
         return MtfSqrtCodec(**common)
     id_dtype = np.dtype("<u2" if spec.num_classes <= 65_536 else "<u4")
     return PackedCodec(lossy=spec.codec == "packed-u8", id_dtype=id_dtype, **common)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from softlabel_schemas.codec import LOG_PROB_STEP
 from softlabel_schemas.dataset import SoftLabelDataset
 from softlabel_schemas.frame_selection import FrameSelection
+from softlabel_schemas.mtf_kernels import LEVELS
 from softlabel_schemas.selection import AnySelection
 from softlabel_schemas.spec import CodecName, TeacherSpec
 
@@ -75,9 +77,9 @@ def _dropped(frames: FrameSelection) -> str:
 def codec_kl(codec: CodecName, entries_per_frame: float) -> float:
     """About what the codec adds to the divergence of a frame's posterior from its stored one, nats; see FORMAT.md, section 7.
 
-    Steps are uniform in the square root of p ("mtf-sqrt": 1/192) or in its logarithm ("packed-u8": 1/16), so that errors have
-    a variance of step^2 / 12. KL is to second order 2 sum (error of sqrt p)^2, or half the variance of the error of ln p.
+    Steps are uniform in the square root of p ("mtf-sqrt") or in its logarithm ("packed-u8"), so that errors have a variance of
+    step^2 / 12. KL is to second order 2 sum (error of sqrt p)^2, or half the variance of the error of ln p.
     """
     if codec == "mtf-sqrt":
-        return (entries_per_frame + 1) / (6 * 192**2)
-    return (1 / 16) ** 2 / 24 if codec == "packed-u8" else 0.0
+        return (entries_per_frame + 1) / (6 * LEVELS**2)
+    return float(LOG_PROB_STEP) ** 2 / 24 if codec == "packed-u8" else 0.0

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from softlabel_schemas.byte_budget import keep_within_budget
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.frame_selection import FrameSelection, frame_weights
+from softlabel_schemas.sampling import sampled
 from softlabel_schemas.selection import (
     AnySelection,
     ByteBudget,
@@ -122,9 +123,6 @@ def narrow(
             raise ValueError("a selection of frames needs to know the classes of silence")
         targets = drop_frames(targets, frame_weights(targets, labels_T, silence_V, wanted.frames) == 0)
     if isinstance(wanted, SampledSelection):
-        # Here, since it brings a compiler: who only looks at a dataset does not wait for that.
-        from softlabel_schemas.sampling import sampled
-
         return sampled(targets, wanted, utterance_id)
     if isinstance(wanted, ByteBudget):
         return keep_within_budget(targets, wanted, spec.codec)

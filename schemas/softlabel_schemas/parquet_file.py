@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from softlabel_schemas import zstd
 from softlabel_schemas.limits import MAX_UTTERANCES_PER_SHARD, DecodingBudget
+from softlabel_schemas.parquet_kernels import split_byte_arrays
 from softlabel_schemas.strict import shortened
 from softlabel_schemas.targets import offsets_of
 from softlabel_schemas.thrift import Struct, read_struct
@@ -252,9 +253,6 @@ def _byte_arrays(page: memoryview, count: int) -> tuple[npt.NDArray[np.uint8], n
     """PLAIN: each value after its length in four bytes. The values joined, and their lengths."""
     if count * 4 > len(page):
         raise ValueError(f"{count} values are not in a page of {len(page)} bytes")
-    # Here, since it brings a compiler: who only looks at a manifest does not wait for that.
-    from softlabel_schemas.parquet_kernels import split_byte_arrays
-
     data = np.frombuffer(page, np.uint8)
     values, lengths = np.empty(len(page) - 4 * count, np.uint8), np.empty(count, np.int64)
     if not split_byte_arrays(data, values, lengths):

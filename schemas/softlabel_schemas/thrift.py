@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from softlabel_schemas import thrift_kernels as kernels
+
 Struct = dict[int, Any]
 
 _TOKENS = 1 << 14
@@ -24,9 +26,6 @@ def read_struct(data: bytes | memoryview, start: int, stop: int, *, max_values: 
     Raises:
         ValueError: not a struct within these bytes, or of more than ``max_values`` values.
     """
-    # Here, since it brings a compiler: who only looks at a manifest does not wait for that.
-    from softlabel_schemas import thrift_kernels as kernels
-
     piece = np.frombuffer(memoryview(data)[start:stop], np.uint8)
     # Each value takes a byte at least, and a struct or list a token more for its end.
     tokens = np.empty((2 * min(max_values, len(piece)), 3), np.int64)
