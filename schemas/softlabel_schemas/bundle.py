@@ -84,7 +84,7 @@ class TeacherBundle(StrictModel):
     inventory_digest: Sha256
     num_classes: Annotated[int, Field(gt=0)]
     frame_shift_ms: Annotated[float, Field(gt=0)]
-    held_out: Fold | None = None
+    held_out: Fold | None = Field(default=None, exclude_if=lambda held_out: held_out is None)
 
     def digest(self) -> str:
         """sha256 over all but the name and the fold: what the teacher's outputs are a function of."""
@@ -183,8 +183,7 @@ def write_model(
     }
     description = parse(TeacherBundle, described, where="teacher bundle")
     store = ObjectStore(url)
-    exclude = {"held_out"} if description.held_out is None else None
-    data = canonical_json(description.model_dump(mode="json", exclude=exclude))
+    data = canonical_json(description.model_dump(mode="json"))
     if not replace:
         _check_no_other(store, data)
     store.put(description.model.file, model)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.strict import GrownModel, StrictModel
+from softlabel_schemas.strict import StrictModel
 
 Float32 = npt.NDArray[np.float32]
 # Of 16-bit samples; models of waveforms take them within 1.
@@ -28,7 +28,7 @@ _MIN_STANDARD_DEVIATION = 1e-3
 _CHUNK_SAMPLES = 4000
 
 
-class Fbank(GrownModel):
+class Fbank(StrictModel):
     """Log mel filterbank.
 
     Attributes:
@@ -40,8 +40,6 @@ class Fbank(GrownModel):
             stacked, there are as many as wav2vec 2.0 and HuBERT give.
     """
 
-    later_fields = ("snip_edges",)
-
     kind: Literal["fbank"] = "fbank"
     sample_rate: Annotated[int, Field(gt=0)] = 16_000
     num_mel_bins: Annotated[int, Field(ge=4, le=256)] = 40
@@ -51,7 +49,8 @@ class Fbank(GrownModel):
     high_freq: float = 0.0
     normalize: Literal["none", "utterance"] = "utterance"
     stack: Annotated[int, Field(ge=1, le=16)] = 1
-    snip_edges: bool = False
+    # Left out of stored documents where false, so that bundles made before it keep their digests.
+    snip_edges: bool = Field(default=False, exclude_if=lambda snip_edges: not snip_edges)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

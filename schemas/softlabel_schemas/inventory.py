@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from softlabel_schemas.digest import canonical_json, check_num_values, parse_json, sha256_hex
 from softlabel_schemas.errors import InputError
-from softlabel_schemas.strict import GrownModel, parse, shortened
+from softlabel_schemas.strict import StrictModel, parse, shortened
 
 
-class ClassInventory(GrownModel):
+class ClassInventory(StrictModel):
     """Class id -> name, in order; ids are positions.
 
     Attributes:
@@ -25,12 +25,11 @@ class ClassInventory(GrownModel):
             the models were not trained with it.
     """
 
-    later_fields = ("blank",)
-
     names: tuple[str, ...]
     phones: tuple[str, ...] = ()
     silence_phones: tuple[str, ...] = ()
-    blank: str | None = None
+    # Left out of stored documents where None, so that inventories made before it keep their digests.
+    blank: str | None = Field(default=None, exclude_if=lambda blank: blank is None)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

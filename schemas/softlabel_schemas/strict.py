@@ -9,9 +9,9 @@ import difflib
 import reprlib
 import tomllib
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from softlabel_schemas.errors import InputError
 
@@ -35,21 +35,6 @@ class StrictModel(BaseModel):
     """Immutable; rejects unknown keys and lossy type conversions, NaN and infinities."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class GrownModel(StrictModel):
-    """A model that has gained fields. Those in ``later_fields`` are left out of its JSON where they have their defaults, so
-    that what was made before them keeps its digest."""
-
-    later_fields: ClassVar[tuple[str, ...]] = ()
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = handler(self)
-        for name in self.later_fields:
-            if getattr(self, name) == type(self).model_fields[name].default:
-                values.pop(name, None)
-        return values
 
 
 ModelT = TypeVar("ModelT", bound=StrictModel)
