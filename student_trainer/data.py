@@ -12,10 +12,11 @@ labels, and on every machine.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +25,9 @@ import torch
 from softlabel_schemas.corpus import Corpus, Utterance
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.front_end import AnyFrontEnd, Fbank
+from softlabel_schemas.read_ahead import read_ahead
 from softlabel_schemas.recordings import rows_by_recording
-from softlabel_schemas.utterance_reader import UtteranceReader
+from softlabel_schemas.utterance_reader import FETCHES_AT_ONCE, UtteranceReader
 from student_trainer.augmentation import Augmenter
 from student_trainer.batch import Batch, Example, collate
 from student_trainer.ctc import Spelling
@@ -43,6 +45,7 @@ _EVALUATION_SECONDS = 120.0
 _AS_RECORDED = (1.0,)
 _CPU = torch.device("cpu")
 _ALL = Share()
+FeaturesT = TypeVar("FeaturesT")
 
 
 class Variant(NamedTuple):
@@ -115,20 +118,35 @@ class TrainingData:
         utterances = {row: self.corpus[row] for row in sorted(variants_of)}
         targets = self._targets(utterances, variants_of)
         examples = {}
-        for row, utterance in utterances.items():
+
+        def features(row: int) -> dict[float, npt.NDArray[np.float32]]:
             if given_up is not None and given_up.is_set():
-                break
-            labels = utterance.hard_labels if self.spelling is None else utterance.text
-            if labels is None and not self.soft_labels:
-                raise InputError(f"utterance {utterance.utterance_id} has neither hard labels nor soft targets")
+                return {}
             speeds = tuple(dict.fromkeys(variant.speed for variant in variants_of[row]))
-            features = self._found(row, speeds, given_up)
-            missing = [speed for speed in speeds if speed not in features]
-            features |= zip(missing, self._features(utterance, missing), strict=True)
-            for variant in variants_of[row]:
-                soft = targets.get((row, variant.dataset))
-                examples[row, variant] = self._example(utterance, soft, features[variant.speed], variant.speed)
+            found = self._found(row, speeds, given_up)
+            missing = [speed for speed in speeds if speed not in found]
+            return found | dict(zip(missing, self._features(utterances[row], missing), strict=True))
+
+        with closing(self._of_each(utterances, features)) as features_of_rows:
+            for (row, utterance), by_speed in zip(utterances.items(), features_of_rows, strict=True):
+                if given_up is not None and given_up.is_set():
+                    break
+                labels = utterance.hard_labels if self.spelling is None else utterance.text
+                if labels is None and not self.soft_labels:
+                    raise InputError(f"utterance {utterance.utterance_id} has neither hard labels nor soft targets")
+                for variant in variants_of[row]:
+                    soft = targets.get((row, variant.dataset))
+                    examples[row, variant] = self._example(utterance, soft, by_speed[variant.speed], variant.speed)
         return examples
+
+    def _of_each(self, rows: Iterable[int], features: Callable[[int], FeaturesT]) -> Generator[FeaturesT, None, None]:
+        """In order; of files at a URL several are read at once."""
+        if self._shared is not None or not self.corpus.is_remote:
+            yield from map(features, rows)
+            return
+        with closing(read_ahead(features, rows, num_parallel=FETCHES_AT_ONCE)) as futures:
+            for future in futures:
+                yield future.result()
 
     def _targets(
         self, utterances: Mapping[int, Utterance], variants_of: Mapping[int, Sequence[Variant]]

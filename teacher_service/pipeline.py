@@ -30,7 +30,7 @@ from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.recordings import rows_by_recording
 from softlabel_schemas.shard import LabelledUtterance
 from softlabel_schemas.spec import DatasetSpec, StorageSpec
-from softlabel_schemas.utterance_reader import MissingFileError, UtteranceError, UtteranceReader
+from softlabel_schemas.utterance_reader import FETCHES_AT_ONCE, MissingFileError, UtteranceError, UtteranceReader
 from teacher_service.batching import batch_rows, batch_rows_by_fold, pad
 from teacher_service.overlap import Behind, ahead
 from teacher_service.teacher import Teacher, is_device_fault, lacks_memory
@@ -150,11 +150,12 @@ def label_shard(
             errors |= label_outputs(utterances, each, names, weights, spec, silence_V)
         return batch, errors, teacher_seconds
 
+    num_threads = max(torch.get_num_threads(), FETCHES_AT_ONCE if rows.is_remote else 1)
     reading = ahead(
         lambda batch: _read(reader, utterances, *batch),
         batches_of(rows, teachers, spec.num_folds, storage.batch_seconds),
-        depth=max(_BATCHES_AHEAD, torch.get_num_threads()),
-        num_threads=torch.get_num_threads(),
+        depth=max(_BATCHES_AHEAD, num_threads),
+        num_threads=num_threads,
     )
     with reading as batches, Behind[tuple[_Batch, Results, float]]() as behind:
         with models:

@@ -124,6 +124,12 @@ class Corpus:
         samples = self.table["num_samples"].to_numpy().astype(np.float64)
         return np.asarray(samples / self.table["sample_rate"].to_numpy(), dtype=np.float64)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the first row's file is at a URL."""
+        location = next((row.audio or row.features for row in self.rows(0, 1)), None)
+        return location is not None and "://" in self.location(location)
+
     @cached_property
     def digest(self) -> str:
         """sha256 over what decides the labels: ids, audio (start, length, rate, sha256) and hard labels; not locations, texts,

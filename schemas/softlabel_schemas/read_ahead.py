@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -14,7 +14,7 @@ ResultT = TypeVar("ResultT")
 
 def read_ahead(
     read: Callable[[ItemT], ResultT], items: Iterable[ItemT], *, num_parallel: int
-) -> Iterator[Future[ResultT]]:
+) -> Generator[Future[ResultT], None, None]:
     """A future for each item, in order; its ``result()`` waits, and raises what ``read`` raised.
 
     At most ``num_parallel`` results are made or waiting beside the one that was yielded last. Closing the iterator drops

@@ -43,6 +43,8 @@ _NPY_HEADERS = {
     # Differs from 2.0 in the encoding of field names, which float32 does not have.
     (3, 0): np.lib.format.read_array_header_2_0,
 }
+# Of a corpus at a URL: each file takes tens of milliseconds to come, in which its reader has nothing to do.
+FETCHES_AT_ONCE = 8
 # Location, and the range of bytes there.
 _File = tuple[str, int | None, int | None]
 # The location's fault, not the storage's.

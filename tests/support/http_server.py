@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,6 +13,22 @@ from pathlib import Path
 
 class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
+
+
+class DistantHandler(QuietHandler):
+    """Takes a while for each file, and counts how many it is asked for at once."""
+
+    lock = threading.Lock()
+    num_now = most_at_once = 0
+
+    def do_GET(self) -> None:
+        with self.lock:
+            type(self).num_now += 1
+            type(self).most_at_once = max(self.num_now, self.most_at_once)
+        time.sleep(0.05)
+        super().do_GET()
+        with self.lock:
+            type(self).num_now -= 1
 
 
 @contextmanager

@@ -15,15 +15,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softlabel_schemas import open_dataset
+from softlabel_schemas import load_corpus, open_dataset
 from softlabel_schemas.targets import SoftTargets, concatenate
-from softlabel_schemas.utterance_reader import UtteranceError
+from softlabel_schemas.utterance_reader import FETCHES_AT_ONCE, UtteranceError
 from student_trainer import data as data_module
 from student_trainer.batch import Batch, Example, collate, sparse_targets
 from student_trainer.config import SoftLabelConfig
 from student_trainer.data import Step, TrainingData
 from student_trainer.order import Order
 from student_trainer.soft_labels import SoftLabels
+from tests.support.http_server import DistantHandler, serving
 from tests.support.speech import (
     FRONT_END,
     INVENTORY,
@@ -54,6 +55,20 @@ def join(speech: Speech, url: str, inventory_digest: str = INVENTORY.digest(), *
 
 def training_data(speech: Speech, soft_labels: SoftLabels | None = None) -> TrainingData:
     return TrainingData(speech.corpus.select_splits(["train"]), FRONT_END, [soft_labels] if soft_labels else [])
+
+
+def test_several_files_come_from_a_url_at_once(speech: Speech) -> None:
+    class Handler(DistantHandler): ...
+
+    rows = list(range(10))
+    expected = training_data(speech).load(rows)
+    with serving(speech.folder, Handler) as url:
+        corpus = load_corpus(f"{url}/{Path(speech.manifest).name}").select_splits(["train"])
+        found = TrainingData(corpus, FRONT_END).load(rows)
+    assert list(found) == list(expected) == rows
+    for row in rows:
+        np.testing.assert_array_equal(found[row].features, expected[row].features)
+    assert 3 < Handler.most_at_once <= FETCHES_AT_ONCE
 
 
 def steps(data: TrainingData, order: Order, num_epochs: int = 2, **settings: Any) -> list[Step]:

@@ -13,9 +13,11 @@ import torch
 
 from softlabel_schemas import Utterance, load_corpus, utterance_reader, write_corpus
 from softlabel_schemas.object_store import ObjectStore
+from softlabel_schemas.utterance_reader import FETCHES_AT_ONCE
 from teacher_service.job import prepare
 from teacher_service.pipeline import BatchDone, LabelledShard, batches_of, folds, label_shard
 from teacher_service.teacher import load_teacher
+from tests.support.http_server import DistantHandler, serving
 from tests.support.targets import assert_same_targets
 from tests.support.teachers import FRAME_SHIFT_MS, INVENTORY, SAMPLE_RATE, make_job, write_linear_teacher, write_sounds
 
@@ -117,3 +119,33 @@ def test_batches_of_recordings_are_of_one_fold(manifest: str) -> None:
     batches = [batch for batch, _ in batches_of(rows, [], 2, 1.2)]
     assert sorted(row for batch in batches for row in batch) == list(range(12))
     assert all(len(set(fold_N[batch])) == 1 for batch in batches)
+
+
+def test_several_files_come_from_a_url_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few processors the teachers have; the labels are the same."""
+
+    class Handler(DistantHandler): ...
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    sounds = write_sounds(tmp_path / "sounds", [0.5] * 12)
+    loaded = load_teacher(
+        teacher := write_linear_teacher(tmp_path / "linear"), weight=1.0, device="cpu", precision="float32"
+    )
+
+    def label(manifest: str) -> LabelledShard:
+        job = prepare(
+            make_job(
+                manifest, [teacher], tmp_path / "labels", destination__shard_seconds=60.0, resources__batch_seconds=1.0
+            )
+        )
+        (shard,) = job.plan
+        spec, storage = job.document.spec, job.document.storage
+        return label_shard(job.corpus.read(shard.first_row, shard.num_rows), [loaded], spec, storage)
+
+    here = label(sounds.manifest)
+    with serving(sounds.folder, Handler) as url:
+        there = label(f"{url}/{Path(sounds.manifest).name}")
+    assert len(there.utterances) == 12
+    for ours, theirs in zip(there.utterances, here.utterances, strict=True):
+        assert_same_targets(ours.targets, theirs.targets)
+    assert 3 < Handler.most_at_once <= FETCHES_AT_ONCE
