@@ -142,16 +142,14 @@ def load_teachers(config: JobConfig, spec: DatasetSpec) -> list[Teacher]:
         reader = BundleReader(teacher.bundle)
         _check_unchanged(reader, member.digest)
         check_held_out(teacher, reader, spec.num_folds)
-        teachers.append(_load(teacher, reader, weight=member.weight, device=device, precision=resources.precision))
+        teachers.append(
+            load_teacher(teacher, reader, weight=member.weight, device=device, precision=resources.precision)
+        )
     return teachers
 
 
-def load_teacher(config: TeacherConfig, *, weight: float, device: str, precision: str) -> Teacher:
-    """Raises InputError, IntegrityError where the bundle cannot be used."""
-    return _load(config, BundleReader(config.bundle), weight=weight, device=device, precision=precision)
-
-
-def _load(config: TeacherConfig, reader: BundleReader, *, weight: float, device: str, precision: str) -> Teacher:
+def load_teacher(config: TeacherConfig, reader: BundleReader, *, weight: float, device: str, precision: str) -> Teacher:
+    """``reader`` is of ``config.bundle``. Raises InputError, IntegrityError where the bundle cannot be used."""
     bundle = reader.description
     check_factory(config, reader)
     data = reader.read_model()

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 
 from softlabel_schemas import ClassInventory
-from softlabel_schemas.bundle import write_bundle
+from softlabel_schemas.bundle import BundleReader, write_bundle
 from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.utterance_reader import UtteranceReader
 from student_trainer.batch import Batch
@@ -56,7 +56,11 @@ def load_teachers(folder: Path, inventory: ClassInventory) -> list[Teacher]:
             frame_shift_ms=front_end.output_frame_shift_ms,
         )
         config = TeacherConfig(bundle=str(folder / architecture))
-        teachers.append(load_teacher(config, weight=1 / len(_MEL_BINS), device="cpu", precision="float32"))
+        teachers.append(
+            load_teacher(
+                config, BundleReader(config.bundle), weight=1 / len(_MEL_BINS), device="cpu", precision="float32"
+            )
+        )
     return teachers
 
 

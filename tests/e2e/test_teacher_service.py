@@ -23,7 +23,7 @@ from teacher_service.cli import main as teacher_service
 from teacher_service.config import TeacherConfig
 from teacher_service.job import prepare
 from teacher_service.pipeline import label_shard
-from teacher_service.teacher import load_teacher
+from teacher_service.teacher import load_teachers
 from tests.support.processes import LIMIT_SECONDS, descendants, gone, listening_addresses
 from tests.support.teachers import (
     INVENTORY,
@@ -165,9 +165,9 @@ def test_a_run_publishes_what_the_pipeline_makes(world: World, finished: Watched
     assert [labelled.utterance_id for labelled in dataset] == [row.utterance_id for row in world.sounds.utterances]
     config = make_job(world.sounds.manifest, [world.teacher], url)
     job = prepare(config)
-    teacher = load_teacher(world.teacher, weight=1.0, device="cpu", precision="float32")
+    teachers = load_teachers(job.config, job.document.spec)
     spec, storage = dataset.manifest.spec, dataset.manifest.storage
-    expected = label_shard(job.corpus.read(0, 2), [teacher], spec, storage)
+    expected = label_shard(job.corpus.read(0, 2), teachers, spec, storage)
     for found, own in zip(dataset, expected.utterances, strict=False):
         np.testing.assert_array_equal(found.targets.class_ids, own.targets.class_ids)
         assert found.stats.entropy == pytest.approx(own.stats.entropy, rel=1e-5)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from markdown_it import MarkdownIt
 
+from softlabel_schemas.bundle import BundleReader
 from student_trainer.config import load_config
 from student_trainer.sweep_config import load_sweep
 from teacher_service.config import TeacherConfig, load_job
@@ -93,9 +94,8 @@ def test_the_optional_settings_of_the_training_file_load(tmp_path: Path) -> None
 def test_the_python_example_of_a_teacher_gives_a_teacher_whose_padding_changes_nothing(tmp_path: Path) -> None:
     (example,) = fenced(ROOT / "teacher_service" / "README.md", "python")
     subprocess.run([sys.executable, "-W", "ignore", "-c", example], cwd=tmp_path, check=True)
-    teacher = load_teacher(
-        TeacherConfig(bundle=str(tmp_path / "bundles" / "mine")), weight=1.0, device="cpu", precision="float32"
-    )
+    config = TeacherConfig(bundle=str(tmp_path / "bundles" / "mine"))
+    teacher = load_teacher(config, BundleReader(config.bundle), weight=1.0, device="cpu", precision="float32")
     assert (teacher.inventory.num_classes, teacher.front_end.num_features) == (500, 80)
     features = [torch.randn(length, 80) for length in (70, 9)]
     batch_BTD = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)

@@ -54,7 +54,7 @@ def write_run(speech: Speech, path: Path, architecture: str, **changes: Any) -> 
 
 def assert_same_logits(bundle: Path, model: AcousticModel, *, allow_factory: str | None = None) -> None:
     config = TeacherConfig(bundle=str(bundle), allow_factory=allow_factory)
-    teacher = load_teacher(config, weight=1.0, device="cpu", precision="float32")
+    teacher = load_teacher(config, BundleReader(config.bundle), weight=1.0, device="cpu", precision="float32")
     torch.manual_seed(2)
     # torch.export traced 2 utterances of 32 frames.
     for batch, frames in ((1, 1), (1, 47), (5, 2), (3, 100)):
@@ -109,9 +109,8 @@ def test_of_two_heads_the_hard_one_goes_along(speech: Speech, tmp_path: Path, ar
     assert not torch.equal(hard.weight, soft.weight)
     export(tmp_path / "run", tmp_path / "bundle")
     assert_same_logits(tmp_path / "bundle", model)
-    teacher = load_teacher(
-        TeacherConfig(bundle=str(tmp_path / "bundle")), weight=1.0, device="cpu", precision="float32"
-    )
+    config = TeacherConfig(bundle=str(tmp_path / "bundle"))
+    teacher = load_teacher(config, BundleReader(config.bundle), weight=1.0, device="cpu", precision="float32")
     heads = {name for name in teacher.model.state_dict() if name.startswith("heads")}
     assert heads == {"heads.0.weight", "heads.0.bias"}
 

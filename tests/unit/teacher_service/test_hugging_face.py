@@ -35,7 +35,8 @@ KINDS: list[tuple[str, str, dict[str, Any]]] = [
 
 
 def load(bundle: Path) -> Teacher:
-    return load_teacher(TeacherConfig(bundle=str(bundle)), weight=1.0, device="cpu", precision="float32")
+    config = TeacherConfig(bundle=str(bundle))
+    return load_teacher(config, BundleReader(bundle), weight=1.0, device="cpu", precision="float32")
 
 
 def samples_of(*lengths: int) -> list[np.ndarray]:

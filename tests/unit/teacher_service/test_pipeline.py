@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 from softlabel_schemas import Corpus, Utterance
-from softlabel_schemas.bundle import write_bundle
+from softlabel_schemas.bundle import BundleReader, write_bundle
 from softlabel_schemas.codec import build_codec
 from softlabel_schemas.containers import CONTAINERS
 from softlabel_schemas.folds import Fold
@@ -64,7 +64,9 @@ def ensemble(tmp_path_factory: pytest.TempPathFactory) -> list[TeacherConfig]:
 
 def load_all(job: PreparedJob) -> list[Teacher]:
     members = zip(job.config.teachers, job.document.spec.teachers, strict=True)
-    return [load_teacher(t, weight=m.weight, device="cpu", precision="float32") for t, m in members]
+    return [
+        load_teacher(t, BundleReader(t.bundle), weight=m.weight, device="cpu", precision="float32") for t, m in members
+    ]
 
 
 def label_all(config: JobConfig, **changes: Any) -> LabelledShard:

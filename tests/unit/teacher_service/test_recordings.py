@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 from softlabel_schemas import Utterance, load_corpus, utterance_reader, write_corpus
+from softlabel_schemas.bundle import BundleReader
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.utterance_reader import FETCHES_AT_ONCE
 from teacher_service.job import prepare
@@ -47,7 +48,7 @@ def test_segments_have_the_labels_of_files(tmp_path: Path) -> None:
     def label(corpus: str) -> LabelledShard:
         job = prepare(make_job(corpus, [teacher], tmp_path / "labels", destination__shard_seconds=60.0))
         (shard,) = job.plan
-        loaded = load_teacher(teacher, weight=1.0, device="cpu", precision="float32")
+        loaded = load_teacher(teacher, BundleReader(teacher.bundle), weight=1.0, device="cpu", precision="float32")
         spec, storage = job.document.spec, job.document.storage
         return label_shard(job.corpus.read(shard.first_row, shard.num_rows), [loaded], spec, storage)
 
@@ -98,7 +99,7 @@ def test_each_recording_is_fetched_once(manifest: str, tmp_path: Path, monkeypat
         )
     )
     (shard,) = job.plan
-    loaded = load_teacher(teacher, weight=1.0, device="cpu", precision="float32")
+    loaded = load_teacher(teacher, BundleReader(teacher.bundle), weight=1.0, device="cpu", precision="float32")
     monkeypatch.setattr(ObjectStore, "read", counted)
     batches: list[BatchDone] = []
     labelled = label_shard(
@@ -128,9 +129,8 @@ def test_several_files_come_from_a_url_at_once(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     sounds = write_sounds(tmp_path / "sounds", [0.5] * 12)
-    loaded = load_teacher(
-        teacher := write_linear_teacher(tmp_path / "linear"), weight=1.0, device="cpu", precision="float32"
-    )
+    teacher = write_linear_teacher(tmp_path / "linear")
+    loaded = load_teacher(teacher, BundleReader(teacher.bundle), weight=1.0, device="cpu", precision="float32")
 
     def label(manifest: str) -> LabelledShard:
         job = prepare(

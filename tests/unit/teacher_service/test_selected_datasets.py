@@ -15,7 +15,7 @@ from softlabel_schemas.shard import LabelledUtterance
 from teacher_service.config import JobConfig, TeacherConfig
 from teacher_service.job import prepare
 from teacher_service.pipeline import label_shard
-from teacher_service.teacher import load_teacher
+from teacher_service.teacher import load_teachers
 from tests.support.targets import assert_same_targets, assert_within_bound
 from tests.support.teachers import INVENTORY, Sounds, make_job, write_linear_teacher, write_sounds
 
@@ -42,7 +42,7 @@ def label(config: JobConfig, *, is_published: bool = True) -> list[LabelledUtter
     """Label all shards, and publish them."""
     job = prepare(config)
     spec, storage, store = job.document.spec, job.document.storage, job.store()
-    teachers = [load_teacher(config.teachers[0], weight=1.0, device="cpu", precision="float32")]
+    teachers = load_teachers(config, job.document.spec)
     begin(store, job.document, job.inventory)
     labelled = []
     for part in job.plan:

@@ -35,7 +35,7 @@ LENGTHS = [9, 14, 3]
 
 
 def load(config: TeacherConfig, precision: str = "float32") -> Teacher:
-    return load_teacher(config, weight=0.25, device="cpu", precision=precision)
+    return load_teacher(config, BundleReader(config.bundle), weight=0.25, device="cpu", precision=precision)
 
 
 def batch(num_features: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
