@@ -7,7 +7,7 @@ however many it has made.
 
 from __future__ import annotations
 
-import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -70,10 +70,10 @@ class LabellingActor:
         self._last_activity: dict[int, float] = {}
         self._seconds_of_shard: dict[int, float] = {}
 
-    def start(self) -> int:
-        """The process id; answered once Ray has found room for the actor, whose process this is."""
+    def start(self) -> str:
+        """The machine's name; answered once Ray has found room for the actor, whose process this is."""
         start_logging()
-        return os.getpid()
+        return socket.gethostname()
 
     def load(self) -> None:
         """Load the teachers. Raises InputError, IntegrityError, and OSError where this machine does not see the run."""

@@ -12,20 +12,24 @@ an actor's process or its node died    by Ray: at once for a process, within abo
 an actor is frozen                     it has not answered a beat for two minutes
 a shard makes no progress              no batch and no stored shard for ``errors.stall_minutes`` (15 by default)
 a GPU fails                            by the first shard that its actor then fails
+a machine fails all that it is given   by the third shard in a row that an actor fails
 an upload is stuck                     after 30 s and 1 s per MiB, and tried again for two minutes (``object_store``)
 teachers do not load                   half an hour
 no node has room for any actor         half an hour
 no Ray cluster answers                 ten seconds; one that accepts and then says nothing, two minutes
 =====================================  ==============================================================================
 
-The actor is then ended and replaced, and its shard made again. Only this module, ``metrics`` and ``submit`` import ray.
+The actor is then ended and replaced, and its shard made again, on another machine where there is one; the log names the
+machine and the reason. Only this module, ``metrics`` and ``submit`` import ray.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+import textwrap
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -57,6 +61,10 @@ _FROZEN_SECONDS = 120.0
 _BEATS_PER_SECOND = 100
 _LOAD_SECONDS = 1800.0
 _ROOM_SECONDS = 1800.0
+# Of an actor, in a row; then another process, or another node, may do better.
+_MAX_FAILED_SHARDS = 3
+# Lines of the log about what fails on one machine for one kind of reason; characters of a reason.
+_NUM_TOLD, _TOLD_CHARACTERS = 3, 400
 # Rounds in a row in which actors failed to start, and none is at work.
 _MAX_FAILED_STARTS = 4
 
@@ -120,6 +128,9 @@ class _Worker:
         shards: those handed to it, in order, by reference; the first is in work, the second once that
             one is labelled and being committed.
         held_since: when it had room.
+        machine: that it has room on.
+        failures: shards that it, and those that it replaces, failed or lost since one of them made a shard.
+        rests_until: when it may be given a shard again.
         beat: reference of the beat asked for at ``asked``; None where none is outstanding.
         seconds_done: of speech that it has labelled, as its last beat says; ``seconds_committed``: of what it has committed.
     """
@@ -129,6 +140,9 @@ class _Worker:
     since: float
     has_room: bool = False
     held_since: float = 0.0
+    machine: str = ""
+    failures: int = 0
+    rests_until: float = 0.0
     shards: dict[Any, ShardRange] = field(default_factory=dict)
     beat: Any = None
     asked: float = 0.0
@@ -174,8 +188,10 @@ class _Driver:
         # An actor needs no plan: of 25,000 shards it makes a few.
         self._job_of_actors = ray.put(replace(job, plan=[], seconds_of_shard=[]))
         self._workers: list[_Worker] = []
-        # When to start another actor for one that failed to start, or was lost.
-        self._restarts: list[float] = []
+        # By event, machine and kind of reason.
+        self._num_told = Counter[tuple[str, str, str]]()
+        # When to start another actor for one that failed to start, or was lost; with its failures.
+        self._restarts: list[tuple[float, int]] = []
 
     def run(self) -> None:
         self._workers = [self._start_worker() for _ in range(self._num_actors)]
@@ -205,28 +221,30 @@ class _Driver:
     def _held_seconds(self, worker: _Worker) -> float:
         return time.monotonic() - worker.held_since if worker.has_room else 0.0
 
-    def _start_worker(self) -> _Worker:
+    def _start_worker(self, failures: int = 0) -> _Worker:
         actor = self._actor_class.remote(self._job_of_actors)
-        return _Worker(actor=actor, starting=actor.start.remote(), since=time.monotonic())
+        return _Worker(actor=actor, starting=actor.start.remote(), since=time.monotonic(), failures=failures)
 
     def _hand_out(self) -> None:
         """One for each first. Near the end no actor gets a second one: it would wait while another actor idles."""
+        now = time.monotonic()
+        self._queue.machines = {worker.machine for worker in self._workers if worker.has_room}
         for depth in range(_SHARDS_PER_ACTOR):
             for worker in self._workers:
                 if depth and self._queue.num_waiting < len(self._workers):
                     return
-                if worker.starting is None and len(worker.shards) == depth:
-                    shard_range = self._queue.next()
+                if worker.starting is None and len(worker.shards) == depth and worker.rests_until <= now:
+                    shard_range = self._queue.next(worker.machine)
                     if shard_range is None:
-                        return
+                        continue
                     label = worker.actor.label.options(concurrency_group="shards")
                     worker.shards[label.remote(shard_range)] = shard_range
 
     def _wait(self) -> None:
         """Until something has happened, at most a poll's length; then attend to every worker that it happened to."""
         now = time.monotonic()
-        self._workers += [self._start_worker() for due in self._restarts if due <= now]
-        self._restarts = [due for due in self._restarts if due > now]
+        self._workers += [self._start_worker(failures) for due, failures in self._restarts if due <= now]
+        self._restarts = [(due, failures) for due, failures in self._restarts if due > now]
         pending = [worker.starting for worker in self._workers if worker.starting is not None]
         pending += [reference for worker in self._workers for reference in worker.shards]
         if pending:
@@ -252,7 +270,7 @@ class _Driver:
 
     def _started(self, worker: _Worker) -> None:
         try:
-            self._get(worker.starting)
+            answer = self._get(worker.starting)
         except RayError as error:
             self._start_failed(worker, f"the actor died: {error}")
             return
@@ -265,7 +283,7 @@ class _Driver:
         else:
             now = time.monotonic()
             self._first_room = min(self._first_room, now)
-            worker.has_room, worker.held_since = True, now
+            worker.has_room, worker.held_since, worker.machine = True, now, answer
             worker.since, worker.starting = now, worker.actor.load.remote()
 
     def _start_failed(self, worker: _Worker, reason: str) -> None:
@@ -275,7 +293,7 @@ class _Driver:
         at_work = any(other.starting is None for other in self._workers)
         if self._failed_starts >= _MAX_FAILED_STARTS and not at_work:
             raise GaveUpError(f"teachers could not be loaded in {_MAX_FAILED_STARTS} attempts, the last: {reason}")
-        self._replace(worker, after=self._queue.pause(self._failed_starts))
+        self._replace(worker, reason, after=self._queue.pause(self._failed_starts))
 
     def _collect(self, worker: _Worker, reference: Any) -> None:
         shard_range = worker.shards[reference]
@@ -292,10 +310,16 @@ class _Driver:
                 # whole job's, one after the other.
                 self._lose(worker, reason, blamed=reference)
                 return
-            del worker.shards[reference]
-            self._queue.failed(shard_range, reason)
+            self._tell("a shard failed", worker, reason)
+            self._queue.failed(worker.shards.pop(reference), reason, worker.machine)
+            worker.failures += 1
+            if worker.failures % _MAX_FAILED_SHARDS == 0:
+                self._end(worker, reason)
+            else:
+                worker.rests_until = time.monotonic() + self._queue.pause(worker.failures)
             return
         del worker.shards[reference]
+        worker.failures = 0
         self._queue.done()
         self._num_skipped += receipt.num_skipped
         seconds = self._job.seconds_of_shard[shard_range.index]
@@ -325,7 +349,7 @@ class _Driver:
         worker.beat, worker.seconds_done = None, beat.seconds_done
         stalled = 60 * self._job.config.errors.stall_minutes
         if beat.idle_seconds > stalled:
-            self._lose(worker, f"no progress for {beat.idle_seconds:.0f} s (errors.stall_minutes)")
+            self._lose(worker, f"no progress: nothing for {beat.idle_seconds:.0f} s (errors.stall_minutes)")
 
     def _check_starting(self, worker: _Worker, seconds: float) -> None:
         if worker.has_room and seconds > _LOAD_SECONDS:
@@ -347,21 +371,35 @@ class _Driver:
         """Of its shards only one counts as lost: the first, where none is ``blamed``. The second may have been in work too; if
         it is at fault, it is the first of the next actor's."""
         blamed = next(iter(worker.shards), None) if blamed is None else blamed
-        for reference, shard_range in worker.shards.items():
-            if reference == blamed:
-                self._queue.lost(shard_range, reason)
-            else:
-                self._queue.put_back(shard_range)
+        if blamed is not None:
+            self._queue.lost(worker.shards.pop(blamed), reason, worker.machine)
+        worker.failures += 1
+        self._end(worker, reason)
+
+    def _end(self, worker: _Worker, reason: str) -> None:
+        """No shard that it still has is to blame."""
+        for shard_range in worker.shards.values():
+            self._queue.put_back(shard_range)
         worker.shards.clear()
         # The first at once: a process or a node that died says nothing of the next. Then with growing pauses.
-        in_a_row = self._queue.num_in_a_row
-        self._replace(worker, after=self._queue.pause(in_a_row) if in_a_row > 1 else 0.0)
+        self._replace(worker, reason, after=self._queue.pause(worker.failures) if worker.failures > 1 else 0.0)
 
-    def _replace(self, worker: _Worker, *, after: float) -> None:
+    def _replace(self, worker: _Worker, reason: str, *, after: float) -> None:
+        self._tell("an actor was ended", worker, reason)
         ray.kill(worker.actor)
         self._actor_seconds += self._held_seconds(worker)
         self._workers.remove(worker)
-        self._restarts.append(time.monotonic() + after)
+        self._restarts.append((time.monotonic() + after, worker.failures))
+
+    def _tell(self, event: str, worker: _Worker, reason: str) -> None:
+        """A line of the log, for the first few events of a kind on each machine."""
+        kind = (event, worker.machine, reason.partition(":")[0])
+        self._num_told[kind] += 1
+        if self._num_told[kind] > _NUM_TOLD:
+            return
+        where, why = worker.machine or "a machine without a name yet", textwrap.shorten(reason, _TOLD_CHARACTERS)
+        more = "; more like it are not shown" if self._num_told[kind] == _NUM_TOLD else ""
+        print(f"warning: {event} on {where}: {why}{more}", file=sys.stderr)
 
     def _get(self, reference: Any) -> Any:
         """The result, or the actor's own exception instead of Ray's wrapping with a remote traceback."""

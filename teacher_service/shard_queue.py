@@ -1,8 +1,12 @@
 """ShardQueue: which shard is made next, and when a failing one is given up. Knows nothing of Ray.
 
 A failed shard waits for a random pause that grows with its attempts ("full jitter"), so that a destination in trouble is not
-hammered. One that fails three times is given up and reported, while the others are made. Where nothing succeeds any more, the
-fault is not in a shard: the queue ends the job before more labelling is wasted on a full or forbidden destination.
+hammered. It goes to a machine that it has not failed on, while there is one: a machine without a mount, say, fails every shard
+that it is given, and soon asks for the next. A shard that fails three times is given up and reported, while the others are
+made.
+
+Where nothing succeeds any more, the fault is not in a shard: the queue ends the job before more labelling is wasted on a full
+or forbidden destination. One machine of several cannot bring that about.
 """
 
 from __future__ import annotations
@@ -10,7 +14,8 @@ from __future__ import annotations
 import heapq
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence, Set
 
 from softlabel_schemas.plan import ShardRange
 
@@ -18,6 +23,7 @@ MAX_ATTEMPTS = 3
 # A lost actor (a reclaimed machine, a killed process) is seldom the fault of the shard it was making.
 MAX_LOSSES = 10
 # In a row, with no shard made in between; more where there are many actors, since an outage fails all of their shards at once.
+# Each machine counts for no more than an equal share.
 _MAX_IN_A_ROW, _MAX_IN_A_ROW_PER_ACTOR = 12, 3
 _FIRST_PAUSE_SECONDS = 2.0
 _LONGEST_PAUSE_SECONDS = 60.0
@@ -33,6 +39,9 @@ class ShardQueue:
     Args:
         num_actors: that make them.
         clock: seconds; a test's own.
+
+    Attributes:
+        machines: the names of those that shards are made on, or are about to be; whoever asks for shards keeps it.
     """
 
     def __init__(
@@ -47,10 +56,12 @@ class ShardQueue:
         self._waiting = [(0.0, shard.index, shard) for shard in shards]
         heapq.heapify(self._waiting)
         self._clock, self._rng = clock, random.Random(seed)  # noqa: S311 - pauses, not secrets
-        self._attempts: dict[int, int] = {}
-        self._losses: dict[int, int] = {}
+        self._attempts, self._losses = Counter[int](), Counter[int]()
+        self._failed_on: dict[int, set[str]] = {}
         self._max_in_a_row = max(_MAX_IN_A_ROW, _MAX_IN_A_ROW_PER_ACTOR * num_actors)
-        self.num_in_a_row = 0
+        # By machine, since any of them made a shard.
+        self._in_a_row = Counter[str]()
+        self.machines: Set[str] = frozenset()
         self.num_done = 0
         self.num_retries = 0
         self.given_up: dict[int, str] = {}
@@ -59,35 +70,51 @@ class ShardQueue:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
-    def next(self) -> ShardRange | None:
-        """A shard to make now; None where none is left or all that are left still pause."""
-        if not self._waiting or self._waiting[0][0] > self._clock():
-            return None
-        return heapq.heappop(self._waiting)[2]
+    def next(self, machine: str = "") -> ShardRange | None:
+        """A shard for ``machine`` to make now; None where all that are left still pause, or are for other machines."""
+        passed, found = [], None
+        while found is None and self._waiting and self._waiting[0][0] <= self._clock():
+            item = heapq.heappop(self._waiting)
+            if self._is_for(machine, item[2]):
+                found = item[2]
+            else:
+                passed.append(item)
+        for item in passed:
+            heapq.heappush(self._waiting, item)
+        return found
+
+    def _is_for(self, machine: str, shard: ShardRange) -> bool:
+        failed_on = self._failed_on.get(shard.index, set())
+        return machine not in failed_on or self.machines <= failed_on
 
     def done(self) -> None:
         self.num_done += 1
-        self.num_in_a_row = 0
+        self._in_a_row.clear()
 
     def put_back(self, shard: ShardRange) -> None:
         """Not attempted: it was waiting for an actor that died."""
         heapq.heappush(self._waiting, (0.0, shard.index, shard))
 
-    def lost(self, shard: ShardRange, reason: str) -> None:
-        """The actor that made it died or was stuck. Raises GaveUpError as :meth:`failed`."""
-        self._losses[shard.index] = self._losses.get(shard.index, 0) + 1
-        self._again(shard, reason, self._losses[shard.index], MAX_LOSSES)
+    def lost(self, shard: ShardRange, reason: str, machine: str = "") -> None:
+        """The actor that made it on ``machine`` died or was stuck. Raises GaveUpError as :meth:`failed`."""
+        self._losses[shard.index] += 1
+        self._again(shard, reason, machine, self._losses[shard.index], MAX_LOSSES)
 
-    def failed(self, shard: ShardRange, reason: str) -> None:
-        """Raises GaveUpError where nothing has succeeded for too many failures and losses in a row."""
-        self._attempts[shard.index] = self._attempts.get(shard.index, 0) + 1
-        self._again(shard, reason, self._attempts[shard.index], MAX_ATTEMPTS)
+    def failed(self, shard: ShardRange, reason: str, machine: str = "") -> None:
+        """Raises GaveUpError where nothing has succeeded for too many failures and losses in a row, on all machines."""
+        self._attempts[shard.index] += 1
+        self._again(shard, reason, machine, self._attempts[shard.index], MAX_ATTEMPTS)
 
-    def _again(self, shard: ShardRange, reason: str, count: int, limit: int) -> None:
-        self.num_in_a_row += 1
-        if self.num_in_a_row >= self._max_in_a_row:
+    def _again(self, shard: ShardRange, reason: str, machine: str, count: int, limit: int) -> None:
+        self._failed_on.setdefault(shard.index, set()).add(machine)
+        self._in_a_row[machine] += 1
+        num_machines, limit_in_a_row = max(1, len(self.machines)), self._max_in_a_row
+        if (
+            sum(min(own * num_machines, limit_in_a_row) for own in self._in_a_row.values())
+            >= limit_in_a_row * num_machines
+        ):
             raise GaveUpError(
-                f"stopped: the last {self.num_in_a_row} attempts at shards all failed, the last one: {reason}"
+                f"stopped: the last {self._in_a_row.total()} attempts at shards all failed, the last one: {reason}"
             )
         if count >= limit:
             self.given_up[shard.index] = reason

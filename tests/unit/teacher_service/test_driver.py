@@ -48,11 +48,21 @@ class Actor:
     room_at: float
     dies_at: float = NEVER
     label_seconds: float = SHARD_SECONDS
+    load_seconds: float = LOAD_SECONDS
+    load_error: Exception | None = None
+    machine: str = ""
     busy_until: float = 0.0
     begun: list[float] = field(default_factory=list)
     on_label: Callable[[Actor], None] = field(default=lambda _actor: None)
-    # From then on every shard fails at once.
+    # From then on every shard fails soon.
     fails_at: float = NEVER
+    fail_seconds: float = 5.0
+    error: Exception = field(
+        default_factory=lambda: RuntimeError("AcceleratorError: CUDA error: unspecified launch failure")
+    )
+
+    def __post_init__(self) -> None:
+        self.machine = self.machine or f"node-{self.number}"
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("start", "load", "label", "beat"):
@@ -67,14 +77,14 @@ class Actor:
     def call(self, name: str) -> Reference:
         now = self.cluster.now
         if name == "start":
-            return Reference(self, self.room_at, self.number)
+            return Reference(self, self.room_at, self.machine)
         if name == "load":
-            return Reference(self, now + LOAD_SECONDS, None)
+            return Reference(self, now + self.load_seconds, self.load_error)
         if name == "beat":
             return Reference(self, now, Beat(seconds_done=sum(self.shares_labelled()), idle_seconds=0.0))
         self.on_label(self)
         if now >= self.fails_at:
-            return Reference(self, now + 5, RuntimeError("AcceleratorError: CUDA error: unspecified launch failure"))
+            return Reference(self, now + self.fail_seconds, self.error)
         self.begun.append(max(self.busy_until, now))
         self.busy_until = self.begun[-1] + self.label_seconds
         return Reference(self, self.busy_until, Receipt(num_frames=1, num_skipped=0))
@@ -263,12 +273,44 @@ def test_an_actor_whose_gpu_fails_is_replaced_before_it_has_failed_the_job(simul
     assert hours < 4.6
 
 
-def test_what_a_model_raises_on_the_cpu_costs_its_shard_attempts_and_not_the_actor(simulate: Any) -> None:
-    def on_start(actor: Actor) -> None:
-        actor.fails_at = actor.cluster.now
+@pytest.mark.parametrize(("num_actors", "num_bad", "fail_seconds"), [(50, 1, 1.0), (8, 1, 30.0), (16, 8, 1.0)])
+def test_a_machine_that_fails_all_that_it_is_given_costs_no_shard(
+    simulate: Any, capsys: pytest.CaptureFixture[str], num_actors: int, num_bad: int, fail_seconds: float
+) -> None:
+    """As one without the mount that the audio lies on: at first it is the only one that asks for more, and what is started
+    there instead is no better."""
 
-    with pytest.raises(GaveUpError, match="the last 12 attempts at shards all failed"):
-        simulate(on_start, 200, 4)
+    def on_start(actor: Actor) -> None:
+        actor.label_seconds = 180.0
+        if actor.number < num_bad or actor.number >= num_actors:
+            actor.machine, actor.fails_at, actor.fail_seconds = "bad", actor.cluster.now, fail_seconds
+            actor.error = FileNotFoundError("utt-001.wav does not exist")
+
+    ray, hours = simulate(on_start, 400, num_actors)
+    assert hours < 1.1 * (400 / (num_actors - num_bad) + 1) * 180 / 3600
+    # Its pauses grow.
+    assert len(ray.started) < num_actors + num_bad * (2 + hours * 60)
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "on bad" in line] == [
+        f"warning: {event} on bad: FileNotFoundError: utt-001.wav does not exist{more}"
+        for event in ("a shard failed", "an actor was ended")
+        for more in ("", "", "; more like it are not shown")
+    ]
+
+
+@pytest.mark.parametrize("num_actors", [1, 4, 50])
+def test_what_fails_on_every_machine_ends_the_job_soon(simulate: Any, num_actors: int) -> None:
+    cluster: list[SimulatedRay] = []
+
+    def on_start(actor: Actor) -> None:
+        cluster[:] = [actor.cluster]
+        actor.fails_at, actor.fail_seconds = actor.cluster.now, 180.0
+        actor.machine, actor.error = f"node-{actor.number % num_actors}", PermissionError("no access to the bucket")
+
+    with pytest.raises(GaveUpError, match=r"attempts at shards all failed, the last one: PermissionError: no access"):
+        simulate(on_start, 25_000, num_actors)
+    # Each fails three shards; a single one twelve.
+    assert cluster[0].now - 1000 < (3600 if num_actors == 1 else 1000)
 
 
 def test_no_actor_waits_with_a_second_shard_while_another_idles(simulate: Any) -> None:

@@ -128,6 +128,46 @@ def test_a_success_in_between_keeps_the_job_going() -> None:
     queue.failed(take(queue, clock), "503")
 
 
+def test_a_shard_that_failed_on_a_machine_is_for_another() -> None:
+    queue, shards, clock = make(1)
+    queue.machines = {"a", "b"}
+    for machine, other in (("a", "b"), ("b", "a")):
+        assert queue.next(machine) == shards[0]
+        queue.failed(shards[0], "no such file", machine)
+        clock.seconds += 60
+        if machine == "a":
+            assert queue.next(machine) is None
+            assert queue.num_waiting == 1
+        else:
+            # It has failed on all there are.
+            assert queue.next(other) == shards[0]
+    queue.put_back(shards[0])
+    queue.machines = {"a", "b", "c"}
+    assert [queue.next(machine) for machine in ("a", "b", "c")] == [None, None, shards[0]]
+
+
+def test_a_machine_that_shards_fail_on_is_given_the_others() -> None:
+    queue, shards, clock = make(3)
+    queue.machines = {"a", "b"}
+    for shard in shards[:2]:
+        assert queue.next("a") == shard
+        queue.lost(shard, "killed", "a")
+    clock.seconds += 60
+    assert [queue.next("a"), queue.next("a")] == [shards[2], None]
+    assert {queue.next("b"), queue.next("b")} == set(shards[:2])
+
+
+def test_one_machine_of_several_does_not_stop_the_job() -> None:
+    queue, _, clock = make(25_000)
+    queue.machines = {"a", "b", "c"}
+    for machine, times in (("a", 100), ("b", 4), ("c", MAX_IN_A_ROW // 3 - 1)):
+        for _ in range(times):
+            queue.failed(take(queue, clock), "no such file", machine)
+    last = take(queue, clock)
+    with pytest.raises(GaveUpError, match="the last 108 attempts at shards all failed"):
+        queue.failed(last, "no such file", "c")
+
+
 def test_where_every_actor_dies_the_job_stops() -> None:
     """A model that crashes its process: no use to load it for each of 25,000 shards."""
     queue, _, clock = make(25_000)
