@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -95,8 +95,6 @@ class LabellingActor:
             self._active(shard_range)
             shard = self._labelled(shard_range)
             self._active(shard_range)
-            _check_found(shard)
-            self._check_teachers(shard_range, shard)
             _check_skipped(self._job, shard_range, shard)
             record = commit_shard(self._store, self._job.document, shard_range, shard.utterances, shard.skipped)
         except Exception as error:
@@ -135,25 +133,26 @@ class LabellingActor:
             with self._state:
                 self._metrics.batch_done(batch)
 
+        def check(shard: LabelledShard) -> None:
+            _check_found(shard)
+            self._check_teachers(shard_range, shard)
+
         job = self._job
         # A thread that is new to torch would take another number, and round otherwise.
         torch.set_num_threads(job.config.resources.cpus_per_actor)
         rows = job.corpus.read(shard_range.first_row, shard_range.num_rows)
-        return self._label(shard_range, rows, on_batch=on_batch)
-
-    def _label(
-        self, shard_range: ShardRange, rows: Corpus, *, on_batch: Callable[[BatchDone], None] = lambda _: None
-    ) -> LabelledShard:
-        """For a shard in work."""
-        spec, storage = self._job.document.spec, self._job.document.storage
-        return label_shard(rows, self._teachers, spec, storage, on_batch=on_batch, models=self._models_for(shard_range))
+        spec, storage, models = job.document.spec, job.document.storage, self._models_for(shard_range)
+        return label_shard(rows, self._teachers, spec, storage, on_batch=on_batch, models=models, check=check)
 
     def _check_teachers(self, shard_range: ShardRange, shard: LabelledShard) -> None:
         """Raises RuntimeError where the models of a fold have failed on all of its utterances, and are not seen to work here on
         those of other shards, or do on longer ones: the machine may lack memory, or a package, and the shard is tried again."""
         if not shard.unproven:
             return
-        num_folds = self._job.document.spec.num_folds
+        spec = self._job.document.spec
+        # One that cannot be labelled shows nothing.
+        storage = self._job.document.storage.model_copy(update={"on_error": "skip"})
+        num_folds = spec.num_folds
         controls = [(rows, folds(rows, num_folds)[0]) for rows in self._other_rows(shard_range, num_folds or 1)]
         unproven, working = shard.unproven, set[int | None]()
         if shard.utterances:
@@ -164,7 +163,7 @@ class LabellingActor:
             is_longer = rows.seconds()[0] >= unproven.get(fold, 0.0)
             if fold not in unproven or (fold in working and not is_longer):
                 continue
-            if self._label(shard_range, rows).utterances:
+            if label_shard(rows, self._teachers, spec, storage, models=self._models_for(shard_range)).utterances:
                 if is_longer:
                     break
                 working.add(fold)

@@ -103,6 +103,7 @@ def label_shard(
     *,
     on_batch: Callable[[BatchDone], None] = lambda _: None,
     models: AbstractContextManager[object] = _NO_LOCK,
+    check: Callable[[LabelledShard], None] = lambda _: None,
 ) -> LabelledShard:
     """Label the rows of one shard; a function of its arguments alone.
 
@@ -115,9 +116,11 @@ def label_shard(
         rows: all rows of the shard and no others.
         on_batch: told of each batch when it is done.
         models: entered while the teachers run; a lock, where they have other shards to label.
+        check: given the shard, may raise that what was left out is the machine's fault.
 
     Raises:
-        UtteranceError: an utterance cannot be labelled and ``storage.on_error`` is "fail"; names it.
+        UtteranceError: an utterance cannot be labelled and ``storage.on_error`` is "fail"; names it. Where a file is not there,
+            or the teachers fail, only after ``check``: another machine may do better.
         RuntimeError: memory did not suffice for an utterance, and did for one that is as long.
     """
     reader, utterances, fold_N = UtteranceReader(rows), list(rows), folds(rows, spec.num_folds)
@@ -130,7 +133,7 @@ def label_shard(
         for index, result in results.items():
             if isinstance(result, LabelledUtterance):
                 labelled[index] = result
-            elif storage.on_error == "fail":
+            elif storage.on_error == "fail" and not isinstance(result, MissingFileError | TeachersFailedError):
                 raise result
             else:
                 skipped[index] = result
@@ -162,7 +165,7 @@ def label_shard(
             for batch in batches:
                 keep_batch(behind.push(finish, batch, *_run_batch(utterances, batch)))
         keep_batch(behind.last())
-    return LabelledShard(
+    shard = LabelledShard(
         utterances=[labelled[index] for index in sorted(labelled)],
         skipped=[
             SkippedUtterance(utterance_id=utterances[index].utterance_id, reason=str(error))
@@ -171,6 +174,10 @@ def label_shard(
         num_missing=sum(isinstance(error, MissingFileError) for error in skipped.values()),
         unproven=_unproven(utterances, fold_N, labelled.keys(), skipped),
     )
+    check(shard)
+    if storage.on_error == "fail" and skipped:
+        raise skipped[min(skipped)]
+    return shard
 
 
 def _unproven(

@@ -179,9 +179,12 @@ def test_stopping_what_does_not_run(world: World, new_url: Callable[[str], str])
 
 
 def test_a_submitted_job_that_fails_gives_its_exit_code_and_error(world: World, new_url: Callable[[str], str]) -> None:
-    broken = write_sounds(world.folder / "broken", [0.3])
+    broken = write_sounds(world.folder / "broken", [0.3, 0.3])
     (broken.folder / "utt-000.wav").unlink()
-    job = make_job_file(world.folder, broken.manifest, world.teacher, "broken", new_url("s3"))
+    # With the other utterance in its shard: where none is there, it is tried elsewhere.
+    job = make_job_file(
+        world.folder, broken.manifest, world.teacher, "broken", new_url("s3"), destination__shard_seconds=1.0
+    )
     code, stdout, stderr = finish(start(["submit", str(job)], world.cluster))
     assert code == 2
     assert "error: utterance utt-000: utt-000.wav does not exist" in stdout

@@ -274,7 +274,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_labels(world: World, finished
 def test_missing_audio_is_one_message(world: World) -> None:
     sounds = write_sounds(world.folder / "broken", [0.3, 0.3])
     (sounds.folder / "utt-001.wav").unlink()
-    result = run(world.job("broken-labels", sounds.manifest))
+    result = run(world.job("broken-labels", sounds.manifest, destination__shard_seconds=1.0))
     assert result.code == 2
     assert result.stdout == ""
     errors = [line for line in result.stderr.splitlines() if not line.startswith("label: ")]

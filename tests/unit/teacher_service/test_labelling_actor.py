@@ -17,6 +17,7 @@ from softlabel_schemas import layout
 from softlabel_schemas.commit import committed_shards
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.folds import Fold, fold_of
+from softlabel_schemas.utterance_reader import UtteranceError
 from teacher_service.job import PreparedJob, missing_shards, prepare
 from teacher_service.labelling_actor import LabellingActor
 from tests.support.teachers import LOUDNESS, make_job, write_linear_teacher, write_sounds
@@ -147,9 +148,10 @@ def test_a_machine_that_does_not_see_the_run(tmp_path: Path) -> None:
     loaded(job)
 
 
-def test_a_machine_that_has_none_of_a_shards_files_commits_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_error", ["skip", "fail"])
+def test_a_machine_that_has_none_of_a_shards_files_commits_nothing(tmp_path: Path, on_error: str) -> None:
     """As one without the mount that they lie on: another may have them, and what is skipped is skipped for good."""
-    job = job_of(tmp_path, "labels", errors={"on_error": "skip", "max_skipped_fraction": 1.0})
+    job = job_of(tmp_path, "labels", errors={"on_error": on_error, "max_skipped_fraction": 1.0})
     for index in (2, 3, 5):
         (tmp_path / "sounds" / f"utt-{index:03d}.wav").unlink()
     actor = loaded(job)
@@ -158,8 +160,13 @@ def test_a_machine_that_has_none_of_a_shards_files_commits_nothing(tmp_path: Pat
         match=r"utt-002.wav does not exist, nor do the files of the other 1 utterances of the shard; this machine may",
     ):
         actor.label(job.plan[1])
-    assert actor.label(job.plan[2]).num_skipped == 1
-    assert committed_shards(job.store()) == {2}
+    if on_error == "skip":
+        assert actor.label(job.plan[2]).num_skipped == 1
+        assert committed_shards(job.store()) == {2}
+    else:
+        with pytest.raises(UtteranceError, match=r"^utterance utt-005: utt-005.wav does not exist$"):
+            actor.label(job.plan[2])
+        assert committed_shards(job.store()) == set()
 
 
 def failing_job(
@@ -171,6 +178,7 @@ def failing_job(
     speakers: Sequence[str] = (),
     last_fails: bool = False,
     shard_seconds: float | None = None,
+    on_error: str = "skip",
 ) -> PreparedJob:
     """The first two utterances are a shard that the teachers fail on. With ``speakers``, one for each utterance, there are two
     folds with a teacher each; ``last_fails``: the last utterance is one that they fail on, too."""
@@ -195,7 +203,7 @@ def failing_job(
             folder / "labels",
             corpus__num_folds=2 if speakers else None,
             destination__shard_seconds=shard_seconds or seconds[0] + seconds[1],
-            errors={"on_error": "skip", "max_skipped_fraction": allowed},
+            errors={"on_error": on_error, "max_skipped_fraction": allowed},
         )
     )
 
@@ -223,6 +231,31 @@ def test_a_shard_that_the_teachers_fail_on_is_left_out_where_they_are_seen_to_wo
     model.above = LOUDNESS
     assert [actor.label(shard_range).num_skipped for shard_range in job.plan] == [2, 0, 0, 0]
     assert actor.beat().seconds_done == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("fault", ["raises", "not finite", "memory alone"])
+def test_what_a_machine_fails_on_ends_no_job_unless_the_teachers_are_seen_to_work_there(
+    tmp_path: Path, fault: str
+) -> None:
+    """Without "skip", too: only then it is the utterance's own fault."""
+    job = failing_job(tmp_path, [0.5] * 2 + [0.4] * 6, fault=fault, on_error="fail")
+    actor = loaded(job)
+    model: Any = actor._teachers[0].model
+    model.above = -1e9
+    for shard_range in job.plan:
+        with pytest.raises(RuntimeError, match="whether it is at fault or this machine"):
+            actor.label(shard_range)
+    model.above = LOUDNESS
+    with pytest.raises(UtteranceError, match=r"^utterance utt-000: "):
+        actor.label(job.plan[0])
+    assert actor.label(job.plan[1]).num_skipped == 0
+    assert committed_shards(job.store()) == {1}
+
+
+def test_memory_that_is_short_at_times_ends_no_job(tmp_path: Path) -> None:
+    job = failing_job(tmp_path, [0.5, 0.4, 0.6, 0.6], fault="memory alone", shard_seconds=60.0, on_error="fail")
+    with pytest.raises(RuntimeError, match=r"but was for one of 0\.6 s: something else takes it at times"):
+        loaded(job).label(job.plan[0])
 
 
 def test_the_teachers_of_another_fold_show_nothing(tmp_path: Path) -> None:
