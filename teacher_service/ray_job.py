@@ -65,7 +65,8 @@ _ROOM_SECONDS = 1800.0
 _MAX_FAILED_SHARDS = 3
 # Lines of the log about what fails on one machine for one kind of reason; characters of a reason.
 _NUM_TOLD, _TOLD_CHARACTERS = 3, 400
-# Rounds in a row in which actors failed to start, and none is at work.
+# Rounds in a row in which actors failed to start, and none is at work. While others may still load, so many failures for each
+# actor too: a node that cannot load fails several times before the first of the others has.
 _MAX_FAILED_STARTS = 4
 
 
@@ -170,8 +171,8 @@ class _Driver:
         self._metrics = RunMetrics(job.document.spec.fingerprint())
         # Of the whole dataset, as ``max_skipped_fraction`` is.
         self._num_skipped = num_skipped
-        # Rounds of ``_wait`` in a row; several actors of one lost node fail in one.
-        self._failed_starts = 0
+        # In a row; and the rounds of ``_wait`` that they were in: several actors of one lost node fail in one.
+        self._failed_starts = self._failed_rounds = 0
         self._round_failed = False
         self._last_room = time.monotonic()
         self._began, self._first_room = datetime.now(UTC), math.inf
@@ -279,7 +280,7 @@ class _Driver:
             return
         if worker.has_room:
             worker.starting = None
-            self._failed_starts = 0
+            self._failed_starts = self._failed_rounds = 0
         else:
             now = time.monotonic()
             self._first_room = min(self._first_room, now)
@@ -288,12 +289,16 @@ class _Driver:
 
     def _start_failed(self, worker: _Worker, reason: str) -> None:
         """Raises GaveUpError where that went on for some rounds and no actor is at work."""
-        self._failed_starts += not self._round_failed
+        self._failed_starts += 1
+        self._failed_rounds += not self._round_failed
         self._round_failed = True
-        at_work = any(other.starting is None for other in self._workers)
-        if self._failed_starts >= _MAX_FAILED_STARTS and not at_work:
-            raise GaveUpError(f"teachers could not be loaded in {_MAX_FAILED_STARTS} attempts, the last: {reason}")
-        self._replace(worker, reason, after=self._queue.pause(self._failed_starts))
+        others, now = [other for other in self._workers if other is not worker], time.monotonic()
+        at_work = any(other.starting is None for other in others)
+        may_load = any(now - other.since < _LOAD_SECONDS for other in others)
+        enough = not may_load or self._failed_starts >= _MAX_FAILED_STARTS * self._num_actors
+        if self._failed_rounds >= _MAX_FAILED_STARTS and enough and not at_work:
+            raise GaveUpError(f"teachers could not be loaded in {self._failed_starts} attempts, the last: {reason}")
+        self._replace(worker, reason, after=self._queue.pause(self._failed_rounds))
 
     def _collect(self, worker: _Worker, reference: Any) -> None:
         shard_range = worker.shards[reference]

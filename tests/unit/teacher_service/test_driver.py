@@ -213,12 +213,44 @@ def test_replacements_that_die_while_they_load_do_not_end_a_job_that_works(simul
     assert len(ray.started) == 14
 
 
-def test_teachers_that_never_load_end_the_job(simulate: Any) -> None:
+@pytest.mark.parametrize("num_actors", [1, 8, 64])
+def test_teachers_that_never_load_end_the_job(simulate: Any, num_actors: int) -> None:
+    started: list[Actor] = []
+
     def on_start(actor: Actor) -> None:
+        started.append(actor)
         actor.dies_at = actor.cluster.now + 30
 
-    with pytest.raises(GaveUpError, match="teachers could not be loaded in 4 attempts"):
-        simulate(on_start, 16, 8)
+    with pytest.raises(GaveUpError, match=r"teachers could not be loaded in \d+ attempts, the last: the actor died"):
+        simulate(on_start, 64, num_actors)
+    assert len(started) <= 6 * num_actors
+    assert started[0].cluster.now - 1000 < 600
+
+
+def test_teachers_that_never_load_where_no_other_actor_has_room(simulate: Any) -> None:
+    started: list[Actor] = []
+
+    def on_start(actor: Actor) -> None:
+        started.append(actor)
+        actor.room_at = NEVER if actor.number in range(1, 8) else actor.room_at
+        actor.load_error = OSError("not seen from this machine")
+
+    with pytest.raises(GaveUpError, match=r"attempts, the last: OSError: not seen from this machine"):
+        simulate(on_start, 64, 8)
+    assert started[0].cluster.now - 1000 < 2000
+
+
+@pytest.mark.parametrize("load_seconds", [60.0, 1700.0])
+def test_a_machine_that_cannot_load_does_not_end_the_job_while_the_others_load(
+    simulate: Any, load_seconds: float
+) -> None:
+    def on_start(actor: Actor) -> None:
+        actor.load_seconds = load_seconds
+        if actor.number == 0 or actor.number >= 50:
+            actor.load_seconds, actor.load_error = 5.0, OSError("not seen from this machine")
+
+    _, hours = simulate(on_start, 98, 50)
+    assert hours == pytest.approx((2 * SHARD_SECONDS + load_seconds) / 3600, abs=0.05)
 
 
 def test_the_only_actor_with_room_is_lost_and_a_node_joins_later(simulate: Any) -> None:
