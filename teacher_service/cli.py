@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import click
 
-from softlabel_schemas.command_line import CheckFailedError, CommandGroup
+from softlabel_schemas.command_line import CheckFailedError, CommandGroup, needs_extra
 from softlabel_schemas.strict import printable
 from teacher_service.audit_cli import audit_command
 
@@ -103,7 +103,8 @@ def import_hf(folder: str, bundle: str, name: str | None) -> None:
     Example:
       teacher-service import-hf wav2vec2-base-960h bundles/wav2vec2
     """
-    from teacher_service.hugging_face import import_folder
+    with needs_extra("hf"):
+        from teacher_service.hugging_face import import_folder
 
     made = import_folder(folder, bundle, name=name)
     click.echo(

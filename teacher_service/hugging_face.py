@@ -24,6 +24,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from transformers import HubertConfig, HubertForCTC, Wav2Vec2Config, Wav2Vec2ForCTC
 
 from softlabel_schemas.bundle import HuggingFaceCtc, TeacherBundle, write_model
 from softlabel_schemas.errors import InputError, IntegrityError
@@ -31,11 +32,6 @@ from softlabel_schemas.front_end import Waveform
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.strict import parse, shortened
-
-try:
-    from transformers import HubertConfig, HubertForCTC, Wav2Vec2Config, Wav2Vec2ForCTC
-except ImportError as error:
-    raise InputError(f"Hugging Face teachers need: pip install 'essence-distill[hf]' ({error})") from None
 
 _CLASSES: dict[str, tuple[Any, Any]] = {
     "wav2vec2": (Wav2Vec2Config, Wav2Vec2ForCTC),

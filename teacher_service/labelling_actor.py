@@ -76,7 +76,8 @@ class LabellingActor:
         return socket.gethostname()
 
     def load(self) -> None:
-        """Load the teachers. Raises InputError, IntegrityError, and OSError where this machine does not see the run."""
+        """Load the teachers. Raises InputError, IntegrityError, and OSError where this machine does not see the run or
+        lacks a package."""
         job, began = self._job, time.monotonic()
         self._store = job.store()
         _check_begun(self._store)

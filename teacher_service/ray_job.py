@@ -275,7 +275,7 @@ class _Driver:
         except RayError as error:
             self._start_failed(worker, f"the actor died: {error}")
             return
-        except (OSError, RuntimeError) as error:
+        except (IntegrityError, OSError, RuntimeError) as error:
             self._start_failed(worker, _described(error))
             return
         if worker.has_room:

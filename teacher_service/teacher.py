@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from softlabel_schemas.bundle import BundleReader, Factory, HuggingFaceCtc
+from softlabel_schemas.bundle import BundleReader, ExportedProgram, Factory, HuggingFaceCtc
 from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.folds import Fold
 from softlabel_schemas.front_end import AnyFrontEnd
@@ -132,7 +132,7 @@ def load_teachers(config: JobConfig, spec: DatasetSpec) -> list[Teacher]:
 
     Raises:
         InputError: a bundle is no longer the one of ``spec``; also as :func:`load_teacher`.
-        IntegrityError: as :func:`load_teacher`.
+        IntegrityError, OSError: as :func:`load_teacher`.
     """
     resources = config.resources
     torch.set_num_threads(resources.cpus_per_actor)
@@ -149,25 +149,19 @@ def load_teachers(config: JobConfig, spec: DatasetSpec) -> list[Teacher]:
 
 
 def load_teacher(config: TeacherConfig, reader: BundleReader, *, weight: float, device: str, precision: str) -> Teacher:
-    """``reader`` is of ``config.bundle``. Raises InputError, IntegrityError where the bundle cannot be used."""
+    """``reader`` is of ``config.bundle``.
+
+    Raises:
+        InputError, IntegrityError: the bundle cannot be used.
+        OSError: not on this machine, which lacks a package or cannot read it.
+    """
     bundle = reader.description
     check_factory(config, reader)
-    data = reader.read_model()
-    if isinstance(bundle.model, Factory):
-        model = _build(bundle.model, where=config.bundle)
-        try:
-            model.load_state_dict(safetensors.torch.load(data))
-        except (safetensors.SafetensorError, RuntimeError) as error:
-            raise IntegrityError(f"{config.bundle}: weights do not fit {bundle.model.factory}: {error}") from None
-        model.eval()
-    elif isinstance(bundle.model, HuggingFaceCtc):
-        # Here: other teachers do without transformers, whose import takes seconds.
-        from teacher_service.hugging_face import build_ctc_model
-
-        model = build_ctc_model(bundle.model, data, where=config.bundle)
-    else:
-        # A module from torch.export is in evaluation mode already and refuses eval().
-        model = load_exported_program(data, where=f"{config.bundle}/{bundle.model.file}", device=device)
+    try:
+        model = _model(config.bundle, bundle.model, reader.read_model(), device)
+    except ImportError as error:
+        # Another machine may have it: an InputError would end the job.
+        raise OSError(f"{config.bundle}: this machine lacks a package that the model needs: {error}") from None
     return Teacher(
         name=bundle.name,
         weight=weight,
@@ -178,6 +172,23 @@ def load_teacher(config: TeacherConfig, reader: BundleReader, *, weight: float, 
         device=torch.device(device),
         autocast=precision == "bfloat16",
     )
+
+
+def _model(where: str, description: Factory | HuggingFaceCtc | ExportedProgram, data: bytes, device: str) -> nn.Module:
+    if isinstance(description, Factory):
+        model = _build(description, where=where)
+        try:
+            model.load_state_dict(safetensors.torch.load(data))
+        except (safetensors.SafetensorError, RuntimeError) as error:
+            raise IntegrityError(f"{where}: weights do not fit {description.factory}: {error}") from None
+        return model.eval()
+    if isinstance(description, HuggingFaceCtc):
+        # Here: other teachers do without transformers, whose import takes seconds.
+        from teacher_service.hugging_face import build_ctc_model
+
+        return build_ctc_model(description, data, where=where)
+    # A module from torch.export is in evaluation mode already and refuses eval().
+    return load_exported_program(data, where=f"{where}/{description.file}", device=device)
 
 
 def check_factory(config: TeacherConfig, reader: BundleReader) -> None:
@@ -232,7 +243,7 @@ def _build(description: Factory, *, where: str) -> nn.Module:
     arguments: dict[str, Any] = dict(description.arguments)
     try:
         model = getattr(importlib.import_module(module_name), function_name)(**arguments)
-    except (OSError, MemoryError, RuntimeError):
+    except (ImportError, OSError, MemoryError, RuntimeError):
         # Of the machine: another may do.
         raise
     except Exception as error:  # noqa: BLE001 - a factory is a user's code

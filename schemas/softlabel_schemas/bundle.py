@@ -26,6 +26,7 @@ from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.spec import Sha256
 from softlabel_schemas.strict import StrictModel, parse
+from softlabel_schemas.transfers import undamaged
 
 DESCRIPTION = "teacher.json"
 INVENTORY = "inventory.json"
@@ -121,6 +122,9 @@ class BundleReader:
 
     def read_model(self) -> bytes:
         """The model file's bytes. Raises IntegrityError unless they have the digest that teacher.json names."""
+        return undamaged(self.store, self._read_model)
+
+    def _read_model(self) -> bytes:
         data = self._read(self.description.model.file)
         if sha256_hex(data) != self.description.model.sha256:
             raise IntegrityError(

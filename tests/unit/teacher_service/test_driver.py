@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
+from softlabel_schemas.errors import IntegrityError
 from softlabel_schemas.plan import ShardRange
 from teacher_service import ray_job
 from teacher_service.job import PreparedJob, prepare
@@ -240,17 +241,17 @@ def test_teachers_that_never_load_where_no_other_actor_has_room(simulate: Any) -
     assert started[0].cluster.now - 1000 < 2000
 
 
-@pytest.mark.parametrize("load_seconds", [60.0, 1700.0])
+@pytest.mark.parametrize(("load_seconds", "error"), [(60.0, IntegrityError), (1700.0, OSError)])
 def test_a_machine_that_cannot_load_does_not_end_the_job_while_the_others_load(
-    simulate: Any, load_seconds: float
+    simulate: Any, load_seconds: float, error: type[Exception]
 ) -> None:
     def on_start(actor: Actor) -> None:
-        actor.load_seconds = load_seconds
+        actor.load_seconds, actor.label_seconds = load_seconds, 600.0
         if actor.number == 0 or actor.number >= 50:
-            actor.load_seconds, actor.load_error = 5.0, OSError("not seen from this machine")
+            actor.load_seconds, actor.load_error = 5.0, error("read on this machine")
 
     _, hours = simulate(on_start, 98, 50)
-    assert hours == pytest.approx((2 * SHARD_SECONDS + load_seconds) / 3600, abs=0.05)
+    assert hours == pytest.approx((2 * 600 + load_seconds) / 3600, abs=0.05)
 
 
 def test_the_only_actor_with_room_is_lost_and_a_node_joins_later(simulate: Any) -> None:

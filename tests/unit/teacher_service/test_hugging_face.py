@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -261,3 +262,16 @@ def test_weights_of_another_configuration_are_refused(folder: Path, tmp_path: Pa
     path.write_text(json.dumps(values))
     with pytest.raises(IntegrityError, match="weights do not fit the configuration"):
         load(tmp_path)
+
+
+def test_a_machine_without_the_library(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a job another may have it."""
+    import_folder(str(folder), tmp_path / "bundle")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "teacher_service.hugging_face")
+    with pytest.raises(OSError, match=r"bundle: this machine lacks a package that the model needs: .*transformers"):
+        load(tmp_path / "bundle")
+    result = CliRunner().invoke(main, ["import-hf", str(folder), str(tmp_path / "other")])
+    assert result.exit_code == 2
+    assert "transformers" in result.stderr
+    assert "this needs: pip install 'essence-distill[hf]'" in result.stderr

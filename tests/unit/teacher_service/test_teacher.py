@@ -104,7 +104,6 @@ def test_the_projects_own_factory_needs_permission_for_a_users_encoder_alone(tmp
 @pytest.mark.parametrize(
     ("factory", "arguments", "message"),
     [
-        ("no_such_package.models:build", {}, "no_such_package.models:build cannot be called with .*No module named"),
         ("tests.support.teachers:no_such_name", {}, "no_such_name cannot be called with .*has no attribute"),
         (LINEAR_FACTORY, {"widht": 3}, "linear_model cannot be called with .*unexpected keyword argument 'widht'"),
         (
@@ -129,7 +128,31 @@ def test_a_factory_that_fails_on_this_machine(tmp_path: Path, error: type[Except
         load(config)
 
 
+def test_a_package_that_this_machine_lacks(tmp_path: Path) -> None:
+    """Another may have it."""
+    config = write_linear_teacher(tmp_path, factory="no_such_package.models:build")
+    message = f"{tmp_path}: this machine lacks a package that the model needs: No module named 'no_such_package'"
+    with pytest.raises(OSError, match=f"^{re.escape(message)}$"):
+        load(config)
+
+
 # Weights
+
+
+@pytest.mark.parametrize("num_damaged", [1, 2])
+def test_weights_that_were_damaged_on_their_way_are_fetched_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_damaged: int
+) -> None:
+    reader = BundleReader(write_linear_teacher(tmp_path).bundle)
+    data = reader.read_model()
+    answers = [b"damaged"] * num_damaged + [data]
+    monkeypatch.setattr(reader.store, "is_local", False)
+    monkeypatch.setattr(reader.store, "read", lambda _: answers.pop(0))
+    if num_damaged == 1:
+        assert reader.read_model() == data
+    else:
+        with pytest.raises(IntegrityError, match=r"model\.safetensors: sha256 is "):
+            reader.read_model()
 
 
 def test_weights_that_are_not_those_of_the_bundle(tmp_path: Path) -> None:
