@@ -182,11 +182,13 @@ class ErrorConfig(StrictModel):
         on_error: an utterance that cannot be labelled ends the job ("fail"), or is recorded and left out ("skip").
         max_skipped_fraction: of all utterances; more end the job.
         stall_minutes: an actor that finishes no batch and stores nothing for so long is taken for stuck and replaced.
+        room_minutes: a job ends when no actor has had room on the cluster for so long; spot machines may not be had for hours.
     """
 
     on_error: Literal["fail", "skip"] = "fail"
     max_skipped_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     stall_minutes: Annotated[float, Field(gt=0)] = 15.0
+    room_minutes: Annotated[float, Field(gt=0)] = 30.0
 
 
 def _check_teachers(teachers: tuple[TeacherConfig, ...]) -> tuple[TeacherConfig, ...]:

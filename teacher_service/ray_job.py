@@ -15,7 +15,7 @@ a GPU fails                            by the first shard that its actor then fa
 a machine fails all that it is given   by the third shard in a row that an actor fails
 an upload is stuck                     after 30 s and 1 s per MiB, and tried again for two minutes (``object_store``)
 teachers do not load                   half an hour
-no node has room for any actor         half an hour
+no node has room for any actor         ``errors.room_minutes`` (30 by default)
 no Ray cluster answers                 ten seconds; one that accepts and then says nothing, two minutes
 =====================================  ==============================================================================
 
@@ -60,7 +60,6 @@ _FROZEN_SECONDS = 120.0
 # Of all actors together: a thousand are asked every ten seconds each, up to a hundred in every round.
 _BEATS_PER_SECOND = 100
 _LOAD_SECONDS = 1800.0
-_ROOM_SECONDS = 1800.0
 # Of an actor, in a row; then another process, or another node, may do better.
 _MAX_FAILED_SHARDS = 3
 # Lines of the log about what fails on one machine for one kind of reason; characters of a reason.
@@ -362,14 +361,14 @@ class _Driver:
 
     def _check_room(self) -> None:
         """Raises GaveUpError where no actor has had room for too long."""
-        now = time.monotonic()
+        now, minutes = time.monotonic(), self._job.config.errors.room_minutes
         if self._restarts or any(worker.has_room for worker in self._workers):
             self._last_room = now
-        elif now - self._last_room > _ROOM_SECONDS:
+        elif now - self._last_room > 60 * minutes:
             resources = self._job.config.resources
             raise GaveUpError(
                 f"no node of the Ray cluster had {resources.cpus_per_actor} CPU and {resources.gpus_per_actor:g} GPU free "
-                f"for a labelling actor within {_ROOM_SECONDS / 60:.0f} min; run again when there is room"
+                f"for a labelling actor within {minutes:g} min (errors.room_minutes); run again when there is room"
             )
 
     def _lose(self, worker: _Worker, reason: str, *, blamed: Any = None) -> None:

@@ -292,9 +292,9 @@ def test_a_frozen_actor_is_replaced(world: World, new_url: Callable[[str], str],
 
 
 def test_a_job_without_room_waits_for_a_node_and_gives_up_in_time(world: World, new_url: Callable[[str], str]) -> None:
-    job = world.job("no-room", new_url("s3"), resources={"num_actors": 1, "cpus_per_actor": 100})
-    program = with_patience(_ROOM_SECONDS=3.0)
-    process = start(["run", str(job), "--address", world.cluster.gcs], world.cluster, program=program)
+    resources = {"num_actors": 1, "cpus_per_actor": 100}
+    job = world.job("no-room", new_url("s3"), resources=resources, errors={"room_minutes": 0.05})
+    process = start(["run", str(job), "--address", world.cluster.gcs], world.cluster)
     code, stdout, stderr = finish(process)
     assert (code, stdout) == (1, "")
     assert "no node of the Ray cluster had 100 CPU and 0 GPU free" in stderr

@@ -74,10 +74,12 @@ def test_rays_autoscaler_reads_it(rendered: dict[str, Resources], overlay: str) 
     head, workers = config["available_node_types"]["headgroup"], config["available_node_types"]["labellers"]
     assert head["resources"]["CPU"] == 0
     assert (workers["min_workers"], workers["max_workers"]) == (0, {"dev-cpu": 2, "gpu-spot": 16}[overlay])
-    asked = load_job(KUBERAY / "overlays" / overlay / "job.toml").resources
+    job = load_job(KUBERAY / "overlays" / overlay / "job.toml")
+    asked = job.resources
     assert asked.cpus_per_actor <= workers["resources"]["CPU"]
     assert asked.gpus_per_actor == workers["resources"].get("GPU", 0)
     assert asked.num_actors <= workers["max_workers"]
+    assert job.errors.room_minutes == {"dev-cpu": 30, "gpu-spot": 24 * 60}[overlay]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -36,6 +36,7 @@ def test_defaults_and_what_is_set(tmp_path: Path) -> None:
     assert [teacher.weight for teacher in job.teachers] == [1.0, 2.0]
     assert (job.combination.method, job.targets.codec, job.targets.temperatures) == ("arithmetic", "mtf-sqrt", (1, 2))
     assert (job.resources.num_actors, job.errors.on_error, job.destination.format) == (1, "fail", "parquet")
+    assert (job.errors.stall_minutes, job.errors.room_minutes) == (15, 30)
 
 
 @pytest.mark.parametrize(

@@ -170,17 +170,22 @@ def simulate(job: PreparedJob, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     """A function: run so many shards on so many actors, and return Ray and the hours it took."""
 
     def run(
-        on_start: Callable[[Actor], None], num_shards: int, num_actors: int, num_gpus: float = 0.0
+        on_start: Callable[[Actor], None],
+        num_shards: int,
+        num_actors: int,
+        num_gpus: float = 0.0,
+        room_minutes: float = 30.0,
     ) -> tuple[SimulatedRay, float]:
         ray = SimulatedRay(on_start)
         monkeypatch.setattr(ray_job, "ray", ray)
         monkeypatch.setattr(ray_job, "time", ray)
         update = {"num_actors": num_actors, "gpus_per_actor": num_gpus}
         resources = job.config.resources.model_copy(update=update)
+        errors = job.config.errors.model_copy(update={"room_minutes": room_minutes})
         plan = [ShardRange(index=index, first_row=index, num_rows=1) for index in range(num_shards)]
         simulated = replace(
             job,
-            config=job.config.model_copy(update={"resources": resources}),
+            config=job.config.model_copy(update={"resources": resources, "errors": errors}),
             plan=plan,
             seconds_of_shard=[1.0] * num_shards,
         )
@@ -270,12 +275,18 @@ def test_the_only_actor_with_room_is_lost_and_a_node_joins_later(simulate: Any) 
     assert hours < 3
 
 
-def test_no_room_for_any_actor_ends_the_job_after_half_an_hour(simulate: Any) -> None:
+@pytest.mark.parametrize("minutes", [30, 60])
+def test_no_room_for_any_actor_ends_the_job_in_time(simulate: Any, minutes: float) -> None:
+    actors: list[Actor] = []
+
     def on_start(actor: Actor) -> None:
+        actors.append(actor)
         actor.room_at = NEVER
 
-    with pytest.raises(GaveUpError, match=r"no node of the Ray cluster had 1 CPU and 0 GPU free .* within 30 min"):
-        simulate(on_start, 4, 2)
+    message = rf"no node of the Ray cluster had 1 CPU and 0 GPU free .* within {minutes} min \(errors.room_minutes\)"
+    with pytest.raises(GaveUpError, match=message):
+        simulate(on_start, 4, 2, room_minutes=minutes)
+    assert actors[0].cluster.now - 1000 == pytest.approx(60 * minutes, abs=5)
 
 
 def test_a_model_that_kills_every_actor_ends_the_job_soon(simulate: Any) -> None:
