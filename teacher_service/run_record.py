@@ -109,13 +109,14 @@ def read_actual(store: ObjectStore) -> Actual:
     manifest = read_manifest(store)
     objects = store.list("")
     keys = [key for key in objects if key.startswith(f"{_RUNS}/")]
-    runs = [
+    records = [
         from_bytes(RunRecord, data, where=store.describe(key))
         for key, data in zip(keys, store.read_many(keys), strict=True)
     ]
+    runs = [record for record in records if record.fingerprint == manifest.fingerprint]
     dataset = [stored for key, stored in objects.items() if layout.is_ours(key)]
     num_shards = len(manifest.shards)
-    timed = sum(run.num_shards for run in runs if run.fingerprint == manifest.fingerprint) >= num_shards
+    timed = sum(run.num_shards for run in runs) >= num_shards
     return Actual(
         num_shards=num_shards,
         num_frames=sum(shard.num_frames for shard in manifest.shards),
