@@ -108,11 +108,10 @@ class ShardQueue:
     def _again(self, shard: ShardRange, reason: str, machine: str, count: int, limit: int) -> None:
         self._failed_on.setdefault(shard.index, set()).add(machine)
         self._in_a_row[machine] += 1
-        num_machines, limit_in_a_row = max(1, len(self.machines)), self._max_in_a_row
-        if (
-            sum(min(own * num_machines, limit_in_a_row) for own in self._in_a_row.values())
-            >= limit_in_a_row * num_machines
-        ):
+        # In parts of a failure, so that shares are whole numbers.
+        num_machines = max(1, len(self.machines))
+        counted = sum(min(own * num_machines, self._max_in_a_row) for own in self._in_a_row.values())
+        if counted >= self._max_in_a_row * num_machines:
             raise GaveUpError(
                 f"stopped: the last {self._in_a_row.total()} attempts at shards all failed, the last one: {reason}"
             )
