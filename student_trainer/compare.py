@@ -190,8 +190,9 @@ def format_p(p_value: float) -> str:
 
 
 def verdict(pair: Pair, found: Difference) -> str:
-    """What a pair shows, in words: no clear difference where the interval holds zero."""
-    if found.low <= 0 <= found.high:
+    """What a pair shows, in words: no clear difference where the interval holds zero, or p is not below 0.05, which it never is
+    where few utterances differ."""
+    if found.low <= 0 <= found.high or found.p_value >= 0.05:
         return f"{pair.soft.name}: no clear difference from {pair.hard.name} in {found.unit} errors"
     what = "fewer" if found.points < 0 else "more"
     return f"{pair.soft.name}: {abs(found.points):.2f} points {what} {found.unit} errors than {pair.hard.name}"

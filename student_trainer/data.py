@@ -12,7 +12,7 @@ labels, and on every machine.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -27,7 +27,7 @@ from softlabel_schemas.errors import InputError
 from softlabel_schemas.front_end import AnyFrontEnd, Fbank
 from softlabel_schemas.read_ahead import read_ahead
 from softlabel_schemas.recordings import rows_by_recording
-from softlabel_schemas.utterance_reader import FETCHES_AT_ONCE, UtteranceReader
+from softlabel_schemas.utterance_reader import UtteranceReader
 from student_trainer.augmentation import Augmenter
 from student_trainer.batch import Batch, Example, collate
 from student_trainer.ctc import Spelling
@@ -123,10 +123,11 @@ class TrainingData:
             if given_up is not None and given_up.is_set():
                 return {}
             speeds = tuple(dict.fromkeys(variant.speed for variant in variants_of[row]))
-            found = self._found(row, speeds, given_up)
+            found = self._found(row, speeds)
             missing = [speed for speed in speeds if speed not in found]
             return found | dict(zip(missing, self._features(utterances[row], missing), strict=True))
 
+        self._find({variant.speed for variants in variants_of.values() for variant in variants}, given_up)
         with closing(self._of_each(utterances, features)) as features_of_rows:
             for (row, utterance), by_speed in zip(utterances.items(), features_of_rows, strict=True):
                 if given_up is not None and given_up.is_set():
@@ -140,11 +141,12 @@ class TrainingData:
         return examples
 
     def _of_each(self, rows: Iterable[int], features: Callable[[int], FeaturesT]) -> Generator[FeaturesT, None, None]:
-        """In order; of files at a URL several are read at once."""
-        if self._shared is not None or not self.corpus.is_remote:
+        """In order, as many at a time as the corpus's files are to be read."""
+        num_at_once = self.corpus.num_at_once
+        if num_at_once == 1:
             yield from map(features, rows)
             return
-        with closing(read_ahead(features, rows, num_parallel=FETCHES_AT_ONCE)) as futures:
+        with closing(read_ahead(features, rows, num_parallel=num_at_once)) as futures:
             for future in futures:
                 yield future.result()
 
@@ -159,27 +161,24 @@ class TrainingData:
             targets |= {(row, dataset): of_row for row, of_row in zip(rows, found, strict=True)}
         return targets
 
-    def _found(
-        self, row: int, speeds: Sequence[float], given_up: threading.Event | None
-    ) -> dict[float, npt.NDArray[np.float32]]:
-        """Features by speed, as far as they are shared."""
-        if self._shared is None:
-            return {}
+    def _find(self, speeds: Set[float], given_up: threading.Event | None) -> None:
+        """The features of the corpus at these speeds, where they are shared."""
 
         def compute(speed: float, row: int) -> npt.NDArray[np.float32]:
             return next(self._features(self.corpus[row], (speed,)))
 
-        found = {}
-        for speed in speeds:
-            if speed not in self._features_of:
-                of_corpus = self._shared.of(self.corpus, self.front_end, speed, partial(compute, speed), given_up)
-                if given_up is not None and given_up.is_set():
-                    return {}
-                self._features_of[speed] = of_corpus
-            of_speed = self._features_of[speed]
-            if of_speed is not None:
-                found[speed] = of_speed[row]
-        return found
+        for speed in sorted(speeds - self._features_of.keys()):
+            if self._shared is None:
+                return
+            found = self._shared.of(self.corpus, self.front_end, speed, partial(compute, speed), given_up)
+            if given_up is not None and given_up.is_set():
+                return
+            self._features_of[speed] = found
+
+    def _found(self, row: int, speeds: Sequence[float]) -> dict[float, npt.NDArray[np.float32]]:
+        """Features by speed, as far as they are shared."""
+        shared = {speed: self._features_of.get(speed) for speed in speeds}
+        return {speed: of_speed[row] for speed, of_speed in shared.items() if of_speed is not None}
 
     def _features(self, utterance: Utterance, speeds: Sequence[float]) -> Iterator[npt.NDArray[np.float32]]:
         if not speeds:

@@ -109,7 +109,7 @@ def evaluate_dataset(
 
     Utterances that the dataset skipped are left out, and listed there under ``left_out``.
 
-    Cross-entropy is that of the stored probabilities, of which a lossy codec keeps none below its floor (``tempering.FLOORS``):
+    Cross-entropy is that of the stored probabilities, of which a lossy codec keeps none below its floor (``floors.FLOORS``):
     where the teachers gave a hard label less than that, 1.7e-6 (mtf-sqrt) or 1.2e-7 (packed-u8), it reads too low.
 
     Args:
@@ -233,10 +233,8 @@ def check_labels(corpus: Corpus, inventory: ClassInventory, splits: Sequence[str
 def model_posteriors(
     model: AcousticModel, data: TrainingData, columns: PhoneColumns | None = None
 ) -> Iterator[tuple[list[tuple[str, npt.NDArray[np.int64]]], list[FramePosteriors]]]:
-    """Posteriors of the decoding head, batch by batch, utterances in order of length; of phones too, given ``columns``.
-
-    They are computed where the model is.
-    """
+    """Posteriors of the decoding head, batch by batch in the order of ``batches_to_evaluate``; of phones, too, where
+    ``columns`` are given. They are computed where the model is."""
     device = next(model.parameters()).device
     for examples, batch in data.batches_to_evaluate(device):
         yield _batch_posteriors(model, examples, batch, columns)

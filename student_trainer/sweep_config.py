@@ -16,6 +16,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from softlabel_schemas.digest import canonical_json, sha256_hex
 from softlabel_schemas.errors import InputError
 from softlabel_schemas.strict import StrictModel, load_toml, read_toml
 from student_trainer.config import Seed, TrainConfig, Units, absolute_paths, parse_config
@@ -260,7 +261,7 @@ def _check_unlike(arms: Mapping[str, TrainConfig], path: str | Path) -> None:
     for name, config in arms.items():
         soft, corpus = config.soft_labels, config.corpus
         data = [corpus.manifest, corpus.inventory, *(() if soft is None else soft.locations)]
-        other = seen.setdefault(repr((config.result_settings(), data)), name)
+        other = seen.setdefault(sha256_hex(canonical_json([config.result_settings(), data])), name)
         if other != name:
             raise InputError(f"{path}: the arms '{other}' and '{name}' are the same configuration; leave one out")
 

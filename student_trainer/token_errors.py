@@ -61,7 +61,7 @@ class TokenMetrics:
 def token_metrics(
     model: AcousticModel, data: TrainingData, inventory: ClassInventory, advance: Advance = lambda done, note="": None
 ) -> TokenMetrics:
-    """Errors of greedy CTC decoding by the decoding head, utterances in order of length.
+    """Errors of greedy CTC decoding by the decoding head, in the order of ``batches_to_evaluate``.
 
     Raises:
         InputError: logits are not finite.

@@ -79,7 +79,10 @@ class LabellingActor:
         """Load the teachers. Raises InputError, IntegrityError, and OSError where this machine does not see the run or
         lacks a package."""
         job, began = self._job, time.monotonic()
-        self._store = job.store()
+        try:
+            self._store = job.store()
+        except InputError as error:
+            raise OSError(f"on this machine: {error}") from None
         _check_begun(self._store)
         self._teachers = load_teachers(job.config, job.document.spec)
         self._metrics = ActorMetrics(job.document.spec.fingerprint())

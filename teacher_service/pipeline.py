@@ -30,7 +30,7 @@ from softlabel_schemas.manifest import SkippedUtterance
 from softlabel_schemas.recordings import rows_by_recording
 from softlabel_schemas.shard import LabelledUtterance
 from softlabel_schemas.spec import DatasetSpec, StorageSpec
-from softlabel_schemas.utterance_reader import FETCHES_AT_ONCE, MissingFileError, UtteranceError, UtteranceReader
+from softlabel_schemas.utterance_reader import MissingFileError, UtteranceError, UtteranceReader
 from teacher_service.batching import batch_rows, batch_rows_by_fold, pad
 from teacher_service.overlap import Behind, ahead
 from teacher_service.teacher import Teacher, is_device_fault, lacks_memory
@@ -153,7 +153,7 @@ def label_shard(
             errors |= label_outputs(utterances, each, names, weights, spec, silence_V)
         return batch, errors, teacher_seconds
 
-    num_threads = max(torch.get_num_threads(), FETCHES_AT_ONCE if rows.is_remote else 1)
+    num_threads = max(torch.get_num_threads(), rows.num_at_once)
     reading = ahead(
         lambda batch: _read(reader, utterances, *batch),
         batches_of(rows, teachers, spec.num_folds, storage.batch_seconds),
@@ -234,12 +234,15 @@ def _read(reader: UtteranceReader, rows: Sequence[Utterance], indices: list[int]
         if teacher.front_end not in front_ends:
             front_ends.append(teacher.front_end)
     positions = [front_ends.index(teacher.front_end) for teacher in teachers]
-    for index in indices:
+    found = {}
+    # Parts of a recording one after the other.
+    for index in sorted(indices, key=lambda index: (rows[index].audio or "", index)):
         try:
             features = reader.features(rows[index], front_ends)
-            batch.features[index] = [features[position] for position in positions]
+            found[index] = [features[position] for position in positions]
         except UtteranceError as error:
             batch.errors[index] = error
+    batch.features.update((index, found[index]) for index in indices if index in found)
     if batch.features:
         batch.padded.extend(pad(of_teacher) for of_teacher in zip(*batch.features.values(), strict=True))
     return batch

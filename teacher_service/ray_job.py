@@ -173,6 +173,8 @@ class _Driver:
         # In a row; and the rounds of ``_wait`` that they were in: several actors of one lost node fail in one.
         self._failed_starts = self._failed_rounds = 0
         self._round_failed = False
+        # Machines on which teachers did not load, the last time.
+        self._cannot_load = set[str]()
         self._last_room = time.monotonic()
         self._began, self._first_room = datetime.now(UTC), math.inf
         # Of actors that were replaced.
@@ -228,7 +230,11 @@ class _Driver:
     def _hand_out(self) -> None:
         """One for each first. Near the end no actor gets a second one: it would wait while another actor idles."""
         now = time.monotonic()
-        self._queue.machines = {worker.machine for worker in self._workers if worker.has_room}
+        self._queue.machines = {
+            worker.machine
+            for worker in self._workers
+            if worker.starting is None or (worker.has_room and worker.machine not in self._cannot_load)
+        }
         for depth in range(_SHARDS_PER_ACTOR):
             for worker in self._workers:
                 if depth and self._queue.num_waiting < len(self._workers):
@@ -280,6 +286,7 @@ class _Driver:
         if worker.has_room:
             worker.starting = None
             self._failed_starts = self._failed_rounds = 0
+            self._cannot_load.discard(worker.machine)
         else:
             now = time.monotonic()
             self._first_room = min(self._first_room, now)
@@ -287,15 +294,24 @@ class _Driver:
             worker.since, worker.starting = now, worker.actor.load.remote()
 
     def _start_failed(self, worker: _Worker, reason: str) -> None:
-        """Raises GaveUpError where that went on for some rounds and no actor is at work."""
+        """Raises GaveUpError where that went on for some rounds, no actor is at work, and none loads on a machine on which that
+        has not failed."""
         self._failed_starts += 1
         self._failed_rounds += not self._round_failed
         self._round_failed = True
+        if worker.machine:
+            self._cannot_load.add(worker.machine)
         others, now = [other for other in self._workers if other is not worker], time.monotonic()
         at_work = any(other.starting is None for other in others)
-        may_load = any(now - other.since < _LOAD_SECONDS for other in others)
-        enough = not may_load or self._failed_starts >= _MAX_FAILED_STARTS * self._num_actors
-        if self._failed_rounds >= _MAX_FAILED_STARTS and enough and not at_work:
+        if at_work:
+            # Only those after count, should it be lost.
+            self._failed_starts = 0
+        recent = [other for other in others if now - other.since < _LOAD_SECONDS]
+        loads = any(other.has_room and other.machine not in self._cannot_load for other in recent)
+        # Of new names there may be no end, where machines come and go.
+        loads &= len(self._cannot_load) < _MAX_FAILED_STARTS * self._num_actors
+        enough = self._failed_starts >= (_MAX_FAILED_STARTS * self._num_actors if recent or self._restarts else 1)
+        if self._failed_rounds >= _MAX_FAILED_STARTS and enough and not at_work and not loads:
             raise GaveUpError(f"teachers could not be loaded in {self._failed_starts} attempts, the last: {reason}")
         self._replace(worker, reason, after=self._queue.pause(self._failed_rounds))
 
@@ -324,7 +340,7 @@ class _Driver:
             return
         del worker.shards[reference]
         worker.failures = 0
-        self._queue.done()
+        self._queue.done(worker.machine)
         self._num_skipped += receipt.num_skipped
         seconds = self._job.seconds_of_shard[shard_range.index]
         self._seconds_committed += seconds

@@ -3,7 +3,7 @@
 A failed shard waits for a random pause that grows with its attempts ("full jitter"), so that a destination in trouble is not
 hammered. It goes to a machine that it has not failed on, while there is one: a machine without a mount, say, fails every shard
 that it is given, and soon asks for the next. A shard that fails three times is given up and reported, while the others are
-made.
+made; a machine that has failed the one before, too, says nothing of a shard, where there are others that have not.
 
 Where nothing succeeds any more, the fault is not in a shard: the queue ends the job before more labelling is wasted on a full
 or forbidden destination. One machine of several cannot bring that about.
@@ -59,8 +59,8 @@ class ShardQueue:
         self._attempts, self._losses = Counter[int](), Counter[int]()
         self._failed_on: dict[int, set[str]] = {}
         self._max_in_a_row = max(_MAX_IN_A_ROW, _MAX_IN_A_ROW_PER_ACTOR * num_actors)
-        # By machine, since any of them made a shard.
-        self._in_a_row = Counter[str]()
+        # By machine, since any of them made a shard; and since it did.
+        self._in_a_row, self._own_in_a_row = Counter[str](), Counter[str]()
         self.machines: Set[str] = frozenset()
         self.num_done = 0
         self.num_retries = 0
@@ -87,9 +87,10 @@ class ShardQueue:
         failed_on = self._failed_on.get(shard.index, set())
         return machine not in failed_on or self.machines <= failed_on
 
-    def done(self) -> None:
+    def done(self, machine: str = "") -> None:
         self.num_done += 1
         self._in_a_row.clear()
+        del self._own_in_a_row[machine]
 
     def put_back(self, shard: ShardRange) -> None:
         """Not attempted: it was waiting for an actor that died."""
@@ -102,14 +103,20 @@ class ShardQueue:
 
     def failed(self, shard: ShardRange, reason: str, machine: str = "") -> None:
         """Raises GaveUpError where nothing has succeeded for too many failures and losses in a row, on all machines."""
-        self._attempts[shard.index] += 1
+        if not self._is_suspect(machine):
+            self._attempts[shard.index] += 1
         self._again(shard, reason, machine, self._attempts[shard.index], MAX_ATTEMPTS)
+
+    def _is_suspect(self, machine: str) -> bool:
+        """Whether it fails one shard after the other, and others do not."""
+        return self._own_in_a_row[machine] > 0 and any(not self._own_in_a_row[other] for other in self.machines)
 
     def _again(self, shard: ShardRange, reason: str, machine: str, count: int, limit: int) -> None:
         self._failed_on.setdefault(shard.index, set()).add(machine)
         self._in_a_row[machine] += 1
-        # In parts of a failure, so that shares are whole numbers.
-        num_machines = max(1, len(self.machines))
+        self._own_in_a_row[machine] += 1
+        # In parts of a failure, so that shares are whole numbers. Of those that were lost, too: the others may be back soon.
+        num_machines = len(self.machines | self._in_a_row.keys())
         counted = sum(min(own * num_machines, self._max_in_a_row) for own in self._in_a_row.values())
         if counted >= self._max_in_a_row * num_machines:
             raise GaveUpError(
@@ -119,7 +126,7 @@ class ShardQueue:
             self.given_up[shard.index] = reason
             return
         self.num_retries += 1
-        heapq.heappush(self._waiting, (self._clock() + self.pause(count), shard.index, shard))
+        heapq.heappush(self._waiting, (self._clock() + self.pause(max(count, 1)), shard.index, shard))
 
     def pause(self, count: int) -> float:
         """Seconds before the ``count``-th repetition: random, up to a bound that doubles each time ("full jitter")."""

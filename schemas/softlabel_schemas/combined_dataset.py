@@ -24,7 +24,7 @@ from softlabel_schemas.plan import ShardRange
 from softlabel_schemas.selection import AnySelection, SampledSelection, TopK, least_entries_per_frame
 from softlabel_schemas.shard import LabelledUtterance, UtteranceStats
 from softlabel_schemas.spec import Combination, DatasetSpec, InputSpec
-from softlabel_schemas.tempering import obstacle
+from softlabel_schemas.tempering import obstacle, warn_of_floor
 
 # In which the inputs must agree, or they are not labels of the same frames and classes made alike.
 _SAME = (
@@ -74,6 +74,8 @@ class CombinedDataset:
                 f"the weights {', '.join(f'{w:g}' for w in weights)} are too large or too far apart: the share of one is 0; "
                 "expected numbers such as 1, 2"
             )
+        for data in inputs:
+            warn_of_floor(data.manifest.spec, where=data.store.url)
         if method == "log_linear":
             _check_floors(inputs, self._weights)
         self._store = ObjectStore(output)

@@ -24,6 +24,8 @@ from softlabel_schemas.retrying import call_with_retries, error_code, http_statu
 # An attempt may take this long, and so much longer for each MiB: a slower transfer is as good as stuck.
 _ATTEMPT_SECONDS = 30.0
 _SECONDS_PER_MIB = 1.0
+# After a refusal: to a connection that another store has made since, and to a new one.
+_MAX_RECONNECTS = 2
 # Plain storage. Locations come from files that others made, too (a corpus manifest names its audio), and fsspec also has
 # protocols that act on what they read: reference:// renders the templates it finds, others unpack archives.
 STORAGE_PROTOCOLS = (
@@ -114,18 +116,19 @@ class Connection:
             if self._pid != os.getpid():
                 # Forked: the parent's connections and event loop are not ours.
                 self._connect()
-            is_new = False
-            while True:
+            is_last = False
+            for repetition in range(_MAX_RECONNECTS + 1):
                 file_system = self._fs
                 try:
                     return request(file_system)
                 except Exception as error:
                     if self.is_local or not is_refusal(error):
                         raise
-                    if is_new:
+                    if is_last or repetition == _MAX_RECONNECTS:
                         raise PermissionError(str(error)) from error
                 # Temporary credentials expire: a new connection reads them anew from wherever they come from.
-                is_new = self._reconnect(file_system)
+                is_last = self._reconnect(file_system)
+            raise AssertionError("unreachable")
 
         try:
             return attempt() if self.is_local else call_with_retries(attempt, where=where)

@@ -34,6 +34,8 @@ from softlabel_schemas.errors import InputError
 from softlabel_schemas.inventory import ClassInventory
 from softlabel_schemas.object_store import ObjectStore, refuse_credentials
 
+_FETCHES_AT_ONCE = 8
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Utterance:
@@ -125,10 +127,12 @@ class Corpus:
         return np.asarray(samples / self.table["sample_rate"].to_numpy(), dtype=np.float64)
 
     @property
-    def is_remote(self) -> bool:
-        """Whether the first row's file is at a URL."""
+    def num_at_once(self) -> int:
+        """How many files are to be read at a time: several from a URL, where each takes tens of milliseconds to come in which
+        its reader has nothing to do. Parts of recordings come one after the other from few files."""
         location = next((row.audio or row.features for row in self.rows(0, 1)), None)
-        return location is not None and "://" in self.location(location)
+        is_remote = location is not None and "://" in self.location(location)
+        return _FETCHES_AT_ONCE if is_remote and not has_start_samples(self.table) else 1
 
     @cached_property
     def digest(self) -> str:

@@ -2,7 +2,7 @@
 
 A lossy codec stores whatever is too small to tell from 0 as one small probability, its floor. At temperature 1 that is
 little: the floor of "mtf-sqrt" is 1.7e-6. But it adds up where all classes are stored: narrowed to fewer, a frame whose
-likeliest class has all has a tail of 0.0011 with 638 classes, 0.0051 with 3,000, 0.015 with 9,000 and 0.054 with 32,000, and
+likeliest class has all has a tail of 0.0010 with 638 classes, 0.0051 with 3,000, 0.015 with 9,000 and 0.054 with 32,000, and
 a sample meets such classes as often. From 0.01 on that is warned of; "packed-u8" stays below. At temperature tau it weighs
 1.7e-6^(1/tau) beside Z_tau, which is at least 1: 0.0013 at 2, 0.036 at 4. Six hundred such entries of a frame, of next to no
 probability, would then outweigh the class that has nearly all of it. How many there may be in a frame, the selection says: an

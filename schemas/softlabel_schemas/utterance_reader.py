@@ -9,6 +9,7 @@ import errno
 import hashlib
 import io
 import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,8 +44,6 @@ _NPY_HEADERS = {
     # Differs from 2.0 in the encoding of field names, which float32 does not have.
     (3, 0): np.lib.format.read_array_header_2_0,
 }
-# Of a corpus at a URL: each file takes tens of milliseconds to come, in which its reader has nothing to do.
-FETCHES_AT_ONCE = 8
 # Location, and the range of bytes there.
 _File = tuple[str, int | None, int | None]
 # The location's fault, not the storage's.
@@ -71,8 +70,10 @@ class UtteranceReader:
         self._stores: dict[str, ObjectStore] = {}
         # With the digest of each.
         self._recordings: LruCache[_File, tuple[bytes, str]] = LruCache(_KEPT_BYTES)
-        # Threads that want the same one fetch it once.
-        self._fetching: dict[_File, threading.Lock] = {}
+        self._lock = threading.Lock()
+        # Threads that want the same one fetch it once, and each keeps the one that it is at.
+        self._fetching: dict[_File, Future[tuple[bytes, str]]] = {}
+        self._own = threading.local()
 
     def features(self, utterance: Utterance, front_ends: list[AnyFrontEnd]) -> list[Float32]:
         """Features float32 [T, D] for each front end; the file is read once.
@@ -110,8 +111,7 @@ class UtteranceReader:
     def _read(self, utterance: Utterance, location: str, front_end: AnyFrontEnd) -> bytes:
         """The file, once its sha256 is as the row says."""
         if isinstance(front_end, Precomputed) or utterance.start_sample is None:
-            data = self._fetch(utterance, location, front_end)
-            found = hashlib.sha256(data).hexdigest()
+            data, found = self._digested(utterance, location, front_end)
         else:
             data, found = self._recording(utterance, location, front_end)
         expected = utterance.sha256
@@ -125,13 +125,40 @@ class UtteranceReader:
     def _recording(self, utterance: Utterance, location: str, front_end: AnyFrontEnd) -> tuple[bytes, str]:
         """With its sha256; fetched where it is not kept from before."""
         file = (location, utterance.audio_offset, utterance.audio_bytes)
-        with self._fetching.setdefault(file, threading.Lock()):
-            kept = self._recordings.get(file)
-            if kept is None:
-                data = self._fetch(utterance, location, front_end)
-                kept = data, hashlib.sha256(data).hexdigest()
-                self._recordings.put(file, kept, len(data))
-            return kept
+        own: tuple[_File, tuple[bytes, str]] | None = getattr(self._own, "at", None)
+        if own is not None and own[0] == file:
+            return own[1]
+        with self._lock:
+            kept, fetching = self._recordings.get(file), self._fetching.get(file)
+            if kept is None and fetching is None:
+                self._fetching[file] = Future()
+        if kept is None and fetching is not None:
+            error = fetching.exception()
+            # Of the other utterance, which it names; a store that does not answer is the same for all.
+            if error is not None and not isinstance(error, UtteranceError):
+                raise error
+            kept = fetching.result() if error is None else self._digested(utterance, location, front_end)
+        elif kept is None:
+            kept = self._fetched(file, utterance, location, front_end)
+        self._own.at = file, kept
+        return kept
+
+    def _fetched(self, file: _File, utterance: Utterance, location: str, front_end: AnyFrontEnd) -> tuple[bytes, str]:
+        """For all threads that wait for it."""
+        try:
+            found = self._digested(utterance, location, front_end)
+        except BaseException as error:
+            with self._lock:
+                self._fetching.pop(file).set_exception(error)
+            raise
+        self._recordings.put(file, found, len(found[0]))
+        with self._lock:
+            self._fetching.pop(file).set_result(found)
+        return found
+
+    def _digested(self, utterance: Utterance, location: str, front_end: AnyFrontEnd) -> tuple[bytes, str]:
+        data = self._fetch(utterance, location, front_end)
+        return data, hashlib.sha256(data).hexdigest()
 
     def _fetch(self, utterance: Utterance, location: str, front_end: AnyFrontEnd) -> bytes:
         if isinstance(front_end, Precomputed):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from softlabel_schemas import load_corpus, open_dataset
 from softlabel_schemas.targets import SoftTargets, concatenate
-from softlabel_schemas.utterance_reader import FETCHES_AT_ONCE, UtteranceError
+from softlabel_schemas.utterance_reader import UtteranceError
 from student_trainer import data as data_module
 from student_trainer.batch import Batch, Example, collate, sparse_targets
 from student_trainer.config import SoftLabelConfig
@@ -68,7 +68,7 @@ def test_several_files_come_from_a_url_at_once(speech: Speech) -> None:
     assert list(found) == list(expected) == rows
     for row in rows:
         np.testing.assert_array_equal(found[row].features, expected[row].features)
-    assert 3 < Handler.most_at_once <= FETCHES_AT_ONCE
+    assert 3 < Handler.most_at_once <= 8
 
 
 def steps(data: TrainingData, order: Order, num_epochs: int = 2, **settings: Any) -> list[Step]:

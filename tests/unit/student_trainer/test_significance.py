@@ -180,9 +180,9 @@ def test_words_in_the_text_and_on_the_page(comparison: Comparison) -> None:
     shown, page = text(comparison), render(comparison)
     assert "word error %" in shown.splitlines()[0]
     assert "52.00 ± 2.83" in shown
-    assert "soft: 14.00 points fewer word errors than hard (−14.00, 95% interval −" in shown
+    assert "soft: no clear difference from hard in word errors (−14.00, 95% interval −" in shown
     assert '<th scope="col">word error %</th>' in page
-    assert "<li>soft: 14.00 points fewer word errors than hard</li>" in page
+    assert "<li>soft: no clear difference from hard in word errors</li>" in page
     assert "<em>Word error</em>" in page
 
 
@@ -193,7 +193,7 @@ def test_words_are_shown_only_where_every_arm_has_them(tmp_path: Path, runs: lis
     assert "warning: word error rates are not shown: ensemble evaluated without words (evaluate --graph)" in text(found)
     assert "word_error_rate" not in results(found)["arms"][0]
     # Both arms of the pair have them.
-    assert "points fewer word errors" in text(found)
+    assert "soft: no clear difference from hard in word errors" in text(found)
 
 
 def test_words_of_different_graphs_are_refused(runs: list[str]) -> None:

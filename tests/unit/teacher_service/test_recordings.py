@@ -14,7 +14,6 @@ import torch
 from softlabel_schemas import Utterance, load_corpus, utterance_reader, write_corpus
 from softlabel_schemas.bundle import BundleReader
 from softlabel_schemas.object_store import ObjectStore
-from softlabel_schemas.utterance_reader import FETCHES_AT_ONCE
 from teacher_service.job import prepare
 from teacher_service.pipeline import BatchDone, LabelledShard, batches_of, folds, label_shard
 from teacher_service.teacher import load_teacher
@@ -148,4 +147,4 @@ def test_several_files_come_from_a_url_at_once(tmp_path: Path, monkeypatch: pyte
     assert len(there.utterances) == 12
     for ours, theirs in zip(there.utterances, here.utterances, strict=True):
         assert_same_targets(ours.targets, theirs.targets)
-    assert 3 < Handler.most_at_once <= FETCHES_AT_ONCE
+    assert 3 < Handler.most_at_once <= 8

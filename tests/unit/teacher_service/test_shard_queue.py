@@ -168,6 +168,33 @@ def test_one_machine_of_several_does_not_stop_the_job() -> None:
         queue.failed(last, "no such file", "c")
 
 
+def test_machines_that_fail_one_shard_after_the_other_say_nothing_of_them() -> None:
+    queue, shards, clock = make(4)
+    queue.machines = {"a", "b", "c", "good"}
+    for shard, machine in zip(shards[1:], ("a", "b", "c"), strict=True):
+        assert take(queue, clock) != shard
+        queue.failed(shard, "no such file", machine)
+    for machine in ("a", "b", "c"):
+        queue.failed(shards[0], "no such file", machine)
+    assert queue.given_up == {}
+    # A machine that makes others counts again.
+    queue.done("a")
+    for machine in ("a", "good", "good"):
+        queue.done(machine)
+        queue.failed(shards[0], "no such file", machine)
+    assert list(queue.given_up) == [shards[0].index]
+
+
+def test_a_machine_that_is_lost_for_a_moment_leaves_the_job_to_no_other() -> None:
+    queue, _, clock = make(100)
+    queue.machines = {"good", "bad"}
+    for _ in range(40):
+        queue.failed(take(queue, clock), "no such file", "bad")
+    queue.lost(take(queue, clock), "killed", "good")
+    queue.machines = {"bad"}
+    queue.failed(take(queue, clock), "no such file", "bad")
+
+
 def test_where_every_actor_dies_the_job_stops() -> None:
     """A model that crashes its process: no use to load it for each of 25,000 shards."""
     queue, _, clock = make(25_000)
