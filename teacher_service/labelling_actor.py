@@ -20,7 +20,7 @@ import torch
 from softlabel_schemas import layout
 from softlabel_schemas.commit import commit_shard
 from softlabel_schemas.corpus import Corpus
-from softlabel_schemas.errors import InputError
+from softlabel_schemas.errors import InputError, NotHereError
 from softlabel_schemas.object_store import ObjectStore
 from softlabel_schemas.plan import ShardRange
 from teacher_service.job import PreparedJob, max_skipped
@@ -79,12 +79,10 @@ class LabellingActor:
         """Load the teachers. Raises InputError, IntegrityError, and OSError where this machine does not see the run or
         lacks a package."""
         job, began = self._job, time.monotonic()
-        try:
+        with _on_this_machine():
             self._store = job.store()
-        except InputError as error:
-            raise OSError(f"on this machine: {error}") from None
-        _check_begun(self._store)
-        self._teachers = load_teachers(job.config, job.document.spec)
+            _check_begun(self._store)
+            self._teachers = load_teachers(job.config, job.document.spec)
         self._metrics = ActorMetrics(job.document.spec.fingerprint())
         self._log.info("teachers loaded", teachers=len(self._teachers), seconds=_seconds_since(began))
         if any(teacher.emulates_bfloat16 for teacher in self._teachers):
@@ -97,7 +95,8 @@ class LabellingActor:
         began = time.monotonic()
         try:
             self._active(shard_range)
-            shard = self._labelled(shard_range)
+            with _on_this_machine():
+                shard = self._labelled(shard_range)
             self._active(shard_range)
             _check_skipped(self._job, shard_range, shard)
             record = commit_shard(self._store, self._job.document, shard_range, shard.utterances, shard.skipped)
@@ -199,6 +198,15 @@ class LabellingActor:
             self._seconds_done += seconds
             self._seconds_of_shard[shard_range.index] = self._seconds_of_shard.get(shard_range.index, 0.0) + seconds
             self._last_activity[shard_range.index] = time.monotonic()
+
+
+@contextmanager
+def _on_this_machine() -> Iterator[None]:
+    """Raises OSError for what this machine does not see, or lacks a package for: who prepared the job has read it."""
+    try:
+        yield
+    except NotHereError as error:
+        raise OSError(f"on this machine: {error}") from None
 
 
 def _check_begun(store: ObjectStore) -> None:

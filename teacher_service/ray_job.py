@@ -173,8 +173,9 @@ class _Driver:
         # In a row; and the rounds of ``_wait`` that they were in: several actors of one lost node fail in one.
         self._failed_starts = self._failed_rounds = 0
         self._round_failed = False
-        # Machines on which teachers did not load, the last time.
+        # Machines on which teachers did not load, the last time; and how many of them are new since some did.
         self._cannot_load = set[str]()
+        self._num_cannot_load = 0
         self._last_room = time.monotonic()
         self._began, self._first_room = datetime.now(UTC), math.inf
         # Of actors that were replaced.
@@ -287,6 +288,7 @@ class _Driver:
             worker.starting = None
             self._failed_starts = self._failed_rounds = 0
             self._cannot_load.discard(worker.machine)
+            self._num_cannot_load = 0
         else:
             now = time.monotonic()
             self._first_room = min(self._first_room, now)
@@ -299,8 +301,9 @@ class _Driver:
         self._failed_starts += 1
         self._failed_rounds += not self._round_failed
         self._round_failed = True
-        if worker.machine:
+        if worker.machine and worker.machine not in self._cannot_load:
             self._cannot_load.add(worker.machine)
+            self._num_cannot_load += 1
         others, now = [other for other in self._workers if other is not worker], time.monotonic()
         at_work = any(other.starting is None for other in others)
         if at_work:
@@ -309,7 +312,7 @@ class _Driver:
         recent = [other for other in others if now - other.since < _LOAD_SECONDS]
         loads = any(other.has_room and other.machine not in self._cannot_load for other in recent)
         # Of new names there may be no end, where machines come and go.
-        loads &= len(self._cannot_load) < _MAX_FAILED_STARTS * self._num_actors
+        loads &= self._num_cannot_load < _MAX_FAILED_STARTS * self._num_actors
         enough = self._failed_starts >= (_MAX_FAILED_STARTS * self._num_actors if recent or self._restarts else 1)
         if self._failed_rounds >= _MAX_FAILED_STARTS and enough and not at_work and not loads:
             raise GaveUpError(f"teachers could not be loaded in {self._failed_starts} attempts, the last: {reason}")

@@ -25,6 +25,8 @@ MAX_LOSSES = 10
 # In a row, with no shard made in between; more where there are many actors, since an outage fails all of their shards at once.
 # Each machine counts for no more than an equal share.
 _MAX_IN_A_ROW, _MAX_IN_A_ROW_PER_ACTOR = 12, 3
+# Of each machine that is there, where another that has failed less was lost.
+_MAX_OF_EACH = 4
 _FIRST_PAUSE_SECONDS = 2.0
 _LONGEST_PAUSE_SECONDS = 60.0
 
@@ -118,7 +120,9 @@ class ShardQueue:
         # In parts of a failure, so that shares are whole numbers. Of those that were lost, too: the others may be back soon.
         num_machines = len(self.machines | self._in_a_row.keys())
         counted = sum(min(own * num_machines, self._max_in_a_row) for own in self._in_a_row.values())
-        if counted >= self._max_in_a_row * num_machines:
+        # One that is lost for good cannot fail any more: of those that are there, each by itself is then enough.
+        own = min((self._in_a_row[each] for each in self.machines), default=0)
+        if counted >= self._max_in_a_row * num_machines or own >= _MAX_OF_EACH * self._max_in_a_row:
             raise GaveUpError(
                 f"stopped: the last {self._in_a_row.total()} attempts at shards all failed, the last one: {reason}"
             )

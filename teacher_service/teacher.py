@@ -132,18 +132,14 @@ def load_teachers(config: JobConfig, spec: DatasetSpec) -> list[Teacher]:
 
     Raises:
         InputError: a bundle is no longer the one of ``spec``; also as :func:`load_teacher`.
-        IntegrityError, OSError: as :func:`load_teacher`; also a bundle that this machine does not see.
+        IntegrityError, OSError: as :func:`load_teacher`.
     """
     resources = config.resources
     torch.set_num_threads(resources.cpus_per_actor)
     device = "cuda" if resources.gpus_per_actor > 0 else "cpu"
     teachers = []
     for teacher, member in zip(config.teachers, spec.teachers, strict=True):
-        try:
-            reader = BundleReader(teacher.bundle)
-        except InputError as error:
-            # Who prepared the job has read it: this machine lacks the storage that it lies on, or a package.
-            raise OSError(f"on this machine: {error}") from None
+        reader = BundleReader(teacher.bundle)
         _check_unchanged(reader, member.digest)
         check_held_out(teacher, reader, spec.num_folds)
         teachers.append(

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue
 
 from softlabel_schemas.digest import canonical_json, parse_json, sha256_hex
-from softlabel_schemas.errors import InputError, IntegrityError
+from softlabel_schemas.errors import InputError, IntegrityError, NotHereError
 from softlabel_schemas.folds import Fold
 from softlabel_schemas.front_end import AnyFrontEnd, FrontEnd
 from softlabel_schemas.inventory import ClassInventory
@@ -115,7 +115,7 @@ class BundleReader:
         try:
             return self.store.read(name)
         except FileNotFoundError as error:
-            raise InputError(
+            raise NotHereError(
                 f"{self.store.url} is not a teacher bundle: {error}; 'teacher-service import-hf' and 'student-trainer export' "
                 "make bundles"
             ) from None

@@ -18,7 +18,7 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from softlabel_schemas.errors import InputError
+from softlabel_schemas.errors import InputError, NotHereError
 from softlabel_schemas.retrying import call_with_retries, error_code, http_status, is_refusal
 
 # An attempt may take this long, and so much longer for each MiB: a slower transfer is as good as stuck.
@@ -66,7 +66,9 @@ class Connection:
     def _connect(self) -> None:
         try:
             self._fs, root = fsspec.core.url_to_fs(self.url, **self._options)
-        except (ValueError, ImportError) as error:
+        except ImportError as error:
+            raise NotHereError(f"cannot use the URL {self.url}: {error}") from None
+        except ValueError as error:
             raise InputError(f"cannot use the URL {self.url}: {error}") from None
         if self._is_s3:
             # How often s3fs makes a request, five times by default, on top of botocore and of ours.

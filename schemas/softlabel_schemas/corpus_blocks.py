@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from softlabel_schemas.corpus import Corpus, split_url
 from softlabel_schemas.corpus_schema import ROWS_PER_GROUP, checked_types, read_metadata
-from softlabel_schemas.errors import InputError
+from softlabel_schemas.errors import InputError, NotHereError
 from softlabel_schemas.object_store import ObjectStore
 
 # 16 MB in memory.
@@ -39,7 +39,7 @@ class ManifestFile:
         try:
             self._file = RangeFile(ObjectStore(self._base_url, storage_options), name)
         except FileNotFoundError:
-            raise InputError(f"corpus manifest {url} does not exist") from None
+            raise NotHereError(f"corpus manifest {url} does not exist") from None
         with self._readable():
             self._parquet = pq.ParquetFile(
                 self._file, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True

@@ -11,5 +11,9 @@ class InputError(ValueError):
     """What the caller gave cannot be used. Commands print it and exit with 2."""
 
 
+class NotHereError(InputError):
+    """It is not there, or a package that it needs is not installed. Another machine may see it, or have the package."""
+
+
 class IntegrityError(ValueError):
     """Stored bytes fail a checksum or break an invariant of the format. Commands print it and exit with 1."""

@@ -100,6 +100,20 @@ def test_an_error_is_that_of_its_own_shard(tmp_path: Path) -> None:
     assert actor.beat().idle_seconds == 0.0
 
 
+def test_what_this_machine_does_not_see_may_be_seen_by_another(tmp_path: Path) -> None:
+    """An InputError would end the job; who prepared it has read both."""
+    job = job_of(tmp_path, "labels")
+    actor, away = loaded(job), tmp_path / "away"
+    manifest = Path(job.corpus.url).rename(away)
+    with pytest.raises(OSError, match=r"^on this machine: corpus manifest .* does not exist$"):
+        actor.label(job.plan[0])
+    away.rename(job.corpus.url)
+    actor.label(job.plan[0])
+    Path(job.config.teachers[0].bundle).rename(manifest)
+    with pytest.raises(OSError, match=r"^on this machine: .* is not a teacher bundle: "):
+        loaded(job)
+
+
 def test_a_commit_that_fails_fails_its_shard_alone(tmp_path: Path) -> None:
     """The shard in the other thread is labelled and committed. What was labelled in vain does not count as done."""
     job = job_of(tmp_path, "labels")

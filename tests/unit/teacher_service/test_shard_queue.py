@@ -195,6 +195,22 @@ def test_a_machine_that_is_lost_for_a_moment_leaves_the_job_to_no_other() -> Non
     queue.failed(take(queue, clock), "no such file", "bad")
 
 
+@pytest.mark.parametrize("names", [("left",), ("left", "there")])
+def test_a_machine_that_does_not_come_back_does_not_keep_the_job_going(names: tuple[str, ...]) -> None:
+    queue, _, clock = make(1000)
+    queue.machines = {"gone", *names}
+    queue.lost(take(queue, clock), "reclaimed", "gone")
+    queue.machines = set(names)
+    for _ in range(4 * MAX_IN_A_ROW - 1):
+        for name in names:
+            queue.failed(take(queue, clock), "full", name)
+    for name in names[:-1]:
+        queue.failed(take(queue, clock), "full", name)
+    last = take(queue, clock)
+    with pytest.raises(GaveUpError, match="all failed, the last one: full"):
+        queue.failed(last, "full", names[-1])
+
+
 def test_where_every_actor_dies_the_job_stops() -> None:
     """A model that crashes its process: no use to load it for each of 25,000 shards."""
     queue, _, clock = make(25_000)
