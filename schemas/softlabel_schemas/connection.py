@@ -6,6 +6,7 @@ that a stuck transfer is noticed and nothing waits for ever; others (SFTP, HDFS)
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import threading
@@ -64,8 +65,12 @@ class Connection:
         self.is_local = isinstance(self._fs, LocalFileSystem)
 
     def _connect(self) -> None:
+        # Copied: what is made of them may change them, and fsspec knows its connections by them.
+        options = {
+            name: copy.deepcopy(each) if isinstance(each, dict) else each for name, each in self._options.items()
+        }
         try:
-            self._fs, root = fsspec.core.url_to_fs(self.url, **self._options)
+            self._fs, root = fsspec.core.url_to_fs(self.url, **options)
         except ImportError as error:
             raise NotHereError(f"cannot use the URL {self.url}: {error}") from None
         except ValueError as error:
