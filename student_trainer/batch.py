@@ -3,7 +3,7 @@ threads of torch's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -78,9 +78,14 @@ class Batch:
         comes after them."""
         if device.type == "cpu":
             return self
-        targets = None if self.targets is None else _moved(self.targets, device)
-        tokens = None if self.tokens is None else _moved(self.tokens, device)
-        return _moved(replace(self, targets=targets, tokens=tokens), device)
+        pins = device.type == "cuda"
+        return self.map(lambda tensor: (tensor.pin_memory() if pins else tensor).to(device, non_blocking=True))
+
+    def map(self, function: Callable[[Any], Any]) -> Batch:
+        """With ``function`` of each tensor (or of each array, where an earlier one made arrays of them) in its place."""
+        targets = None if self.targets is None else _mapped(self.targets, function)
+        tokens = None if self.tokens is None else _mapped(self.tokens, function)
+        return _mapped(replace(self, targets=targets, tokens=tokens), function)
 
 
 def collate(examples: Sequence[Example], *, temperature: float = 1.0) -> Batch:
@@ -127,14 +132,12 @@ def min_ctc_frames(tokens_L: npt.NDArray[np.integer]) -> int:
     return len(tokens_L) + int((tokens_L[1:] == tokens_L[:-1]).sum())
 
 
-def _moved(value: BatchT, device: torch.device) -> BatchT:
-    """The dataclass with all its tensors on ``device``."""
-    moved: dict[str, Any] = {}
-    for field in fields(value):
-        tensor = getattr(value, field.name)
-        if isinstance(tensor, Tensor):
-            moved[field.name] = (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-    return replace(value, **moved)
+def _mapped(value: BatchT, function: Callable[[Any], Any]) -> BatchT:
+    """The dataclass with all tensors, or arrays, in it mapped."""
+    found = {field.name: getattr(value, field.name) for field in fields(value)}
+    return replace(
+        value, **{name: function(each) for name, each in found.items() if isinstance(each, Tensor | np.ndarray)}
+    )
 
 
 def sparse_targets(

@@ -163,6 +163,8 @@ class TrainingConfig(StrictModel):
     pool_seconds: speech shuffled together; a corpus up to this size is kept in memory (at every speed of the augmentation) and
         shuffled as a whole. Dev speech up to this size is kept in memory, too.
     warmup: share of the run in which the learning rate rises; it then falls to zero along a cosine.
+    num_processes: that make the batches of a corpus of more than ``pool_seconds``, where a thread is too slow. They change
+        nothing else.
     checkpoint_minutes: between checkpoints within an epoch; there is one after every epoch anyhow.
     precision: of the model's products in training. "bfloat16" needs about half the time where the processor has instructions
         for it, and many times as long where it has none. Weights, losses and evaluation are float32.
@@ -179,6 +181,7 @@ class TrainingConfig(StrictModel):
     gradient_clip: Annotated[float, Field(gt=0)] = 5.0
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
     num_threads: Annotated[int, Field(ge=1)] | None = None
+    num_processes: Annotated[int, Field(ge=1)] | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
 
@@ -256,7 +259,7 @@ class TrainConfig(StrictModel):
             "name": True,
             "output": True,
             "corpus": {"manifest", "inventory"},
-            "training": {"checkpoint_minutes", "device"},
+            "training": {"checkpoint_minutes", "device", "num_processes"},
         }
         if self.soft_labels is not None:
             exclude["soft_labels"] = {"url", "urls", "cache", "cache_gib"}

@@ -299,14 +299,18 @@ class TrainingData:
         """Those with something left to do. A corpus of one pool is loaded once, in all variants: each is made once, and neither
         audio nor targets are read again. A share of it is another one in every epoch, and is read again; and one epoch alone
         has no use for more than its own variants."""
-        everything = None
+        everything, num_before = None, 0
         for epoch in epochs:
             speeds_N = self._speeds_N(epoch)
             pools = share.pools(order.pools(self.seconds_N / speeds_N, epoch))
             done = first_step if epoch == epochs.start else 0
             step, num_steps = 0, sum(map(len, pools))
             for batches in pools:
-                todo = {at: rows for at, rows in enumerate(batches, step) if at >= done and share.makes(at - done)}
+                todo = {
+                    at: rows
+                    for at, rows in enumerate(batches, step)
+                    if at >= done and share.makes(num_before + at - done)
+                }
                 step += len(batches)
                 if not todo:
                     continue
@@ -329,6 +333,7 @@ class TrainingData:
                     variants=variants,
                     examples=examples,
                 )
+            num_before += num_steps - done
 
     def _dataset(self, seed: int, epoch: int, step: int) -> int:
         num_datasets = len(self.soft_labels)

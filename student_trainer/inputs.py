@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from softlabel_schemas.cache import FileCache
 from softlabel_schemas.corpus import Corpus, check_hard_labels, load_corpus
 from softlabel_schemas.dataset import SoftLabelDataset, open_dataset
 from softlabel_schemas.deprecation import warn_if_deprecated
-from softlabel_schemas.errors import InputError
+from softlabel_schemas.errors import InputError, IntegrityError
 from softlabel_schemas.folds import without_fold
 from softlabel_schemas.front_end import Fbank
 from softlabel_schemas.inventory import ClassInventory
@@ -52,6 +52,25 @@ class Inputs:
     transcripts_digest: str | None
     hard_labels_digest: str | None
 
+    @property
+    def checked(self) -> CheckedInputs:
+        digests = tuple(dataset.manifest.content_digest for dataset in self.datasets)
+        return CheckedInputs(corpus=self.data.corpus, inventory=self.inventory, content_digests=digests)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedInputs:
+    """What :func:`open_inputs` found to fit together, for other processes.
+
+    Attributes:
+        corpus: the utterances to train on.
+        content_digests: of the datasets.
+    """
+
+    corpus: Corpus
+    inventory: ClassInventory
+    content_digests: tuple[str, ...]
+
 
 def open_inputs(config: TrainConfig, shared: SharedFeatures | None = None) -> Inputs:
     """Raises InputError where inputs do not fit together; names both.
@@ -66,38 +85,49 @@ def open_inputs(config: TrainConfig, shared: SharedFeatures | None = None) -> In
     whole_corpus = training_speech(config)
     corpus = with_labels_in_use(whole_corpus, config)
     datasets = _open_datasets(config)
+    for dataset in datasets:
+        warn_if_deprecated(dataset.store)
+        warn_of_floor(dataset.manifest.spec, where=dataset.store.url)
     left_out: dict[str, tuple[SkippedUtterance, ...]] = {}
     for dataset in datasets:
         # Before any check: an utterance can have been skipped because of its labels.
         corpus, left_out[dataset.store.url] = leave_out_skipped(corpus, dataset)
-    spelling = None
-    if config.ctc is not None and not (config.soft_labels is not None and config.soft_labels.has_all_weight):
-        spelling = Spelling(inventory, config.ctc.units)
     check_hard_labels(corpus, inventory, where=where)
     _check_frame_shift(corpus, config)
     check_something_to_learn(corpus, config.soft_labels, labels, where=where)
-    soft, digest = config.soft_labels, inventory.digest()
-    soft_labels = [SoftLabels(dataset, soft, corpus, digest) for dataset in datasets if soft is not None]
-    augmenter = None
-    if config.augmentation is not None:
-        # The configuration's own check; stored features cannot be augmented.
-        assert isinstance(config.front_end, Fbank)
-        augmenter = Augmenter(config.augmentation, config.front_end, config.seed)
-    if spelling is not None:
+    data = _training_data(config, corpus, inventory, datasets, shared)
+    if data.spelling is not None:
         # A user's own encoder may drop frames; stored features have as many as they have.
         keeps_frames = config.model.architecture in ENCODERS
         front_end = config.front_end if keeps_frames and isinstance(config.front_end, Fbank) else None
         # Some epoch draws the highest speed.
-        check_transcripts(corpus, spelling, front_end, None if augmenter is None else max(augmenter.speeds))
+        fastest = None if data.augmenter is None else max(data.augmenter.speeds)
+        check_transcripts(corpus, data.spelling, front_end, fastest)
     return Inputs(
         corpus=whole_corpus,
         inventory=inventory,
         datasets=datasets,
         left_out=left_out,
-        data=TrainingData(corpus, config.front_end, soft_labels, augmenter, spelling, shared=shared),
+        data=data,
         transcripts_digest=None if config.ctc is None else transcripts_digest(whole_corpus),
         hard_labels_digest=None if config.corpus.hard_label_splits is None else labelled_digest(corpus, labels),
     )
+
+
+def reopen_inputs(config: TrainConfig, checked: CheckedInputs) -> TrainingData:
+    """The data of :func:`open_inputs` in another process, without what it checked.
+
+    Raises:
+        IntegrityError: a dataset was replaced since.
+    """
+    datasets = _open_datasets(config)
+    for dataset, expected in zip(datasets, checked.content_digests, strict=True):
+        found = dataset.manifest.content_digest
+        if found != expected:
+            raise IntegrityError(
+                f"{dataset.store.url} was replaced since this run began: its labels were {expected[:12]}, they are {found[:12]}"
+            )
+    return _training_data(config, checked.corpus, checked.inventory, datasets)
 
 
 def training_speech(config: TrainConfig) -> Corpus:
@@ -137,11 +167,27 @@ def _open_datasets(config: TrainConfig) -> tuple[SoftLabelDataset, ...]:
     if soft is None:
         return ()
     cache = file_cache(soft)
-    datasets = tuple(open_dataset(url, cache=cache) for url in soft.locations)
-    for dataset in datasets:
-        warn_if_deprecated(dataset.store)
-        warn_of_floor(dataset.manifest.spec, where=dataset.store.url)
-    return datasets
+    return tuple(open_dataset(url, cache=cache) for url in soft.locations)
+
+
+def _training_data(
+    config: TrainConfig,
+    corpus: Corpus,
+    inventory: ClassInventory,
+    datasets: Sequence[SoftLabelDataset],
+    shared: SharedFeatures | None = None,
+) -> TrainingData:
+    """Raises InputError where a dataset does not fit the corpus or the inventory, or is not fit for what is asked."""
+    soft, digest = config.soft_labels, inventory.digest()
+    soft_labels = [SoftLabels(dataset, soft, corpus, digest) for dataset in datasets if soft is not None]
+    augmenter = spelling = None
+    if config.augmentation is not None:
+        # The configuration's own check; stored features cannot be augmented.
+        assert isinstance(config.front_end, Fbank)
+        augmenter = Augmenter(config.augmentation, config.front_end, config.seed)
+    if config.ctc is not None and not (soft is not None and soft.has_all_weight):
+        spelling = Spelling(inventory, config.ctc.units)
+    return TrainingData(corpus, config.front_end, soft_labels, augmenter, spelling, shared=shared)
 
 
 def file_cache(config: SoftLabelConfig) -> FileCache | None:

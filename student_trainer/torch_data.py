@@ -14,12 +14,12 @@
 ...         train_on(step.batch)
 ...     torch.save({"data": dataset.state_dict(), ...}, "checkpoint.pt")
 
-Datasets are opened in the process that reads: they can be sent to workers, forked or spawned, and hold no connection.
+Datasets are opened in the process that reads: they can be sent to workers, forked or spawned, and hold no connection. The
+corpus is checked once: workers share its memory.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,32 +29,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from softlabel_schemas.errors import InputError
 from student_trainer.batch import Batch, Example, collate
 from student_trainer.config import TrainConfig
-from student_trainer.data import Step, TrainingData
-from student_trainer.inputs import open_inputs
+from student_trainer.data import Step
 from student_trainer.order import Order, Share
-
-
-class _Source:
-    """The training data of a configuration, opened once by each process."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self._opened: tuple[int, TrainingData] | None = None
-
-    @property
-    def data(self) -> TrainingData:
-        """Raises InputError where inputs do not fit together."""
-        # A forked process has its parent's connections and locks, which it cannot use.
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), open_inputs(self.config).data
-        return self._opened[1]
-
-    @property
-    def temperature(self) -> float:
-        return self.config.soft_labels.temperature if self.config.soft_labels else 1.0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "_opened": None}
+from student_trainer.source import TrainingSource
 
 
 class UtteranceDataset(Dataset[Example]):
@@ -67,7 +44,7 @@ class UtteranceDataset(Dataset[Example]):
                 "soft_labels.urls: one of these datasets teaches each batch, by its place in an epoch, which an utterance has "
                 "not; use StepDataset, or give soft_labels.url"
             )
-        self._source = _Source(config)
+        self._source = TrainingSource(config)
 
     def __len__(self) -> int:
         return len(self._source.data.corpus)
@@ -103,7 +80,7 @@ class StepDataset(IterableDataset[Step]):
             rank, world_size = _distributed()
         if not 0 <= rank < world_size:
             raise InputError(f"rank is {rank}, expected 0 to {world_size - 1}")
-        self._source = _Source(config)
+        self._source = TrainingSource(config)
         self._rank, self._world_size = rank, world_size
         self._order = Order(
             seed=config.seed,
@@ -134,6 +111,10 @@ class StepDataset(IterableDataset[Step]):
             yield step
         # Of several workers, only one has the last step.
         self.epoch, self._step = epoch + 1, 0
+
+    def open(self) -> None:
+        """Read and check the inputs now. Raises InputError where they do not fit together."""
+        self._source.open()
 
     def num_steps(self, epoch: int) -> int:
         """Of each process."""
@@ -184,6 +165,9 @@ class StepLoader(DataLoader[Step]):
         self._steps = dataset
 
     def __iter__(self) -> Any:
+        if self.num_workers:
+            # Before there are workers, so that not each of them reads and checks the corpus.
+            self._steps.open()
         for step in super().__iter__():
             self._steps.done(step)
             yield step

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,10 +41,12 @@ from student_trainer.loss import hard_and_soft_loss, hard_loss, soft_loss
 from student_trainer.metrics import Metrics
 from student_trainer.models import AcousticModel
 from student_trainer.order import Order
+from student_trainer.processes import is_lost_process, steps_of_processes
 from student_trainer.result_files import flat_settings
 from student_trainer.run_folder import CHECKPOINT, RUN, RunFolder, build_model, set_threads
 from student_trainer.schedule import learning_rate, soft_weight
 from student_trainer.shared_features import SharedFeatures
+from student_trainer.source import TrainingSource
 from student_trainer.token_errors import token_metrics
 
 # Of a run's identity, to be compared where it goes on; the last four are there where the run has a use for them.
@@ -118,7 +120,9 @@ def train(config: TrainConfig, shared: SharedFeatures | None = None) -> bool:
         say_what_is_left_out(skipped, len(inputs.corpus), where=f"{folder.path}/{RUN}", url=url)
     folder.write_inventory(inventory)
     left_out = [entry for skipped in inputs.left_out.values() for entry in skipped]
-    _Trainer(config, folder, identity, left_out, model, optimizer, at, blank).run(inputs.data, dev, inventory)
+    _Trainer(config, folder, identity, left_out, model, optimizer, at, blank).run(
+        TrainingSource(config, inputs), dev, inventory
+    )
     return True
 
 
@@ -143,21 +147,24 @@ class _Trainer:
         # Whether the weights are those of ``at``: not so within a step.
         self.is_whole = True
 
-    def run(self, data: TrainingData, dev: TrainingData | None, inventory: ClassInventory) -> None:
+    def run(self, source: TrainingSource, dev: TrainingData | None, inventory: ClassInventory) -> None:
         """Raises OSError, IntegrityError or KeyboardInterrupt after writing a checkpoint, so that no step is lost; InputError
         where there is not enough memory, for a checkpoint either."""
         try:
-            self._run(data, dev, inventory)
+            self._run(source, dev, inventory)
         except (OSError, IntegrityError, KeyboardInterrupt):
             self._save_before_leaving()
             raise
         except (MemoryError, RuntimeError) as error:
+            if is_lost_process(error):
+                self._save_before_leaving()
+                raise ChildProcessError(_lost(error, self.config)) from error
             if not _is_out_of_memory(error):
                 raise
             raise InputError(self._out_of_memory(error)) from error
 
-    def _run(self, data: TrainingData, dev: TrainingData | None, inventory: ClassInventory) -> None:
-        settings, at, soft = self.config.training, self.at, self.config.soft_labels
+    def _run(self, source: TrainingSource, dev: TrainingData | None, inventory: ClassInventory) -> None:
+        settings, at, data = self.config.training, self.at, source.data
         order = Order(seed=self.config.seed, batch_seconds=settings.batch_seconds, pool_seconds=settings.pool_seconds)
         seconds = float(data.seconds_N.sum())
         with progress(f"train {self.config.name}", settings.epochs * seconds, "s of speech") as advance:
@@ -165,22 +172,28 @@ class _Trainer:
             if at.step and at.step == data.num_steps(order, at.epoch):
                 # Interrupted after the last step of an epoch, before its end.
                 self._epoch_end(dev, inventory)
-            steps = data.steps(
-                order,
-                temperature=soft.temperature if soft else 1.0,
-                num_epochs=settings.epochs,
-                first_epoch=at.epoch,
-                first_step=at.step,
-                device=self.device,
-            )
-            self.last_step = time.monotonic()
-            for step in steps:
-                self._take(step)
-                advance((step.epoch + at.step / step.num_steps) * seconds)
-                if step.ends_epoch:
-                    self._epoch_end(dev, inventory)
-                    advance(at.epoch * seconds, _note(at.history[-1], _dev_metric(self.config)))
-                    self.last_step = time.monotonic()
+            with contextlib.closing(self._steps(source, order)) as steps:
+                self.last_step = time.monotonic()
+                for step in steps:
+                    self._take(step)
+                    advance((step.epoch + at.step / step.num_steps) * seconds)
+                    if step.ends_epoch:
+                        self._epoch_end(dev, inventory)
+                        advance(at.epoch * seconds, _note(at.history[-1], _dev_metric(self.config)))
+                        self.last_step = time.monotonic()
+
+    def _steps(self, source: TrainingSource, order: Order) -> Generator[Step, None, None]:
+        settings, data = self.config.training, source.data
+        place: dict[str, Any] = {
+            "num_epochs": settings.epochs,
+            "first_epoch": self.at.epoch,
+            "first_step": self.at.step,
+            "device": self.device,
+        }
+        # One that is kept in memory is made once.
+        if settings.num_processes is not None and float(data.seconds_N.sum()) > settings.pool_seconds:
+            return steps_of_processes(source, order, num_processes=settings.num_processes, **place)
+        return data.steps(order, temperature=source.temperature, **place)
 
     def _take(self, step: Step) -> None:
         at = self.at
@@ -342,6 +355,13 @@ class _Trainer:
                 f"{self.folder.path}: the checkpoint is of epoch {epoch + 1}, step {step}; the same command goes on from there",
                 err=True,
             )
+
+
+def _lost(error: Exception, config: TrainConfig) -> str:
+    return (
+        f"a process that makes batches is gone ({str(error).splitlines()[0]}); where memory is short, lower "
+        f"training.num_processes ({config.training.num_processes})"
+    )
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,8 +18,11 @@ from softlabel_schemas.manifest import SpecDocument
 from softlabel_schemas.shard import LabelledUtterance
 from student_trainer.batch import Example, collate
 from student_trainer.data import Step, TrainingData
+from student_trainer.inputs import open_inputs
 from student_trainer.order import Order
+from student_trainer.processes import steps_of_processes
 from student_trainer.shared_features import SharedFeatures
+from student_trainer.source import TrainingSource
 from student_trainer.train import _Trainer
 from teacher_service.pipeline import label_shard
 from tests.benchmarks.figures import Figure, interleaved, median_and_spread, ratio_of_rounds
@@ -57,7 +61,7 @@ def feeding_figures(
     for student in students:
         online = OnlineDistillation(toy, teachers, student)
         found.append(_epochs(toy, student, online, seconds_to_label[0], repeats))
-    found.append(_shared_features(toy, folder / "features", repeats))
+    found += [_shared_features(toy, folder / "features", repeats), _processes(toy, students[0], repeats)]
     large = write_toy_corpus(folder / "large", seconds=3 * pool_seconds, num_classes=NUM_CLASSES, label=random_labels)
     return [*found, _memory(large, students[0], pool_seconds)]
 
@@ -174,6 +178,41 @@ def _shared_features(toy: ToyCorpus, folder: Path, repeats: int) -> Figure:
         spread=spread,
         ratio_of_rounds=ratio_of_rounds(found, computed),
         note=f"{seconds:.0f} s of speech",
+    )
+
+
+def _processes(toy: ToyCorpus, student: str, repeats: int) -> Figure:
+    """Batches of audio that nothing else is done with, once they come: after the first epoch."""
+    config = toy.config(student)
+    source = TrainingSource(config, open_inputs(config))
+    seconds = float(source.data.seconds_N.sum())
+    order = _order(source.data, 4)
+    epochs: dict[str, Any] = {"num_epochs": 4, "first_epoch": 0, "first_step": 0, "device": torch.device("cpu")}
+
+    def rate(steps: Generator[Step, None, None]) -> float:
+        started = 0.0
+        for step in steps:
+            if step.ends_epoch:
+                started = started or time.perf_counter()
+        return (epochs["num_epochs"] - 1) * seconds / (time.perf_counter() - started)
+
+    by_two, by_thread = interleaved(
+        [
+            lambda: rate(steps_of_processes(source, order, num_processes=2, **epochs)),
+            lambda: rate(source.data.steps(order, temperature=1.0, **epochs)),
+        ],
+        repeats,
+    )
+    (value, spread), (baseline, _) = median_and_spread(by_two), median_and_spread(by_thread)
+    return Figure(
+        name="batches of audio by two processes",
+        unit="s of speech/s",
+        value=value,
+        baseline=baseline,
+        baseline_name="by the thread",
+        spread=spread,
+        ratio_of_rounds=ratio_of_rounds(by_two, by_thread),
+        note=f"{seconds:.0f} s of speech in pools of a quarter of it, on {os.cpu_count()} processors",
     )
 
 

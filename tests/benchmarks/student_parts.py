@@ -47,23 +47,28 @@ def inventory(num_classes: int) -> ClassInventory:
 
 def make_trainer(student: str, num_classes: int, **soft_labels: Any) -> _Trainer:
     """The trainer of ``student``, as ``train`` makes it; without ``soft_labels`` of the hard loss alone."""
-    config = TrainConfig.model_validate(
-        {
-            "name": student,
-            "output": "unused",
-            "corpus": {"manifest": "unused", "inventory": "unused"},
-            "soft_labels": {"url": "unused", "weight": 0.8, **soft_labels} if soft_labels else None,
-            "front_end": FRONT_END.model_dump(),
-            "model": {"architecture": "conv_glu", "arguments": STUDENTS[student]},
-            "training": {"batch_seconds": BATCH_SECONDS, "num_threads": 1},
-        }
-    )
+    unused = {"manifest": "unused", "inventory": "unused"}
+    config = _config(student, unused, {"url": "unused", "weight": 0.8, **soft_labels} if soft_labels else None)
     torch.manual_seed(0)
     model = build_model(config, inventory(num_classes))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.training.learning_rate, weight_decay=config.training.weight_decay
     )
     return _Trainer(config, RunFolder(config.output), {}, (), model, optimizer, Progress())
+
+
+def _config(student: str, corpus: dict[str, Any], soft_labels: dict[str, Any] | None) -> TrainConfig:
+    return TrainConfig.model_validate(
+        {
+            "name": student,
+            "output": "unused",
+            "corpus": corpus,
+            "soft_labels": soft_labels,
+            "front_end": FRONT_END.model_dump(),
+            "model": {"architecture": "conv_glu", "arguments": STUDENTS[student]},
+            "training": {"batch_seconds": BATCH_SECONDS, "num_threads": 1},
+        }
+    )
 
 
 def random_targets(rng: np.random.Generator, num_frames: int, num_classes: int) -> SoftTargets:
@@ -111,6 +116,12 @@ class ToyCorpus:
     @property
     def corpus(self) -> Corpus:
         return load_corpus(str(self.folder / "corpus.parquet"))
+
+    def config(self, student: str) -> TrainConfig:
+        """Of a run on it; the features are computed from the audio."""
+        (self.folder / "inventory.json").write_bytes(inventory(self.num_classes).to_json())
+        corpus = {"manifest": str(self.folder / "corpus.parquet"), "inventory": str(self.folder / "inventory.json")}
+        return _config(student, corpus, {"url": str(self.folder / "labels")})
 
     def data(self, *, soft: bool = True, stored_features: bool = False) -> TrainingData:
         """Features are computed from the audio, or read from the files that hold them."""

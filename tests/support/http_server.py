@@ -26,9 +26,10 @@ class DistantHandler(QuietHandler):
             type(self).num_now += 1
             type(self).most_at_once = max(self.num_now, self.most_at_once)
         time.sleep(0.05)
-        super().do_GET()
+        # Before it answers: whoever has the answer may ask for the next one while this thread still counts.
         with self.lock:
             type(self).num_now -= 1
+        super().do_GET()
 
 
 @contextmanager
