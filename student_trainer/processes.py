@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from softlabel_schemas.errors import InputError, IntegrityError
 from student_trainer.data import Step
+from student_trainer.interrupts import interrupts_held
 from student_trainer.order import Order, Share
 from student_trainer.source import TrainingSource
 
@@ -61,8 +62,9 @@ def steps_of_processes(
                 raise step.error
             yield replace(step, batch=step.batch.map(torch.from_numpy).to(device))
     finally:
-        # Ends them; the traceback of an error would keep it.
-        del found
+        # Ends them; the traceback of an error would keep it. An exception in there would only be printed.
+        with interrupts_held():
+            del found
 
 
 def is_lost_process(error: Exception) -> bool:
