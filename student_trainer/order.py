@@ -46,8 +46,8 @@ Pools = list[list[list[int]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """The part of an epoch that one process takes: every ``world_size``-th batch is its own, and the steps of its epoch are
-    those. Of them a loader's worker makes every ``num_workers``-th."""
+    """The part of an epoch that one process takes: as many batches one after the other as each of the others, so that it reads
+    few pools, and the steps of its epoch are those. Of them a loader's worker makes every ``num_workers``-th."""
 
     rank: int = 0
     world_size: int = 1
@@ -61,11 +61,13 @@ class Share:
     def pools(self, pools: Pools) -> Pools:
         """The process's batches; as many for each process."""
         evened = even_batches(pools, self.world_size)
+        num_own = sum(map(len, evened)) // self.world_size
         own: Pools = []
-        position = 0
+        # Where its batches begin, counted from the pool.
+        first = self.rank * num_own
         for pool in evened:
-            own.append([batch for index, batch in enumerate(pool, position) if index % self.world_size == self.rank])
-            position += len(pool)
+            own.append(pool[max(first, 0) : max(first + num_own, 0)])
+            first -= len(pool)
         return own
 
     def makes(self, index: int) -> bool:

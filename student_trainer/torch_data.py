@@ -33,6 +33,9 @@ from student_trainer.data import Step
 from student_trainer.order import Order, Share
 from student_trainer.source import TrainingSource
 
+# Of one of many processes that train together. Smaller ones would mix few utterances, of lengths that differ too much.
+_SMALLEST_POOL_SECONDS = 3_600.0
+
 
 class UtteranceDataset(Dataset[Example]):
     """Utterances as they were recorded, in the corpus's order; ``collate`` makes a batch of some, as a DataLoader's
@@ -82,11 +85,11 @@ class StepDataset(IterableDataset[Step]):
             raise InputError(f"rank is {rank}, expected 0 to {world_size - 1}")
         self._source = TrainingSource(config)
         self._rank, self._world_size = rank, world_size
-        self._order = Order(
-            seed=config.seed,
-            batch_seconds=config.training.batch_seconds,
-            pool_seconds=config.training.pool_seconds,
-        )
+        pool_seconds = config.training.pool_seconds
+        if world_size > 1:
+            # Each process has pools of its own: together they keep as much in memory as one process would.
+            pool_seconds = max(pool_seconds / world_size, min(pool_seconds, _SMALLEST_POOL_SECONDS))
+        self._order = Order(seed=config.seed, batch_seconds=config.training.batch_seconds, pool_seconds=pool_seconds)
         self.epoch = self._step = 0
 
     def __iter__(self) -> Iterator[Step]:

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -90,6 +91,22 @@ def test_shares_are_even_and_lose_nothing(sizes: list[list[int]], world_size: in
     assert all(any(set(batch) <= other for other in whole) for own in batches for batch in own)
     if world_size == 1:
         assert shares[0] == pools
+    # Each pool is read by one of them, but for those at the borders.
+    assert sum(sum(map(bool, share)) for share in shares) <= len(pools) + world_size - 1
+
+
+@pytest.mark.parametrize("world_size", [2, 8, 32])
+def test_processes_read_their_own_part_of_the_labels(world_size: int) -> None:
+    """Of shards of ten utterances each; before, each process read nearly all of them in every epoch."""
+    seconds_N = np.random.default_rng(0).uniform(2.0, 16.0, 20_000)
+    order = Order(seed=1, batch_seconds=60.0, pool_seconds=3_600.0)
+    pools = order.pools(seconds_N, epoch=0)
+    num_read = 0
+    for rank in range(world_size):
+        rows = chain.from_iterable(chain.from_iterable(Share(rank=rank, world_size=world_size).pools(pools)))
+        num_read += len({row // 10 for row in rows})
+    # Each of eight runs of rows in a pool begins and ends within a shard; at most two processes share a pool.
+    assert num_read <= (1.0 + 0.2) * 2_000 * (1 + (world_size - 1) / len(pools))
 
 
 class TestSteps:
@@ -165,6 +182,18 @@ class TestSteps:
         seen = Counter(chain.from_iterable(chain.from_iterable(map(ids, shares))))
         assert set(seen.values()) == {1}
         assert len(seen) == 20
+
+    def test_pools_of_many_processes_are_smaller(self, config: TrainConfig) -> None:
+        """Ten hours in all; and an hour at least, or what the configuration says where that is less."""
+        for pool_seconds, world_size, expected in (
+            (36_000.0, 1, 36_000.0),
+            (36_000.0, 8, 4_500.0),
+            (36_000.0, 64, 3_600.0),
+            (600.0, 8, 600.0),
+        ):
+            training = config.training.model_copy(update={"pool_seconds": pool_seconds})
+            dataset = StepDataset(config.model_copy(update={"training": training}), rank=0, world_size=world_size)
+            assert dataset._order.pool_seconds == expected
 
     def test_an_epoch_makes_nothing_but_its_own_examples(
         self, speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
