@@ -22,6 +22,16 @@ hypothesis.settings.load_profile("essence-distill")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """Those that a test installs, by calling a command in this process, end with it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 BUCKET_VARIABLE = "SOFTLABELS_TEST_BUCKET"
 
 
