@@ -153,10 +153,10 @@ def check_job(dataset: SoftLabelDataset, job: PreparedJob) -> None:
         )
         raise InputError(f"{dataset.store.url} was not made by this job; give the job that made it:\n{lines}")
     there = [(shard.first_row, shard.num_rows) for shard in dataset.manifest.shards]
-    if there != [(shard.first_row, shard.num_rows) for shard in job.shards]:
+    if there != [(shard.first_row, shard.num_rows) for shard in job.plan]:
         raise InputError(
             f"{dataset.store.url} has {len(there)} shards of {dataset.manifest.storage.shard_seconds:g} s, the job cuts the "
-            f"corpus into {len(job.shards)}; set destination.shard_seconds as it was"
+            f"corpus into {len(job.plan)}; set destination.shard_seconds as it was"
         )
 
 
@@ -190,7 +190,7 @@ def audit(
         Audit(tolerance=tolerance, codec=spec.codec),
     )
     for index in shards:
-        stored, plan = dataset.read_shard(index), job.shards[index]
+        stored, plan = dataset.read_shard(index), job.plan[index]
         rows = job.corpus.read(plan.first_row, plan.num_rows)
         labelled = label_shard(rows, teachers, spec, storage, on_batch=lambda batch: on_seconds(batch.seconds))
         anew = decode_columns(encode_columns(labelled.utterances, codec), codec, where=f"shard {index}, made anew")

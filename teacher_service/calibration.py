@@ -212,14 +212,14 @@ def _sample(job: PreparedJob, teachers: list[Teacher], num_batches: int) -> tupl
     """The utterances to label, in corpus order, and the padding of the shards that they are from."""
     wanted = num_batches * job.document.storage.batch_seconds
     # Shards may be smaller than a batch: as many as hold the sample.
-    needed = math.ceil(wanted / (sum(job.seconds_of_shard) / len(job.shards)))
-    num_shards = min(len(job.shards), max(needed, min(num_batches, _MAX_SHARDS)))
-    chosen = np.unique(np.linspace(0, len(job.shards) - 1, num_shards).round().astype(int))
+    needed = math.ceil(wanted / (sum(job.seconds_of_shard) / len(job.plan)))
+    num_shards = min(len(job.plan), max(needed, min(num_batches, _MAX_SHARDS)))
+    chosen = np.unique(np.linspace(0, len(job.plan) - 1, num_shards).round().astype(int))
     wanted /= len(chosen)
     rng, parts = np.random.default_rng(0), []
     speech, padded = 0.0, 0.0
     for index in chosen:
-        shard = job.shards[index]
+        shard = job.plan[index]
         rows = job.corpus.read(shard.first_row, shard.num_rows)
         seconds = rows.seconds()
         speech += float(seconds.sum())

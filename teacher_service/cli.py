@@ -65,7 +65,7 @@ def run(job: str, address: str | None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     prepared = prepare(load_job(job))
-    url, num_shards = prepared.config.destination.url, len(prepared.shards)
+    url, num_shards = prepared.config.destination.url, len(prepared.plan)
     try:
         published, num_made = run_job(prepared, address=address)
     except KeyboardInterrupt:

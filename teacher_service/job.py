@@ -50,7 +50,7 @@ class PreparedJob:
     document: SpecDocument
     inventory: ClassInventory
     corpus: CorpusFile
-    shards: list[ShardRange]
+    plan: list[ShardRange]
     seconds_of_shard: list[float]
 
     def store(self) -> ObjectStore:
@@ -118,11 +118,11 @@ def prepare(config: JobConfig) -> PreparedJob:
     for temperature in spec.temperatures:
         check_tempered(spec, temperature, where="targets.temperatures")
     warn_of_floor(spec, where="selection")
-    _check_manifest_size(config, spec, sum(scan.seconds_of_shard), len(scan.shards), scan.num_rows)
+    _check_manifest_size(config, spec, sum(scan.seconds_of_shard), len(scan.plan), scan.num_rows)
     _check_shard_size(config, spec, max(scan.seconds_of_shard, default=0.0))
     storage = StorageSpec(
         shard_format=config.destination.format,
-        num_shards=len(scan.shards),
+        num_shards=len(scan.plan),
         num_rows=scan.num_rows,
         shard_seconds=config.destination.shard_seconds,
         batch_seconds=config.resources.batch_seconds,
@@ -133,7 +133,7 @@ def prepare(config: JobConfig) -> PreparedJob:
         document=SpecDocument(spec=spec, storage=storage),
         inventory=first.inventory,
         corpus=corpus,
-        shards=scan.shards,
+        plan=scan.plan,
         seconds_of_shard=scan.seconds_of_shard,
     )
 
@@ -188,14 +188,14 @@ def missing_shards(job: PreparedJob) -> list[ShardRange]:
     begin(store, job.document, job.inventory)
     begin_about(store, job.config.description)
     done = committed_shards(store)
-    return [shard_range for shard_range in job.shards if shard_range.index not in done]
+    return [shard_range for shard_range in job.plan if shard_range.index not in done]
 
 
 def num_skipped(job: PreparedJob, missing: list[ShardRange]) -> int:
     """In the shards that are committed, those that are not among ``missing``. Raises InputError where that is more than the job
     allows: one that was stopped for it would leave out as many once more before it is stopped again."""
     left = {shard_range.index for shard_range in missing}
-    done = [shard_range.index for shard_range in job.shards if shard_range.index not in left]
+    done = [shard_range.index for shard_range in job.plan if shard_range.index not in left]
     store, count = job.store(), 0
     for start in range(0, len(done), COMMITS_AT_ONCE):
         commits = read_commits(store, job.document, done[start : start + COMMITS_AT_ONCE])

@@ -38,7 +38,7 @@ def make_plan(job: PreparedJob, calibration: Calibration, prices: Prices | None)
         prices: None plans no cost.
     """
     storage, sums = job.document.storage, _sums(calibration.batches)
-    seconds, num_shards = sum(job.seconds_of_shard), len(job.shards)
+    seconds, num_shards = sum(job.seconds_of_shard), len(job.plan)
     frames = sums["num_frames"] / sums["seconds"] * seconds
     overhead = calibration.shard_overhead
     # A batch without frames was no shard; and what others have of the overhead, a small one may not have.

@@ -188,8 +188,8 @@ class _Driver:
             num_gpus=resources.gpus_per_actor,
             concurrency_groups={"beats": 1, "shards": _SHARDS_PER_ACTOR},
         )(LabellingActor)
-        # An actor needs no list: of 25,000 shards it makes a few.
-        self._job_of_actors = ray.put(replace(job, shards=[], seconds_of_shard=[]))
+        # An actor needs no plan: of 25,000 shards it makes a few.
+        self._job_of_actors = ray.put(replace(job, plan=[], seconds_of_shard=[]))
         self._workers: list[_Worker] = []
         # By event, machine and kind of reason.
         self._num_told = Counter[tuple[str, str, str]]()
@@ -440,12 +440,12 @@ class _Driver:
         return {
             "waiting": queue.num_waiting,
             "in_work": sum(len(worker.shards) for worker in self._workers),
-            "committed": len(self._job.shards) - self._num_missing + queue.num_done,
+            "committed": len(self._job.plan) - self._num_missing + queue.num_done,
             "given_up": len(queue.given_up),
         }
 
     def _note(self) -> str:
-        queue, num_shards = self._queue, len(self._job.shards)
+        queue, num_shards = self._queue, len(self._job.plan)
         notes = [f"{num_shards - self._num_missing + queue.num_done}/{num_shards} shards"]
         if not any(worker.has_room for worker in self._workers):
             notes.append("waiting for room on the cluster")

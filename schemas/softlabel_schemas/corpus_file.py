@@ -69,7 +69,7 @@ class CorpusScan:
     Attributes:
         digest: equal to ``Corpus.digest`` of the same rows.
         label_range: the lowest and the highest hard label; None without any.
-        seconds_of_shard: of each of ``shards``.
+        seconds_of_shard: of each shard of ``plan``.
         speakers: of the chosen rows.
     """
 
@@ -78,7 +78,7 @@ class CorpusScan:
     hard_label_frame_shift_ms: float | None
     inventory_digest: str | None
     label_range: tuple[int, int] | None
-    shards: list[ShardRange]
+    plan: list[ShardRange]
     seconds_of_shard: list[float]
     blocks: tuple[Block, ...]
     speakers: SpeakerScan
@@ -164,7 +164,7 @@ class CorpusFile:
             hard_label_frame_shift_ms=file.metadata.hard_label_frame_shift_ms,
             inventory_digest=file.metadata.inventory_digest,
             label_range=(min(ranges), max(ranges)) if ranges else None,
-            shards=planner.plan(),
+            plan=planner.plan(),
             seconds_of_shard=planner.seconds_of_shard(),
             blocks=self._blocks,
             speakers=speakers,

@@ -115,7 +115,7 @@ class JobBench:
         self._actor = LabellingActor(self._job)
         self._actor.load()
         # Once, not timed: the audio's features, as the teachers take them.
-        self._batches = [list(self._read(shard)) for shard in range(len(self._job.shards))]
+        self._batches = [list(self._read(shard)) for shard in range(len(self._job.plan))]
 
     def _prepare(self, num_actors: int = 1) -> PreparedJob:
         self._runs += 1
@@ -137,7 +137,7 @@ class JobBench:
 
     def _read(self, shard: int) -> Any:
         """Padded features of each batch of a shard, for each teacher."""
-        shard_range, corpus = self._job.shards[shard], self._job.corpus
+        shard_range, corpus = self._job.plan[shard], self._job.corpus
         rows = corpus.read(shard_range.first_row, shard_range.num_rows)
         reader, utterances = UtteranceReader(rows), list(rows)
         # All of these teachers take the same features.
@@ -154,7 +154,7 @@ class JobBench:
 
     def _loop(self, batches_of: Callable[[int], Any]) -> float:
         ends = {}
-        for shard in range(len(self._job.shards)):
+        for shard in range(len(self._job.plan)):
             for batch in batches_of(shard):
                 _run_all(self._models, batch)
             ends[shard] = time.monotonic()
@@ -172,7 +172,7 @@ class JobBench:
             ends[shard.index] = time.monotonic()
 
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(label, self._job.shards))
+            list(pool.map(label, self._job.plan))
         return self._rate(ends)
 
     def on_ray(self, num_actors: int = 1) -> float:

@@ -86,14 +86,14 @@ def _write(folder: Path, planned: int, made: int, shard_format: str) -> Path:
         "resources__batch_seconds": 60.0,
     }
     job = prepare(make_job(manifest, [teacher], folder / "labels", **changes))
-    assert len(job.shards) == planned
+    assert len(job.plan) == planned
     store = job.store()
     missing_shards(job)
     rng = np.random.default_rng(0)
     targets = random_targets(rng, num_frames=1, num_classes=INVENTORY.num_classes, max_entries=4, temperatures=(1.0,))
     stats = UtteranceStats(kept_mass=0.5, entropy=1.0, agreement=0.5)
     labelled = [LabelledUtterance(utterance_id=row.utterance_id, targets=targets, stats=stats) for row in rows]
-    for shard_range in job.shards[: planned - made]:
+    for shard_range in job.plan[: planned - made]:
         commit_rows(store, job.document, shard_range, labelled)
     return write_job(folder / "job.toml", job_fields(manifest, [teacher], folder / "labels", **changes))
 

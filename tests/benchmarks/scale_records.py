@@ -49,7 +49,7 @@ def write_records(folder: Path, url: str, num_shards: int, shard_format: str) ->
     }
     path = write_job(folder / "job.toml", job_fields(str(manifest), [teacher], url, **changes))
     job = prepare(load_job(path))
-    assert len(job.shards) == num_shards
+    assert len(job.plan) == num_shards
     store = job.store()
     begin(store, job.document, job.inventory)
     for objects in _records(job):
@@ -66,10 +66,10 @@ def write_records(folder: Path, url: str, num_shards: int, shard_format: str) ->
 def _records(job: PreparedJob) -> Iterator[dict[str, bytes]]:
     """By key, some at a time: that of a real shard under another index, with other digests."""
     record = real_record(job.document, num_frames=1_000)
-    for start in range(0, len(job.shards), _RECORDS_AT_ONCE):
+    for start in range(0, len(job.plan), _RECORDS_AT_ONCE):
         yield {
             layout.commit_record(each.index): to_bytes(_renamed(record, each))
-            for each in job.shards[start : start + _RECORDS_AT_ONCE]
+            for each in job.plan[start : start + _RECORDS_AT_ONCE]
         }
 
 

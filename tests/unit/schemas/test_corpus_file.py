@@ -77,7 +77,7 @@ def check_scan(scan: CorpusScan, corpus: Corpus, shard_seconds: float) -> None:
     assert scan.hard_label_frame_shift_ms == 10.0
     assert scan.inventory_digest == INVENTORY.digest()
     assert scan.label_range == (labels.min(), labels.max())
-    assert scan.shards == plan_shards(corpus.seconds(), shard_seconds)
+    assert scan.plan == plan_shards(corpus.seconds(), shard_seconds)
     assert sum(scan.seconds_of_shard) == pytest.approx(corpus.seconds().sum())
 
 
@@ -94,7 +94,7 @@ def test_scan_and_read_agree_with_the_corpus_in_memory(
     assert len(scan.blocks) >= 8
     # As an actor has it.
     file = copy.deepcopy(file)
-    for shard in scan.shards:
+    for shard in scan.plan:
         rows = file.read(shard.first_row, shard.num_rows)
         assert rows.table.equals(corpus.table.slice(shard.first_row, shard.num_rows))
         assert (rows.hard_label_frame_shift_ms, rows.inventory_digest) == (10.0, INVENTORY.digest())

@@ -51,7 +51,7 @@ def test_what_a_job_is_a_function_of(sounds: Sounds, teacher: TeacherConfig, tmp
     assert {member.digest for member in spec.teachers} == {BundleReader(teacher.bundle).description.digest()}
     assert (spec.num_classes, spec.frame_shift_ms, spec.inventory_digest) == (12, 10.0, INVENTORY.digest())
     assert job.inventory == INVENTORY
-    assert [(r.index, r.first_row, r.num_rows) for r in job.shards] == [(0, 0, 3), (1, 3, 1), (2, 4, 2)]
+    assert [(r.index, r.first_row, r.num_rows) for r in job.plan] == [(0, 0, 3), (1, 3, 1), (2, 4, 2)]
     assert job.seconds_of_shard == pytest.approx([1.5, 0.5, 1.2])
     assert (storage.num_shards, storage.num_rows, storage.shard_format) == (3, 6, "parquet")
     assert not (tmp_path / "labels").exists()
@@ -200,16 +200,16 @@ def commit_all(job: PreparedJob, *, num_skipped: int, stop: int | None = None) -
         SkippedUtterance(utterance_id=row.utterance_id, reason="broken") for row in rows[:num_skipped]
     ]
     missing_shards(job)
-    for shard_range in job.shards[:stop]:
+    for shard_range in job.plan[:stop]:
         commit_rows(job.store(), job.document, shard_range, rows)
 
 
 def test_missing_shards(sounds: Sounds, teacher: TeacherConfig, tmp_path: Path) -> None:
     config = make_job(sounds.manifest, [teacher], tmp_path / "labels", destination__shard_seconds=1.0)
     job = prepare(config)
-    assert missing_shards(job) == job.shards
+    assert missing_shards(job) == job.plan
     commit_all(job, num_skipped=0, stop=2)
-    assert missing_shards(job) == job.shards[2:]
+    assert missing_shards(job) == job.plan[2:]
     with pytest.raises(InputError, match="1 of 3 shards are not committed, the first is shard 2"):
         publish_job(job)
     other = prepare(config.model_copy(update={"selection": TopK(k=5)}))
@@ -344,7 +344,7 @@ def test_publishing_reads_each_commit_record_once(
     monkeypatch.setattr(ObjectStore, "read", reading)
     publish_job(job)
     commits = sorted(key for key in found if key.startswith("commits/"))
-    assert commits == [f"commits/{index:06d}.json" for index in range(len(job.shards))]
+    assert commits == [f"commits/{index:06d}.json" for index in range(len(job.plan))]
 
 
 def test_a_store_without_conditional_writes_is_accepted_by_the_job(
@@ -391,7 +391,7 @@ def held_by_job(config: JobConfig, last_row: int) -> tuple[int, int, str]:
     before = pa.total_allocated_bytes()
     job = prepare(config)
     held = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - before
-    return held, len(job.shards), job.corpus.read(last_row, 1)[0].utterance_id
+    return held, len(job.plan), job.corpus.read(last_row, 1)[0].utterance_id
 
 
 # Size

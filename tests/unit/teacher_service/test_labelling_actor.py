@@ -40,12 +40,12 @@ def loaded(job: PreparedJob) -> LabellingActor:
 def test_shards_made_by_two_threads_have_the_bytes_of_one(tmp_path: Path) -> None:
     one, two = job_of(tmp_path, "one"), job_of(tmp_path, "two")
     actor = loaded(one)
-    for shard_range in one.shards:
+    for shard_range in one.plan:
         actor.label(shard_range)
     actor = loaded(two)
     with ThreadPoolExecutor(2) as pool:
-        receipts = list(pool.map(actor.label, two.shards))
-    assert len(receipts) == len(two.shards) == 4
+        receipts = list(pool.map(actor.label, two.plan))
+    assert len(receipts) == len(two.plan) == 4
     assert committed_shards(two.store()) == {0, 1, 2, 3}
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
 
@@ -81,7 +81,7 @@ def test_the_next_shard_is_labelled_while_one_is_committed(tmp_path: Path) -> No
 
     store.put_many = wait_and_put  # type: ignore[method-assign]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(actor.label, job.shards[:2]))
+        list(pool.map(actor.label, job.plan[:2]))
     assert committed_shards(job.store()) == {0, 1}
     assert actor.beat().idle_seconds == 0.0
     assert actor.beat().seconds_done == pytest.approx(2.0)
@@ -92,7 +92,7 @@ def test_an_error_is_that_of_its_own_shard(tmp_path: Path) -> None:
     (tmp_path / "sounds" / "utt-004.wav").unlink()
     actor = loaded(job)
     with ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(actor.label, shard_range) for shard_range in job.shards]
+        futures = [pool.submit(actor.label, shard_range) for shard_range in job.plan]
     assert [future.exception() is None for future in futures] == [True, True, False, True]
     with pytest.raises(InputError, match="utt-004"):
         futures[2].result()
@@ -106,9 +106,9 @@ def test_what_this_machine_does_not_see_may_be_seen_by_another(tmp_path: Path) -
     actor, away = loaded(job), tmp_path / "away"
     manifest = Path(job.corpus.url).rename(away)
     with pytest.raises(OSError, match=r"^on this machine: corpus manifest .* does not exist$"):
-        actor.label(job.shards[0])
+        actor.label(job.plan[0])
     away.rename(job.corpus.url)
-    actor.label(job.shards[0])
+    actor.label(job.plan[0])
     Path(job.config.teachers[0].bundle).rename(manifest)
     with pytest.raises(OSError, match=r"^on this machine: .* is not a teacher bundle: "):
         loaded(job)
@@ -120,12 +120,12 @@ def test_a_commit_that_fails_fails_its_shard_alone(tmp_path: Path) -> None:
     actor = loaded(job)
     (tmp_path / "labels" / layout.commit_record(1)).mkdir(parents=True)
     with ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(actor.label, shard_range) for shard_range in job.shards]
+        futures = [pool.submit(actor.label, shard_range) for shard_range in job.plan]
     assert [future.exception() is None for future in futures] == [True, False, True, True]
     assert isinstance(futures[1].exception(), OSError)
     assert actor.beat().seconds_done == pytest.approx(3.0)
     (tmp_path / "labels" / layout.commit_record(1)).rmdir()
-    actor.label(job.shards[1])
+    actor.label(job.plan[1])
     assert actor.beat().seconds_done == pytest.approx(4.0)
 
 
@@ -142,10 +142,10 @@ def test_a_commit_that_is_stuck_shows_while_other_shards_get_on(tmp_path: Path) 
 
     actor._store.put_many = wait_and_put  # type: ignore[method-assign]
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(actor.label, job.shards[0])
+        first = pool.submit(actor.label, job.plan[0])
         assert stuck.wait(30)
         since = time.monotonic()
-        for shard_range in job.shards[1:]:
+        for shard_range in job.plan[1:]:
             actor.label(shard_range)
         assert actor.beat().idle_seconds >= time.monotonic() - since - 0.01
         released.set()
@@ -173,13 +173,13 @@ def test_a_machine_that_has_none_of_a_shards_files_commits_nothing(tmp_path: Pat
         OSError,
         match=r"utt-002.wav does not exist, nor do the files of the other 1 utterances of the shard; this machine may",
     ):
-        actor.label(job.shards[1])
+        actor.label(job.plan[1])
     if on_error == "skip":
-        assert actor.label(job.shards[2]).num_skipped == 1
+        assert actor.label(job.plan[2]).num_skipped == 1
         assert committed_shards(job.store()) == {2}
     else:
         with pytest.raises(UtteranceError, match=r"^utterance utt-005: utt-005.wav does not exist$"):
-            actor.label(job.shards[2])
+            actor.label(job.plan[2])
         assert committed_shards(job.store()) == set()
 
 
@@ -235,7 +235,7 @@ def test_a_shard_that_the_teachers_fail_on_is_left_out_where_they_are_seen_to_wo
     actor = loaded(job)
     model: Any = actor._teachers[0].model
     model.above = -1e9
-    for shard_range in job.shards:
+    for shard_range in job.plan:
         with pytest.raises(
             RuntimeError, match=rf"utterance utt-\d+: {failure}; whether it is at fault or this machine is not"
         ):
@@ -243,7 +243,7 @@ def test_a_shard_that_the_teachers_fail_on_is_left_out_where_they_are_seen_to_wo
     assert committed_shards(job.store()) == set()
     assert actor.beat().idle_seconds == 0.0
     model.above = LOUDNESS
-    assert [actor.label(shard_range).num_skipped for shard_range in job.shards] == [2, 0, 0, 0]
+    assert [actor.label(shard_range).num_skipped for shard_range in job.plan] == [2, 0, 0, 0]
     assert actor.beat().seconds_done == pytest.approx(4.0)
 
 
@@ -256,20 +256,20 @@ def test_what_a_machine_fails_on_ends_no_job_unless_the_teachers_are_seen_to_wor
     actor = loaded(job)
     model: Any = actor._teachers[0].model
     model.above = -1e9
-    for shard_range in job.shards:
+    for shard_range in job.plan:
         with pytest.raises(RuntimeError, match="whether it is at fault or this machine"):
             actor.label(shard_range)
     model.above = LOUDNESS
     with pytest.raises(UtteranceError, match=r"^utterance utt-000: "):
-        actor.label(job.shards[0])
-    assert actor.label(job.shards[1]).num_skipped == 0
+        actor.label(job.plan[0])
+    assert actor.label(job.plan[1]).num_skipped == 0
     assert committed_shards(job.store()) == {1}
 
 
 def test_memory_that_is_short_at_times_ends_no_job(tmp_path: Path) -> None:
     job = failing_job(tmp_path, [0.5, 0.4, 0.6, 0.6], fault="memory alone", shard_seconds=60.0, on_error="fail")
     with pytest.raises(RuntimeError, match=r"but was for one of 0\.6 s: something else takes it at times"):
-        loaded(job).label(job.shards[0])
+        loaded(job).label(job.plan[0])
 
 
 def test_the_teachers_of_another_fold_show_nothing(tmp_path: Path) -> None:
@@ -278,20 +278,20 @@ def test_the_teachers_of_another_fold_show_nothing(tmp_path: Path) -> None:
     speakers = ["carl", "carl", "anna", "anna", "anna", "carl"]
     job = failing_job(tmp_path / "alone", [0.5] * 6, speakers=speakers, last_fails=True)
     actor = loaded(job)
-    for shard_range in (job.shards[0], job.shards[2]):
+    for shard_range in (job.plan[0], job.plan[2]):
         with pytest.raises(RuntimeError, match="whether it is at fault or this machine"):
             actor.label(shard_range)
-    assert actor.label(job.shards[1]).num_skipped == 0
+    assert actor.label(job.plan[1]).num_skipped == 0
     job = failing_job(tmp_path / "with", [0.5] * 6, speakers=speakers)
     actor = loaded(job)
-    assert [actor.label(shard_range).num_skipped for shard_range in job.shards] == [2, 0, 0]
+    assert [actor.label(shard_range).num_skipped for shard_range in job.plan] == [2, 0, 0]
 
 
 def test_a_fold_that_is_nowhere_else(tmp_path: Path) -> None:
     """The other utterances of the shard must do: on no machine would there be more to see."""
     speakers = ["carl", "carl", "anna", "anna"]
     job = failing_job(tmp_path, [1.0, 1.0, 0.5, 0.5], speakers=speakers, shard_seconds=60.0)
-    (shard_range,) = job.shards
+    (shard_range,) = job.plan
     assert loaded(job).label(shard_range).num_skipped == 2
 
 
@@ -302,21 +302,21 @@ def test_memory_that_is_enough_for_longer_utterances_of_other_shards(
     job = failing_job(tmp_path, seconds, fault="memory alone")
     actor = loaded(job)
     if is_theirs:
-        assert actor.label(job.shards[0]).num_skipped == 2
+        assert actor.label(job.plan[0]).num_skipped == 2
     else:
         with pytest.raises(RuntimeError, match=r"memory was not enough for its 0\.6 s alone; whether it is at fault"):
-            actor.label(job.shards[0])
+            actor.label(job.plan[0])
 
 
 def test_a_shard_that_leaves_out_more_than_the_job_may_is_not_committed(tmp_path: Path) -> None:
     """Once it is, no run could make it again when what was missing is there."""
     job = failing_job(tmp_path, [0.5] * 8, allowed=0.2)
     actor = loaded(job)
-    actor.label(job.shards[1])
+    actor.label(job.plan[1])
     message = (
         r"2 of the 2 utterances of shard 0 cannot be labelled, more than errors\.max_skipped_fraction = 0\.2 allows of all 8; "
         "the first: utterance utt-000: .*; nothing of the shard is stored"
     )
     with pytest.raises(InputError, match=message):
-        actor.label(job.shards[0])
+        actor.label(job.plan[0])
     assert committed_shards(job.store()) == {1}

@@ -72,9 +72,9 @@ def load_all(job: PreparedJob) -> list[Teacher]:
 def label_all(config: JobConfig, **changes: Any) -> LabelledShard:
     """The whole corpus as one shard."""
     job = prepare(config)
-    assert len(job.shards) == 1
+    assert len(job.plan) == 1
     storage = job.document.storage.model_copy(update=changes)
-    return label_shard(rows_of(job, job.shards[0]), load_all(job), job.document.spec, storage)
+    return label_shard(rows_of(job, job.plan[0]), load_all(job), job.document.spec, storage)
 
 
 def rows_of(job: PreparedJob, shard_range: ShardRange) -> Corpus:

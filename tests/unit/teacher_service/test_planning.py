@@ -59,7 +59,7 @@ def test_frames_bytes_and_objects_come_out_as_planned(
     plan = plan_of(job, num_batches)
     assert not (tmp_path / "labels").exists()
     actual = labelled(job)
-    assert plan.num_shards == actual.num_shards == len(job.shards)
+    assert plan.num_shards == actual.num_shards == len(job.plan)
     assert plan.num_puts == actual.num_puts
     assert plan.num_frames.expected == pytest.approx(actual.num_frames, rel=tolerance / 2)
     assert plan.num_bytes.expected == pytest.approx(actual.num_bytes, rel=tolerance)
@@ -141,7 +141,7 @@ def with_actors(job: PreparedJob, num_actors: int) -> PreparedJob:
         document=job.document,
         inventory=job.inventory,
         corpus=job.corpus,
-        shards=job.shards,
+        plan=job.plan,
         seconds_of_shard=job.seconds_of_shard,
     )
 
@@ -255,7 +255,7 @@ def test_status_shows_what_was_planned_beside_what_came(corpus: Path, tmp_path: 
     assert lines[6][2:] == ["not", "recorded"]
     fields = dict.fromkeys(("wall_seconds", "actor_seconds"), 7.2)
     record = {"fingerprint": job.document.spec.fingerprint(), "started": "2026-01-01T00:00:00+00:00", "num_retries": 0}
-    save_run(job.store(), RunRecord(**record, **fields, num_shards=len(job.shards)))
+    save_run(job.store(), RunRecord(**record, **fields, num_shards=len(job.plan)))
     code, text, _ = command("status", str(tmp_path / "labels"), "--json")
     assert (code, json.loads(text)["actual"]["wall_hours"]) == (0, pytest.approx(0.002))
 

@@ -46,7 +46,7 @@ def test_segments_have_the_labels_of_files(tmp_path: Path) -> None:
 
     def label(corpus: str) -> LabelledShard:
         job = prepare(make_job(corpus, [teacher], tmp_path / "labels", destination__shard_seconds=60.0))
-        (shard,) = job.shards
+        (shard,) = job.plan
         loaded = load_teacher(teacher, BundleReader(teacher.bundle), weight=1.0, device="cpu", precision="float32")
         spec, storage = job.document.spec, job.document.storage
         return label_shard(job.corpus.read(shard.first_row, shard.num_rows), [loaded], spec, storage)
@@ -97,7 +97,7 @@ def test_each_recording_is_fetched_once(manifest: str, tmp_path: Path, monkeypat
             manifest, [teacher], tmp_path / "labels", resources__batch_seconds=1.2, destination__shard_seconds=60.0
         )
     )
-    (shard,) = job.shards
+    (shard,) = job.plan
     loaded = load_teacher(teacher, BundleReader(teacher.bundle), weight=1.0, device="cpu", precision="float32")
     monkeypatch.setattr(ObjectStore, "read", counted)
     batches: list[BatchDone] = []
@@ -137,7 +137,7 @@ def test_several_files_come_from_a_url_at_once(tmp_path: Path, monkeypatch: pyte
                 manifest, [teacher], tmp_path / "labels", destination__shard_seconds=60.0, resources__batch_seconds=1.0
             )
         )
-        (shard,) = job.shards
+        (shard,) = job.plan
         spec, storage = job.document.spec, job.document.storage
         return label_shard(job.corpus.read(shard.first_row, shard.num_rows), [loaded], spec, storage)
 

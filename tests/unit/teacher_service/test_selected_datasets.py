@@ -45,7 +45,7 @@ def label(config: JobConfig, *, is_published: bool = True) -> list[LabelledUtter
     teachers = load_teachers(config, job.document.spec)
     begin(store, job.document, job.inventory)
     labelled = []
-    for part in job.shards:
+    for part in job.plan:
         shard = label_shard(job.corpus.read(part.first_row, part.num_rows), teachers, spec, storage)
         commit_shard(store, job.document, part, shard.utterances, shard.skipped)
         labelled += shard.utterances
