@@ -44,6 +44,8 @@ def train(config: str) -> None:
     from student_trainer.config import load_config
     from student_trainer.train import train as run_training
 
+    # Schedulers stop a job with SIGTERM; end as with Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     settings = load_config(config)
     if run_training(settings):
         click.echo(f"{settings.output}: trained {settings.training.epochs} epochs")

@@ -54,8 +54,12 @@ class Inputs:
 
     @property
     def checked(self) -> CheckedInputs:
-        digests = tuple(dataset.manifest.content_digest for dataset in self.datasets)
-        return CheckedInputs(corpus=self.data.corpus, inventory=self.inventory, content_digests=digests)
+        return CheckedInputs(
+            corpus=self.data.corpus,
+            inventory=self.inventory,
+            urls=tuple(dataset.store.url for dataset in self.datasets),
+            content_digests=tuple(dataset.manifest.content_digest for dataset in self.datasets),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +68,13 @@ class CheckedInputs:
 
     Attributes:
         corpus: the utterances to train on.
+        urls: of the datasets, with their versions: a name that has none may mean another one by then.
         content_digests: of the datasets.
     """
 
     corpus: Corpus
     inventory: ClassInventory
+    urls: tuple[str, ...]
     content_digests: tuple[str, ...]
 
 
@@ -84,7 +90,7 @@ def open_inputs(config: TrainConfig, shared: SharedFeatures | None = None) -> In
     where, labels = config.corpus.manifest, label_column(config)
     whole_corpus = training_speech(config)
     corpus = with_labels_in_use(whole_corpus, config)
-    datasets = _open_datasets(config)
+    datasets = () if config.soft_labels is None else _open_datasets(config, config.soft_labels.locations)
     for dataset in datasets:
         warn_if_deprecated(dataset.store)
         warn_of_floor(dataset.manifest.spec, where=dataset.store.url)
@@ -120,7 +126,7 @@ def reopen_inputs(config: TrainConfig, checked: CheckedInputs) -> TrainingData:
     Raises:
         IntegrityError: a dataset was replaced since.
     """
-    datasets = _open_datasets(config)
+    datasets = _open_datasets(config, checked.urls)
     for dataset, expected in zip(datasets, checked.content_digests, strict=True):
         found = dataset.manifest.content_digest
         if found != expected:
@@ -162,12 +168,9 @@ def _heard(corpus: Corpus, config: TrainConfig) -> Corpus:
     return corpus if held_out is None else without_fold(corpus, held_out, where=config.corpus.manifest)
 
 
-def _open_datasets(config: TrainConfig) -> tuple[SoftLabelDataset, ...]:
-    soft = config.soft_labels
-    if soft is None:
-        return ()
-    cache = file_cache(soft)
-    return tuple(open_dataset(url, cache=cache) for url in soft.locations)
+def _open_datasets(config: TrainConfig, urls: Sequence[str]) -> tuple[SoftLabelDataset, ...]:
+    cache = None if config.soft_labels is None else file_cache(config.soft_labels)
+    return tuple(open_dataset(url, cache=cache) for url in urls)
 
 
 def _training_data(

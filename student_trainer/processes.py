@@ -14,10 +14,13 @@ and a batch that cannot be sent is waited for without end.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing.connection
 import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
 import signal
+import threading
+import traceback
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
@@ -47,22 +50,27 @@ def steps_of_processes(
     """As ``TrainingData.steps``.
 
     Raises:
-        InputError, IntegrityError, OSError: in a process, in the place of its step.
+        InputError, IntegrityError, OSError, MemoryError: in a process, in the place of its step.
         RuntimeError: one has ended before its time; see :func:`is_lost_process`.
     """
     steps = _Steps(source, order, epochs=range(first_epoch, num_epochs), first_step=first_step)
     loader = DataLoader(
         steps, batch_size=None, num_workers=num_processes, multiprocessing_context="spawn", worker_init_fn=_begin
     )
-    with _interrupts_blocked():
+    source.share()
+    with interrupts_held(), _interrupts_blocked():
         found = iter(loader)
     try:
         for step in found:
             if isinstance(step, _Failure):
                 raise step.error
             yield replace(step, batch=step.batch.map(torch.from_numpy).to(device))
+    except BaseException as error:
+        # The frames that it came through would keep the iterator, and so the processes.
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
-        # Ends them; the traceback of an error would keep it. An exception in there would only be printed.
+        # Ends them. An exception in there would only be printed.
         with interrupts_held():
             del found
 
@@ -73,14 +81,27 @@ def is_lost_process(error: Exception) -> bool:
 
 
 def _begin(_: int) -> None:
-    """In a process: it ends as a forked one does. Where an interpreter is taken down, a thread that some library still has at
-    work may abort the process."""
+    """In a process: it ends as a forked one does, and not after the run. Where an interpreter is taken down, a thread that some
+    library still has at work may abort the process."""
     multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=-1_000)
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    """Where the run was killed. torch's own watch has a process leave its loop then, and wait for its last batch to be sent,
+    into a pipe that nobody reads."""
+    run, worker = multiprocessing.parent_process(), get_worker_info()
+    assert run is not None
+    assert worker is not None
+    assert isinstance(worker.dataset, _Steps)
+    multiprocessing.connection.wait([run.sentinel])
+    worker.dataset.remove_file()
+    os._exit(1)
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    error: InputError | IntegrityError | OSError
+    error: InputError | IntegrityError | OSError | MemoryError
 
 
 class _Steps(IterableDataset["Step | _Failure"]):
@@ -101,20 +122,24 @@ class _Steps(IterableDataset["Step | _Failure"]):
             )
             for step in steps:
                 yield replace(step, batch=step.batch.map(torch.Tensor.numpy))
-        except (InputError, IntegrityError, OSError) as error:
-            # DataLoader would put a traceback into the message. Some of other packages' cannot be sent as they are.
-            kind = next(each for each in (InputError, IntegrityError, OSError) if isinstance(error, each))
+        except (InputError, IntegrityError, OSError, MemoryError) as error:
+            # DataLoader would put a traceback into the message. Other packages' own kinds cannot always be sent.
+            kinds = (InputError, IntegrityError, PermissionError, FileNotFoundError, ConnectionError, TimeoutError)
+            kind = next(each for each in (*kinds, OSError, MemoryError) if isinstance(error, each))
             yield _Failure(kind(str(error)))
+
+    def remove_file(self) -> None:
+        self._source.remove_file()
 
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Processes that are started within never see a Ctrl-C, which goes to all of a terminal's: this one ends them. Here it
-    comes at the end of the block."""
+    """Processes that are started within never see a Ctrl-C, which goes to all of a terminal's: this one ends them. Here it may
+    come within the block: another thread takes it."""
     # Python starts it with the first process otherwise, and unblocks signals then.
     multiprocessing.resource_tracker.ensure_running()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import weakref
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -68,7 +69,18 @@ class TrainingSource:
         TrainingSource.__init__(self, state["config"])
         mapped: _Mapped | None = state["mapped"]
         if mapped is not None:
-            self._checked = mapped.open()
+            self._checked, self._file = mapped.open(), mapped.path
+
+    def remove_file(self) -> None:
+        """In a process that was spawned, where the one that wrote it is gone."""
+        if self._file is not None:
+            shutil.rmtree(Path(self._file).parent, ignore_errors=True)
+
+    def share(self) -> None:
+        """Write the corpus for processes that will be spawned. Raises InputError where there is no room for it; and as
+        :attr:`data`."""
+        self.open()
+        self._mapped()
 
     def _mapped(self) -> _Mapped:
         """The file is written once, and removed with this object."""

@@ -159,12 +159,17 @@ def _threads(config: TrainConfig) -> int:
     return threads
 
 
+def _processors(config: TrainConfig) -> int:
+    """For the processes that make its batches, too."""
+    return _threads(config) + (config.training.num_processes or 0)
+
+
 def _needs(config: TrainConfig, num_gpus: float) -> Resources:
     """Ray shows a run the GPUs that it asked for: each has one for itself, with "auto" too where there are ``num_gpus`` of them
     in the cluster."""
     device = config.training.device
     wants_gpu = device.startswith("cuda") or (device == "auto" and num_gpus > 0)
-    return {"CPU": _threads(config), "GPU": int(wants_gpu)}
+    return {"CPU": _processors(config), "GPU": int(wants_gpu)}
 
 
 def _nodes() -> list[Resources]:
@@ -189,17 +194,19 @@ def _times(needs: Resources, node: Resources) -> int:
 def _no_room(needs: Resources) -> str:
     return (
         f"no node of the Ray cluster had {needs['CPU']:g} CPU and {needs['GPU']:g} GPU for this run within "
-        f"{_ROOM_SECONDS / 60:.0f} min; lower training.num_threads, or add such a node"
+        f"{_ROOM_SECONDS / 60:.0f} min; lower training.num_threads or num_processes, or add such a node"
     )
 
 
 def _check_room(runs: Sequence[TrainConfig]) -> None:
     cores, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
     for config in runs:
-        if _threads(config) > cores:
+        if _processors(config) > cores:
+            asked = f"training.num_threads is {_threads(config)}"
+            if config.training.num_processes is not None:
+                asked += f" and training.num_processes {config.training.num_processes}"
             raise InputError(
-                f"{config.name}: training.num_threads is {_threads(config)}, this machine has {cores:g} cores; "
-                "lower it, or give the address of a Ray cluster"
+                f"{config.name}: {asked}, this machine has {cores:g} cores; lower that, or give the address of a Ray cluster"
             )
         if _needs(config, gpus)["GPU"] > gpus:
             raise InputError(

@@ -3,8 +3,8 @@
 ::
 
     UtteranceDataset   map-style: one utterance by its place in the corpus
-    StepDataset        iterable: the batches of ``student-trainer train``, in its order; each process of several that train
-                       together has its share of them, each utterance is in one batch of an epoch
+    StepDataset        iterable: the batches of ``student-trainer train``, in its order. Processes that train together share an
+                       epoch's utterances, in batches of their own: each utterance is in one of them
     StepLoader         a DataLoader of a StepDataset, with workers, that knows how far the loop is
 
 >>> dataset = StepDataset(load_config("student.toml"))                    # doctest: +SKIP
@@ -15,7 +15,8 @@
 ...     torch.save({"data": dataset.state_dict(), ...}, "checkpoint.pt")
 
 Datasets are opened in the process that reads: they can be sent to workers, forked or spawned, and hold no connection. The
-corpus is checked once: workers share its memory.
+corpus is checked once, and workers share its memory, where the dataset was opened before they start (``open``; a StepLoader
+does).
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ class UtteranceDataset(Dataset[Example]):
                 "not; use StepDataset, or give soft_labels.url"
             )
         self._source = TrainingSource(config)
+
+    def open(self) -> None:
+        """Read and check the inputs now, for all workers. Raises InputError where they do not fit together."""
+        self._source.open()
 
     def __len__(self) -> int:
         return len(self._source.data.corpus)
@@ -87,7 +92,7 @@ class StepDataset(IterableDataset[Step]):
         self._rank, self._world_size = rank, world_size
         pool_seconds = config.training.pool_seconds
         if world_size > 1:
-            # Each process has pools of its own: together they keep as much in memory as one process would.
+            # Each process has pools of its own: up to ten together keep as much in memory as one process would.
             pool_seconds = max(pool_seconds / world_size, min(pool_seconds, _SMALLEST_POOL_SECONDS))
         self._order = Order(seed=config.seed, batch_seconds=config.training.batch_seconds, pool_seconds=pool_seconds)
         self.epoch = self._step = 0

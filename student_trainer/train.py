@@ -190,8 +190,9 @@ class _Trainer:
             "first_step": self.at.step,
             "device": self.device,
         }
-        # One that is kept in memory is made once.
-        if settings.num_processes is not None and float(data.seconds_N.sum()) > settings.pool_seconds:
+        # A corpus that is kept in memory is made once.
+        is_large = float(data.seconds_N.sum()) > settings.pool_seconds
+        if settings.num_processes is not None and is_large and self.at.epoch < settings.epochs:
             return steps_of_processes(source, order, num_processes=settings.num_processes, **place)
         return data.steps(order, temperature=source.temperature, **place)
 
@@ -328,12 +329,13 @@ class _Trainer:
 
     def _out_of_memory(self, error: Exception) -> str:
         settings, (epoch, step) = self.config.training, self.saved
+        processes = "" if settings.num_processes is None else f", training.num_processes ({settings.num_processes})"
         # Python's own has no text.
         lines = str(error).splitlines()
         message = (
             f"out of memory at epoch {self.at.epoch + 1}, step {self.at.step}{f' ({lines[0]})' if lines else ''}; lower "
-            f"training.batch_seconds ({settings.batch_seconds:g}), training.pool_seconds ({settings.pool_seconds:g}: speech "
-            "that is kept in memory) or the size of the model"
+            f"training.batch_seconds ({settings.batch_seconds:g}){processes}, training.pool_seconds "
+            f"({settings.pool_seconds:g}: speech that is kept in memory) or the size of the model"
         )
         if self.saved == (0, 0):
             return message
@@ -358,10 +360,12 @@ class _Trainer:
 
 
 def _lost(error: Exception, config: TrainConfig) -> str:
-    return (
-        f"a process that makes batches is gone ({str(error).splitlines()[0]}); where memory is short, lower "
-        f"training.num_processes ({config.training.num_processes})"
-    )
+    # torch's advice, which comes next, is about an argument of its own.
+    what = str(error).splitlines()[0].partition(". ")[0]
+    advice = f"where memory is short, lower training.num_processes ({config.training.num_processes})"
+    if "exit code" in what:
+        advice = "it has said why, above"
+    return f"a process that makes batches is gone ({what}); {advice}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

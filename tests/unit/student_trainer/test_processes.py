@@ -6,24 +6,26 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import get_worker_info
 
-from softlabel_schemas import IntegrityError, open_dataset
+from softlabel_schemas import InputError, IntegrityError, open_dataset
 from student_trainer import train as train_module
 from student_trainer.config import TrainConfig
-from student_trainer.data import Step
+from student_trainer.data import Step, TrainingData
 from student_trainer.inputs import open_inputs
 from student_trainer.order import Order
-from student_trainer.processes import steps_of_processes
+from student_trainer.processes import is_lost_process, steps_of_processes
 from student_trainer.source import TrainingSource
 from student_trainer.train import train
-from tests.support.processes import descendants, finish, gone, wait_for
+from tests.support.processes import LIMIT_SECONDS, descendants, end, finish, gone, wait_for
 from tests.support.speech import SoftDataset, Speech, train_config
 from tests.support.trainings import checkpoint, history, model_bytes, write_toml
 
@@ -84,6 +86,26 @@ class TestSteps:
         expected, found = both(config, first_step=1)
         assert (expected[0].num_steps - 1) % 2 == 1
         assert_same_steps(found, expected)
+
+    def test_one_of_them_is_killed(self, config: TrainConfig) -> None:
+        """While the next step is waited for. The others end, whoever keeps the error."""
+        _, found = both(config)
+        next(found)
+        active_children()[0].kill()
+        with pytest.raises(RuntimeError) as raised:
+            list(found)
+        assert is_lost_process(raised.value)
+        assert not active_children()
+
+
+class Exhausted(TrainingSource):
+    """Of a machine whose memory the processes use up."""
+
+    @property
+    def data(self) -> TrainingData:
+        if get_worker_info() is not None:
+            raise MemoryError("Unable to allocate 6 GiB")
+        return super().data
 
 
 class TestRuns:
@@ -155,6 +177,35 @@ class TestRuns:
         assert train(config)
         assert_same_result(config, undisturbed)
 
+    def test_memory_that_is_not_enough(self, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(train_module, "TrainingSource", Exhausted)
+        message = (
+            r"out of memory at epoch 1, step 0 \(Unable to allocate 6 GiB\); lower training\.batch_seconds \(0\.1\), "
+            r"training\.num_processes \(2\), training\.pool_seconds"
+        )
+        with pytest.raises(InputError, match=message):
+            train(config)
+        assert not active_children()
+
+    def test_a_run_that_is_done_but_for_its_end(
+        self, config: TrainConfig, undisturbed: TrainConfig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No process is started for it."""
+        end = train_module._Trainer._epoch_end
+
+        def interrupting(self: Any, *args: Any) -> None:
+            if self.at.epoch == 2:
+                raise KeyboardInterrupt
+            end(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(train_module._Trainer, "_epoch_end", interrupting)
+            with pytest.raises(KeyboardInterrupt):
+                train(config)
+        monkeypatch.delattr(train_module, "steps_of_processes")
+        assert train(config)
+        assert_same_result(config, undisturbed)
+
     def test_a_corpus_that_is_kept_in_memory_needs_none(
         self, speech: Speech, labels: SoftDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -167,13 +218,13 @@ class TestRuns:
         assert set(seen) == {0}
 
 
-def test_ctrl_c(speech: Speech, labels: SoftDataset, undisturbed: TrainConfig, tmp_path: Path) -> None:
-    """As a terminal sends it: to the run and to its processes, at once. One message, a checkpoint, and nobody left."""
+@pytest.fixture
+def command(speech: Speech, labels: SoftDataset, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """At work, with a checkpoint; long enough to be interrupted. The batches on their way are more than a pipe takes."""
     toml = write_toml(tmp_path, speech, labels.url)
-    settings = ("batch_seconds = 0.1", "pool_seconds = 1.0", "num_processes = 2")
-    # Long enough to be interrupted.
+    settings = ("batch_seconds = 2.0", "pool_seconds = 2.0", "num_processes = 2")
     text = toml.read_text().replace("batch_seconds = 1.5", "\n".join(settings)).replace("epochs = 3", "epochs = 2000")
-    toml.write_text(text)
+    toml.write_text(text.replace("num_mel_bins = 8", "num_mel_bins = 80"))
     run = subprocess.Popen(
         [sys.executable, "-c", "from student_trainer.cli import main; main()", "train", str(toml)],
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/schemas", "TMPDIR": str(tmp_path)},
@@ -182,16 +233,42 @@ def test_ctrl_c(speech: Speech, labels: SoftDataset, undisturbed: TrainConfig, t
         start_new_session=True,
     )
     wait_for((tmp_path / "run" / "checkpoint.pt").exists, run)
-    processes = descendants(run.pid)
-    assert len(processes) >= 3
-    # Twice: as of someone who has no patience.
+    yield run
+    if run.poll() is None:
+        end(run)
+
+
+def ctrl_c(command: subprocess.Popen[str]) -> None:
+    """As a terminal sends it: to the run and to its processes. Twice: as of someone who has no patience."""
     for _ in range(2):
-        os.killpg(run.pid, signal.SIGINT)
-    _, _, stderr = finish(run)
-    assert run.returncode == 130
+        os.killpg(command.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize("stop", [ctrl_c, subprocess.Popen.terminate])
+def test_stopped(command: subprocess.Popen[str], stop: Callable[[subprocess.Popen[str]], None], tmp_path: Path) -> None:
+    """One message, a checkpoint, and nobody left."""
+    processes = descendants(command.pid)
+    assert len(processes) >= 3
+    stop(command)
+    _, _, stderr = finish(command)
+    assert command.returncode == 130
     assert "Traceback" not in stderr
+    assert "the same command goes on from there" in stderr
     assert stderr.splitlines()[-1] == "interrupted"
     assert all(map(gone, processes))
+    assert not list(tmp_path.glob("training-corpus-*"))
+
+
+def test_killed(command: subprocess.Popen[str], tmp_path: Path) -> None:
+    """The run alone. Its processes end by themselves, however many batches are on their way, and remove the corpus's file."""
+    processes = descendants(command.pid)
+    assert len(processes) >= 3
+    command.kill()
+    finish(command)
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not all(map(gone, processes)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert not list(tmp_path.glob("training-corpus-*"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from softlabel_schemas import InputError, IntegrityError
+from softlabel_schemas.names import Address, tag
 from softlabel_schemas.selection import TopK
 from student_trainer.config import TrainConfig
 from student_trainer.inputs import open_inputs, reopen_inputs
@@ -37,6 +40,14 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
         yield Path(folder)
+
+
+def test_workers_of_any_loader_do_not_read_it_either(config: TrainConfig) -> None:
+    dataset = UtteranceDataset(config)
+    dataset.open()
+    Path(config.corpus.manifest).unlink()
+    loader = DataLoader(dataset, batch_size=4, collate_fn=dataset.collate, num_workers=2)
+    assert sum(len(batch.utterance_ids) for batch in loader) == 20
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -92,6 +103,32 @@ def test_no_room_for_the_corpus(config: TrainConfig, temporary: Path) -> None:
     shutil.rmtree(temporary)
     with pytest.raises(InputError, match=r"cannot be written for the processes that share it: .* or set TMPDIR"):
         next(iter(loader))
+
+
+def test_a_disk_that_is_full_at_the_corpus(config: TrainConfig, temporary: Path) -> None:
+    source = TrainingSource(config)
+    source.open()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot be written for the processes that share it: .*File too large"):
+            source.share()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(temporary.iterdir())
+
+
+def test_a_name_that_means_another_version_by_then(speech: Speech, tmp_path: Path) -> None:
+    """The run goes on with the labels that it began with."""
+    address = Address(prefix=str(tmp_path), name="english", version=None)
+    first = write_soft_labels(tmp_path / "first", speech.split("train")).url
+    tag(first, address)
+    config = train_config(speech, tmp_path / "run", url=str(address))
+    checked = open_inputs(config).checked
+    tag(write_soft_labels(tmp_path / "second", speech.split("train"), selection=TopK(k=2)).url, address)
+    assert open_inputs(config).checked.content_digests != checked.content_digests
+    assert checked.urls == (first,)
+    assert len(reopen_inputs(config, checked).corpus) == 20
 
 
 def test_a_dataset_that_was_replaced(speech: Speech, tmp_path: Path) -> None:

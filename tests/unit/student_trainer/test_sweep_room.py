@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from softlabel_schemas import InputError
 from student_trainer import sweep_ray
 from student_trainer.config import TrainConfig
 from student_trainer.sweep_config import load_sweep
@@ -31,6 +32,19 @@ def test_each_run_asks_for_a_gpu_where_it_would_use_one(
     runs: tuple[TrainConfig, ...], device: str, num_gpus: int, asked: int
 ) -> None:
     assert sweep_ray._needs(on(runs[0], device, 3), num_gpus) == {"CPU": 3, "GPU": asked}
+
+
+def test_each_run_asks_for_the_processes_that_make_its_batches(
+    runs: tuple[TrainConfig, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = runs[0].training.model_copy(update={"num_threads": 2, "num_processes": 3})
+    config = runs[0].model_copy(update={"training": training})
+    assert sweep_ray._needs(config, 0) == {"CPU": 5, "GPU": 0}
+    monkeypatch.setattr(sweep_ray, "ray", SimpleNamespace(cluster_resources=lambda: {"CPU": 4.0}))
+    with pytest.raises(
+        InputError, match=r"num_threads is 2 and training\.num_processes 3, this machine has 4 cores; lower"
+    ):
+        sweep_ray._check_room([config])
 
 
 @pytest.mark.parametrize(
