@@ -85,6 +85,7 @@ def _begin(_: int) -> None:
     library still has at work may abort the process."""
     multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=-1_000)
     threading.Thread(target=_end_with_the_run, daemon=True).start()
+    threading.Thread(target=_end_when_the_run_asks, daemon=True).start()
 
 
 def _end_with_the_run() -> None:
@@ -97,6 +98,15 @@ def _end_with_the_run() -> None:
     multiprocessing.connection.wait([run.sentinel])
     worker.dataset.remove_file()
     os._exit(1)
+
+
+def _end_when_the_run_asks() -> None:
+    """SIGTERM is blocked: a scheduler sends it to all processes, but the run ends this one, before it saves."""
+    run = multiprocessing.parent_process()
+    assert run is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run.pid:
+        pass
+    os._exit(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +144,11 @@ class _Steps(IterableDataset["Step | _Failure"]):
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Processes that are started within never see a Ctrl-C, which goes to all of a terminal's: this one ends them. Here it may
-    come within the block: another thread takes it."""
+    """Processes that are started within never see a Ctrl-C, which goes to all of a terminal's, nor a scheduler's SIGTERM: this
+    one ends them. Here they may come within the block: another thread takes them."""
     # Python starts it with the first process otherwise, and unblocks signals then.
     multiprocessing.resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:

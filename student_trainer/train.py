@@ -362,10 +362,10 @@ class _Trainer:
 def _lost(error: Exception, config: TrainConfig) -> str:
     # torch's advice, which comes next, is about an argument of its own.
     what = str(error).splitlines()[0].partition(". ")[0]
-    advice = f"where memory is short, lower training.num_processes ({config.training.num_processes})"
-    if "exit code" in what:
-        advice = "it has said why, above"
-    return f"a process that makes batches is gone ({what}); {advice}"
+    return (
+        f"a process that makes batches is gone ({what}); it may have said why, above; where memory is short, lower "
+        f"training.num_processes ({config.training.num_processes})"
+    )
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -108,6 +108,13 @@ class Exhausted(TrainingSource):
         return super().data
 
 
+class Unreadable(TrainingSource):
+    """Of a script that a new process cannot import, or whose objects it cannot make."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        raise ValueError("cannot be made here")
+
+
 class TestRuns:
     def test_a_run_goes_on_without_them_and_with_them(
         self, config: TrainConfig, undisturbed: TrainConfig, monkeypatch: pytest.MonkeyPatch
@@ -187,6 +194,15 @@ class TestRuns:
             train(config)
         assert not active_children()
 
+    def test_processes_that_cannot_start(
+        self, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(train_module, "TrainingSource", Unreadable)
+        with pytest.raises(ChildProcessError, match=r"exited unexpectedly.*\); it may have said why, above"):
+            train(config)
+        assert "ValueError: cannot be made here" in capfd.readouterr().err
+        assert not active_children()
+
     def test_a_run_that_is_done_but_for_its_end(
         self, config: TrainConfig, undisturbed: TrainConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -244,7 +260,12 @@ def ctrl_c(command: subprocess.Popen[str]) -> None:
         os.killpg(command.pid, signal.SIGINT)
 
 
-@pytest.mark.parametrize("stop", [ctrl_c, subprocess.Popen.terminate])
+def stop_all(command: subprocess.Popen[str]) -> None:
+    """As Slurm and systemd do."""
+    os.killpg(command.pid, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("stop", [ctrl_c, subprocess.Popen.terminate, stop_all])
 def test_stopped(command: subprocess.Popen[str], stop: Callable[[subprocess.Popen[str]], None], tmp_path: Path) -> None:
     """One message, a checkpoint, and nobody left."""
     processes = descendants(command.pid)
